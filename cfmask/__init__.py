@@ -1,0 +1,53 @@
+"""cfmask: robust fine-tuning of image encoders with masked images as counterfactual samples."""
+
+from cfmask.checkpoint import interpolate, load_classifier, save_classifier
+from cfmask.classifier import Classifier
+from cfmask.counterfactual import (
+    ContextMask,
+    Counterfactual,
+    MultiFill,
+    ObjectMask,
+    RandomMask,
+    SingleFill,
+)
+from cfmask.data.datamodule import DigitsData, FolderData
+from cfmask.data.shifts import SHIFTS, find_shifts
+from cfmask.errors import InputError
+from cfmask.evaluate import evaluate
+from cfmask.families.openclip import OpenClipClassifier
+from cfmask.families.timm import TimmClassifier
+from cfmask.methods import Distillation, FineTuning, LinearProbe, MaskedDistillation, Method
+from cfmask.relevance import AttentionRelevance, GradCAM, Relevance
+from cfmask.report import ShiftReport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SHIFTS",
+    "AttentionRelevance",
+    "Classifier",
+    "ContextMask",
+    "Counterfactual",
+    "DigitsData",
+    "Distillation",
+    "FineTuning",
+    "FolderData",
+    "GradCAM",
+    "InputError",
+    "LinearProbe",
+    "MaskedDistillation",
+    "Method",
+    "MultiFill",
+    "ObjectMask",
+    "OpenClipClassifier",
+    "RandomMask",
+    "Relevance",
+    "ShiftReport",
+    "SingleFill",
+    "TimmClassifier",
+    "evaluate",
+    "find_shifts",
+    "interpolate",
+    "load_classifier",
+    "save_classifier",
+]

@@ -1,0 +1,127 @@
+"""Read, and later rule, the attention of any encoder while it runs, without touching its modules.
+
+Every attention in torch, open_clip and timm ends in one of two torch functions. While an
+`AttentionMaps` context is open, both are computed explicitly, so that the post-softmax maps are part
+of the graph. No module is edited and no hook is set, so nothing has to be put back.
+
+Letters: B images, H heads, L keys, Q queries (Q = L in self-attention), d head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class AttentionMaps(TorchFunctionMode):
+    """Context in which every attention map is recorded, in order of computation.
+
+    Attributes:
+        maps: float (B, H, Q, L) tensors, softmax over the last dimension, each part of the graph of
+            what follows it (also where no parameter requires a gradient).
+
+    Example:
+        >>> with AttentionMaps() as attention:
+        ...     logits = classifier(images)
+        >>> gradients = torch.autograd.grad(logits.sum(), attention.maps)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: list[Tensor] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._attend(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            return self._multi_head(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """softmax(q kᵀ · scale + mask) v of (B, H, Q, d), (B, H, L, d), (B, H, L, d)."""
+        if enable_gqa:
+            groups = query.shape[-3] // key.shape[-3]
+            key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
+        scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if is_causal:
+            causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+            scores = scores.masked_fill(~causal, -math.inf)
+        if attn_mask is not None:
+            hide = attn_mask.dtype == torch.bool
+            scores = scores.masked_fill(~attn_mask, -math.inf) if hide else scores + attn_mask
+        attention = scores.softmax(-1)
+        if not attention.requires_grad and torch.is_grad_enabled():
+            attention.requires_grad_()
+        self.maps.append(attention)
+        return F.dropout(attention, dropout_p).to(value.dtype) @ value
+
+    def _multi_head(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        embed_dim_to_check: int,
+        num_heads: int,
+        in_proj_weight: Tensor | None,
+        in_proj_bias: Tensor | None,
+        bias_k: Tensor | None,
+        bias_v: Tensor | None,
+        add_zero_attn: bool,
+        dropout_p: float,
+        out_proj_weight: Tensor,
+        out_proj_bias: Tensor | None,
+        training: bool = True,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        use_separate_proj_weight: bool = False,
+        q_proj_weight: Tensor | None = None,
+        k_proj_weight: Tensor | None = None,
+        v_proj_weight: Tensor | None = None,
+        static_k: Tensor | None = None,
+        static_v: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        """What `nn.MultiheadAttention` computes, for inputs of shape (L, B, H · d)."""
+        unusual = (key_padding_mask, bias_k, bias_v, static_k, static_v)
+        if add_zero_attn or any(x is not None for x in unusual):
+            raise ValueError(
+                "Expected nn.MultiheadAttention without padding mask, extra or static keys, but got "
+                "one that has them; use GradCAM for this encoder."
+            )
+        if use_separate_proj_weight:
+            weights = [q_proj_weight, k_proj_weight, v_proj_weight]
+        else:
+            assert in_proj_weight is not None
+            weights = list(in_proj_weight.chunk(3))
+        biases = [None] * 3 if in_proj_bias is None else list(in_proj_bias.chunk(3))
+        q, k, v = (
+            F.linear(x, w, b).unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)
+            for x, w, b in zip((query, key, value), weights, biases)
+        )
+        out = self._attend(q, k, v, attn_mask, dropout_p if training else 0.0)
+        return F.linear(out.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias), None

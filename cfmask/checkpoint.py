@@ -1,0 +1,135 @@
+"""Checkpoint: one safetensors file that rebuilds its classifier, and weight interpolation.
+
+The file's metadata holds the classifier's spec as JSON, so that loading needs no download, no method,
+no teacher and no pickle.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cfmask.classifier import Classifier
+from cfmask.errors import InputError
+
+WEIGHTS = "weights.safetensors"
+PRETRAINED = "pretrained.safetensors"
+
+
+def save_classifier(classifier: Classifier, path: Path) -> None:
+    """Write weights and spec to one safetensors file; an older file is replaced only when done."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in classifier.state_dict().items()}
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={"classifier": json.dumps(classifier.spec)})
+    partial.replace(path)
+
+
+def load_classifier(path: str | Path, weights: str = WEIGHTS) -> Classifier:
+    """Rebuild a classifier from a run folder, a .safetensors file of ours, or a training checkpoint.
+
+    Args:
+        path: run folder, or file.
+        weights: which file of a run folder: `weights.safetensors` (tuned) or
+            `pretrained.safetensors` (the starting point).
+
+    Returns:
+        The classifier on the CPU, in eval mode.
+
+    Raises:
+        InputError: nothing there, a truncated or foreign file, a pickle that is not plain weights.
+    """
+    file = Path(path) / weights if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise InputError(f"Expected a run folder or a weights file, but {file} does not exist.")
+    if file.suffix == ".ckpt":
+        checkpoint = _read_checkpoint(file)
+        spec = checkpoint.get("classifier")
+        state = checkpoint.get("state_dict", {})
+        prefix = "classifier."
+        tensors = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+    else:
+        spec, tensors = _read_spec(file), read_tensors(file)
+    if not spec:
+        raise InputError(f"Expected a file that names its classifier, but {file} does not.")
+    classifier = Classifier.rebuild(spec)
+    try:
+        classifier.load_state_dict(tensors)
+    except RuntimeError as error:
+        line = " ".join(str(error).split())[:300]
+        raise InputError(f"Expected the weights of {classifier.name} in {file}: {line}") from error
+    return classifier.eval()
+
+
+def interpolate(start: Classifier, tuned: Classifier, alpha: float) -> Classifier:
+    """WiSE-FT: a classifier with the weights (1 - alpha) · start + alpha · tuned, head included.
+
+    Args:
+        start: the starting point of the tuning.
+        tuned: a classifier of the same architecture.
+        alpha: in [0, 1]; 0 gives `start` and 1 `tuned`, exactly.
+
+    Raises:
+        InputError: alpha outside [0, 1], or two architectures.
+
+    Source: Wortsman et al. 2022 (arXiv 2109.01903).
+    """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"Expected alpha in [0, 1], but got {alpha}.")
+    old, new = start.state_dict(), tuned.state_dict()
+    if {k: v.shape for k, v in old.items()} != {k: v.shape for k, v in new.items()}:
+        raise InputError(
+            f"Expected two classifiers of one architecture to interpolate, but got {start.name} and "
+            f"{tuned.name} with other weights or head."
+        )
+    mixed = copy.deepcopy(tuned)
+    mixed.load_state_dict(
+        {k: torch.lerp(old[k], v, alpha) if v.is_floating_point() else v for k, v in new.items()}
+    )
+    return mixed
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name of a .safetensors file or of a plain torch file, on the CPU.
+
+    Raises:
+        InputError: truncated, not weights, or a pickle that would execute code.
+    """
+    if path.suffix != ".safetensors":
+        return {k: v for k, v in _read_checkpoint(path).items() if isinstance(v, Tensor)}
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"Cannot read weights from {path}: {error}. Is it truncated?") from error
+
+
+def _read_spec(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        raise InputError(f"Expected a .safetensors or .ckpt file, but got {path}.")
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {}).get("classifier", "null"))
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise InputError(f"Cannot read weights from {path}: {error}. Is it truncated?") from error
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"Refused {path}: it is a pickle that holds more than weights and could execute code; "
+            "save its state_dict alone."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"Cannot read weights from {path}: {error}. Is it truncated?") from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"Expected a dictionary of weights in {path}, but got {type(checkpoint)}.")
+    return checkpoint

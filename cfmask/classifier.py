@@ -1,0 +1,175 @@
+"""Classifier: the one model interface. Its families are files in `cfmask/families/`.
+
+Letters: B images, K classes, D feature width, (h, w) patch grid, L tokens (prefix tokens first).
+Images are float (B, 3, H, W) in [0, 1]: normalisation is inside, so student, teacher and relevance
+share a batch. Features are taken before any L2 normalisation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cfmask.data.images import Preprocess
+from cfmask.errors import InputError, unknown
+from cfmask.heads import ZeroShotHead
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How a transformer's tokens hold the patches.
+
+    Attributes:
+        grid: (h, w) patches.
+        prefix: number of class and register tokens before the patches.
+        pooled: "token" if the feature is read from the first token, "average" if from the mean over
+            patches.
+    """
+
+    grid: tuple[int, int]
+    prefix: int
+    pooled: Literal["token", "average"]
+
+    def readout(self, device: torch.device) -> Tensor:
+        """Share of each token in the pooled feature, float (L,) with sum 1."""
+        patches = self.grid[0] * self.grid[1]
+        share = torch.zeros(self.prefix + patches, device=device)
+        if self.pooled == "token":
+            share[0] = 1
+        else:
+            share[self.prefix :] = 1 / patches
+        return share
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where relevance finds the patches of an encoder.
+
+    Attributes:
+        grid: (h, w) of the patches: a transformer's own, a CNN's last stage.
+        feature_map: name of the module whose output Grad-CAM reads.
+        tokens: None for a CNN.
+    """
+
+    grid: tuple[int, int]
+    feature_map: str
+    tokens: Tokens | None = None
+
+
+class Classifier(nn.Module, ABC):
+    """An image encoder with a head: images (B, 3, H, W) in [0, 1] -> logits (B, K).
+
+    A family is a subclass whose `__init__` loads pretrained weights, whose `architecture` builds the same
+    encoder without any, and whose `layout_of` tells where its patches lie.
+
+    Attributes:
+        encoder: normalised images -> features (B, D).
+        head: features -> logits.
+        spec: plain dict of strings, numbers and lists from which `rebuild` makes the same architecture.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, spec: dict[str, Any]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.spec = spec
+        self.class_names = tuple(spec["class_names"])
+        self.preprocess = Preprocess(**{**spec["preprocess"], "size": tuple(spec["preprocess"]["size"])})
+        self.image_size = self.preprocess.size
+        self.layout = self.layout_of(encoder, self.image_size)
+        for name in ("mean", "std"):
+            value = torch.tensor(spec[name], dtype=torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+    @classmethod
+    @abstractmethod
+    def architecture(cls, spec: dict[str, Any]) -> nn.Module:
+        """The encoder of a spec, randomly initialised, without reading or fetching weights."""
+
+    @classmethod
+    @abstractmethod
+    def layout_of(cls, encoder: nn.Module, image_size: tuple[int, int]) -> Layout:
+        """Where the patches of an encoder of this family lie."""
+
+    @classmethod
+    def rebuild(cls, spec: dict[str, Any]) -> Classifier:
+        """A classifier of the spec's family and shape; its weights are still to be loaded."""
+        families = {family.__name__: family for family in _subclasses(Classifier)}
+        if spec.get("family") not in families:
+            raise unknown("classifier family", str(spec.get("family")), families)
+        family = families[spec["family"]]
+        classes, width = spec["head_shape"]
+        kinds = {"zero_shot": lambda: ZeroShotHead(torch.zeros(classes, width))}
+        head = kinds.get(spec["head"], lambda: nn.Linear(width, classes))()
+        classifier = family.__new__(family)
+        Classifier.__init__(classifier, family.architecture(spec), head, spec)
+        return classifier
+
+    @property
+    def name(self) -> str:
+        """The encoder's name, for messages and reports."""
+        return str(self.spec["model"])
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """How the tokens hold the patches; None for a CNN."""
+        return self.layout.tokens
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the patches."""
+        return self.layout.grid
+
+    @property
+    def feature_map(self) -> str:
+        """Name of the module inside the encoder whose output Grad-CAM reads."""
+        return self.layout.feature_map
+
+    def layer(self, name: str) -> nn.Module:
+        """Module of the encoder by name; an InputError names the nearest."""
+        modules = dict(self.encoder.named_modules())
+        if name not in modules:
+            raise unknown(f"layer of {self.name}", name, modules)
+        return modules[name]
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features float32 (B, D), not normalised, of images (B, 3, H, W) in [0, 1].
+
+        Raises:
+            InputError: images of another shape than the encoder takes.
+        """
+        if images.ndim != 4 or images.shape[1:] != (3, *self.image_size):
+            raise InputError(
+                f"Expected images (B, 3, {self.image_size[0]}, {self.image_size[1]}) for {self.name}, "
+                f"but got {tuple(images.shape)}; set the image size of the data or of the classifier."
+            )
+        with _kernels(images.device):
+            features: Tensor = self.encoder((images - self.mean) / self.std)
+        return features.float()
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits float32 (B, K) of features (B, D); never in reduced precision."""
+        with torch.autocast(features.device.type, enabled=False):
+            logits: Tensor = self.head(features.float())
+        return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits float32 (B, K) of images (B, 3, H, W) in [0, 1]."""
+        return self.classify(self.features(images))
+
+
+def _kernels(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """On CPUs the fused attention kernel is several times slower in bf16 than plain matrix products."""
+    if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return sdpa_kernel(SDPBackend.MATH)
+    return contextlib.nullcontext()
+
+
+def _subclasses(cls: type) -> list[type]:
+    return [s for c in cls.__subclasses__() for s in (c, *_subclasses(c))]

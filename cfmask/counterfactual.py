@@ -1,0 +1,211 @@
+"""Counterfactual images: which patches are replaced (mask), and by what (fill).
+
+Letters: B images, (h, w) patch grid. Images are float (B, 3, H, W) in [0, 1], a patch mask is bool
+(B, h, w) with True = replaced. A pixel belongs to the patch that covers it, so h must divide H and w
+must divide W.
+
+Thresholds of the paper's runs (arXiv 2303.03052): single fill: random 0.5, object 0.3 (the headline),
+context 0.5; multi fill: random 0.5, object 0.6, context 0.3.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from cfmask.errors import InputError
+
+
+class PatchMask(ABC):
+    """Chooses the patches to replace.
+
+    Attributes:
+        needs_relevance: False if the values of the relevance are not read, so that a method may skip
+            computing it.
+    """
+
+    needs_relevance: bool = True
+
+    @abstractmethod
+    def __call__(self, relevance: Tensor) -> Tensor:
+        """Mask bool (B, h, w), True = replaced, of relevance float (B, h, w) in [0, 1]."""
+
+
+class RandomMask(PatchMask):
+    """Each patch is replaced with the same probability.
+
+    Args:
+        probability: in [0, 1].
+    """
+
+    needs_relevance = False
+
+    def __init__(self, probability: float = 0.5) -> None:
+        self.probability = _fraction("probability", probability)
+
+    def __call__(self, relevance: Tensor) -> Tensor:
+        """See `PatchMask`."""
+        return torch.rand_like(relevance) < self.probability
+
+
+class ObjectMask(PatchMask):
+    """The patches that carry the class are replaced: relevance above the threshold.
+
+    Args:
+        threshold: in [0, 1].
+    """
+
+    def __init__(self, threshold: float = 0.3) -> None:
+        self.threshold = _fraction("threshold", threshold)
+
+    def __call__(self, relevance: Tensor) -> Tensor:
+        """See `PatchMask`."""
+        return relevance > self.threshold
+
+
+class ContextMask(PatchMask):
+    """All patches but those of `ObjectMask` are replaced: relevance at or below the threshold.
+
+    Args:
+        threshold: in [0, 1].
+    """
+
+    def __init__(self, threshold: float = 0.5) -> None:
+        self.threshold = _fraction("threshold", threshold)
+
+    def __call__(self, relevance: Tensor) -> Tensor:
+        """See `PatchMask`."""
+        return relevance <= self.threshold
+
+
+class Fill(ABC):
+    """Puts something in the place of the replaced patches.
+
+    Attributes:
+        needs_donors: True if it takes from other images, so that a batch needs at least two.
+    """
+
+    needs_donors: bool = False
+
+    @abstractmethod
+    def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
+        """Images (B, 3, H, W) with the patches of bool (B, h, w) replaced; the rest is untouched."""
+
+
+class SingleFill(Fill):
+    """Every replaced patch comes from the same position of one other image of the batch.
+
+    No image is its own donor, and every image is the donor of one other.
+    """
+
+    needs_donors = True
+
+    def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
+        """See `Fill`.
+
+        Raises:
+            InputError: a batch of one image, which has no other to take from.
+        """
+        check_donors(len(images))
+        order = torch.randperm(len(images), device=images.device)
+        donors = torch.empty_like(order)
+        donors[order] = order.roll(1)
+        return torch.where(pixels(replaced, images), images[donors], images)
+
+
+class MultiFill(Fill):
+    """Every replaced patch comes from the same position of its own random other image of the batch."""
+
+    needs_donors = True
+
+    def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
+        """See `Fill`.
+
+        Raises:
+            InputError: a batch of one image, which has no other to take from.
+        """
+        check_donors(len(images))
+        count = len(images)
+        own = torch.arange(count, device=images.device).view(-1, 1, 1)
+        donors = (own + torch.randint(1, count, replaced.shape, device=images.device)) % count
+        patches = _patches(images, replaced)
+        grid = [torch.arange(n, device=images.device) for n in replaced.shape[1:]]
+        rows, columns = torch.meshgrid(*grid, indexing="ij")
+        filled = torch.where(
+            replaced[..., None, None, None], patches[donors, rows, columns], patches
+        )
+        return filled.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+
+
+class Counterfactual:
+    """A mask and a fill: images and their relevance -> counterfactual images.
+
+    Args:
+        mask: chooses the patches.
+        fill: replaces them.
+    """
+
+    def __init__(self, mask: PatchMask, fill: Fill) -> None:
+        self.mask = mask
+        self.fill = fill
+
+    def __call__(self, images: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
+        """Make one counterfactual of each image.
+
+        Args:
+            images: float (B, 3, H, W) in [0, 1].
+            relevance: float (B, h, w) in [0, 1].
+
+        Returns:
+            Counterfactual images (B, 3, H, W) and the mask bool (B, h, w), True = replaced.
+
+        Raises:
+            InputError: a grid that does not divide the image, or a batch of one image.
+        """
+        replaced = self.mask(relevance)
+        return self.fill(images, replaced), replaced
+
+
+def pixels(patches: Tensor, images: Tensor) -> Tensor:
+    """Values of patches (B, h, w) spread over the pixels they cover: (B, 1, H, W).
+
+    Raises:
+        InputError: a grid that does not divide the image.
+    """
+    _check_grid(images, patches)
+    (high, wide), (h, w) = images.shape[2:], patches.shape[1:]
+    spread = patches.repeat_interleave(high // h, 1).repeat_interleave(wide // w, 2)
+    return spread.unsqueeze(1)
+
+
+def _patches(images: Tensor, grid: Tensor) -> Tensor:
+    """Images (B, 3, H, W) cut into (B, h, w, 3, H/h, W/w)."""
+    _check_grid(images, grid)
+    h, w = grid.shape[1:]
+    return images.unflatten(3, (w, -1)).unflatten(2, (h, -1)).permute(0, 2, 4, 1, 3, 5)
+
+
+def _check_grid(images: Tensor, grid: Tensor) -> None:
+    (high, wide), (h, w) = images.shape[2:], grid.shape[1:]
+    if high % h or wide % w:
+        raise InputError(
+            f"Expected a patch grid that divides images of {high} x {wide} px, but got {h} x {w}; "
+            "change the image size or the layer that gives the grid."
+        )
+
+
+def check_donors(count: int) -> None:
+    """Raise an InputError for a batch too small to take patches from."""
+    if count < 2:
+        raise InputError(
+            f"Expected at least 2 images in a batch to take patches from, but got {count}; raise the batch "
+            "size or drop the last batch."
+        )
+
+
+def _fraction(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise InputError(f"Expected {name} in [0, 1], but got {value}.")
+    return value

@@ -1,0 +1,190 @@
+"""Training data: image folders of one's own, or the built-in digits world.
+
+Batches are images float (B, 3, H, W) in [0, 1] and labels int64 (B,). Images cross to the device as
+bytes and become floats there. How they are resized and cropped is the classifier's own preprocessing,
+the same for training and evaluation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from cfmask.data import digits
+from cfmask.data.folders import Folder, class_folders, hold_out
+from cfmask.data.images import Preprocess
+from cfmask.errors import InputError
+
+Sample = tuple[Tensor, int]
+
+
+class TrainingData(pl.LightningDataModule, ABC):
+    """Training images, and in-distribution images held out of them for choosing the epoch.
+
+    Attributes:
+        class_names: K names, in the order of the labels.
+    """
+
+    class_names: tuple[str, ...]
+
+    def __init__(self, batch_size: int, workers: int) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise InputError(f"Expected a batch size of at least 1, but got {batch_size}.")
+        self.batch_size = batch_size
+        self.workers = workers
+        self.train_set: Dataset[Sample] | None = None
+        self.val_set: Dataset[Sample] | None = None
+
+    @abstractmethod
+    def load(self, preprocess: Preprocess) -> tuple[Dataset[Sample], Dataset[Sample]]:
+        """Training and validation sets of images uint8 (3, H, W) with labels."""
+
+    def prepare(self, preprocess: Preprocess) -> None:
+        """Load the sets, once, as a classifier wants them. Training calls it if nobody has."""
+        if self.train_set is None:
+            self.train_set, self.val_set = self.load(preprocess)
+
+    def setup(self, stage: str) -> None:
+        """Load the sets as the classifier in training wants them."""
+        method: Any = self.trainer.lightning_module if self.trainer else None
+        self.prepare(method.classifier.preprocess if method else Preprocess())
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled; an incomplete last batch of one image, which has no donor, is dropped."""
+        rest = len(self.train_set) % self.batch_size  # type: ignore[arg-type]
+        return self._loader(self.train_set, shuffle=True, drop_last=rest == 1)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """In order."""
+        return self._loader(self.val_set, shuffle=False, drop_last=False)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Bytes to floats in [0, 1], on the device."""
+        images, labels = batch
+        return to_unit(images), labels
+
+    def _loader(self, data: Dataset[Sample] | None, shuffle: bool, drop_last: bool) -> DataLoader[Sample]:
+        assert data is not None, "setup was not called"
+        return DataLoader(
+            data,
+            self.batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+        )
+
+
+class Tensors(Dataset[Sample]):
+    """Images uint8 (N, 3, H, W) and labels int64 (N,) in memory."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Image uint8 (3, H, W) and its label."""
+        return self.images[index], int(self.labels[index])
+
+
+class DigitsData(TrainingData):
+    """The digits world: the background gives the class away in 95 % of the training images.
+
+    Args:
+        train_images: number of training images, at least 2.
+        val_images: number of validation images, of the same law.
+        batch_size: images a step.
+        seed: of the images.
+    """
+
+    class_names = digits.CLASS_NAMES
+
+    def __init__(
+        self, train_images: int = 1024, val_images: int = 1000, batch_size: int = 64, seed: int = 0
+    ) -> None:
+        super().__init__(batch_size, workers=0)
+        self.train_images = train_images
+        self.val_images = val_images
+        self.seed = seed
+
+    def load(self, preprocess: Preprocess) -> tuple[Dataset[Sample], Dataset[Sample]]:
+        """See `TrainingData.load`."""
+        return (
+            digits_tensors("train", self.train_images, self.seed, preprocess.size),
+            digits_tensors("val", self.val_images, self.seed, preprocess.size),
+        )
+
+
+class FolderData(TrainingData):
+    """Images in folders: `root/train/<class>/*`, and for validation `root/val/<class>/*` if it exists.
+
+    Args:
+        root: folder with `train/`. Further folders beside it are for evaluation, not read here.
+        class_names: name of a class by its folder, for prompts, where it is not the folder's own.
+        val_images: how many training images to hold out where there is no `val/`, stratified; below 1
+            it is the share of them.
+        batch_size: images a step.
+        workers: processes that decode images.
+        seed: of the hold-out.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        class_names: Mapping[str, str] | None = None,
+        val_images: float = 0.1,
+        batch_size: int = 64,
+        workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, workers)
+        self.root = Path(root)
+        self.val_images = val_images
+        self.seed = seed
+        folders = class_folders(self.root / "train")
+        given = dict(class_names or {})
+        unknown = sorted(set(given) - set(folders))
+        if unknown:
+            raise InputError(
+                f"Expected class_names for folders of {self.root / 'train'}, but got "
+                f"{', '.join(unknown[:8])}, which are none of them."
+            )
+        self.folders = folders
+        self.class_names = tuple(given.get(name, name.replace("_", " ")) for name in folders)
+
+    def load(self, preprocess: Preprocess) -> tuple[Dataset[Sample], Dataset[Sample]]:
+        """See `TrainingData.load`."""
+        train = Folder(self.root / "train", preprocess, self.folders)
+        if (self.root / "val").is_dir():
+            return train, Folder(self.root / "val", preprocess, self.folders)
+        count = self.val_images if self.val_images >= 1 else self.val_images * len(train)
+        kept, held = hold_out(train.labels, round(count), self.seed)
+        return Subset(train, kept.tolist()), Subset(train, held.tolist())
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Images uint8 in [0, 255] as float in [0, 1]; floats pass."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def digits_tensors(name: str, count: int, seed: int, size: tuple[int, int]) -> Tensors:
+    """A set of the digits world at the size that the encoder takes."""
+    if count < 1:
+        raise InputError(f"Expected at least 1 image of the digits world, but got {count}.")
+    drawn = digits.digit_set(name, count, seed)
+    images = drawn.images
+    if size != (digits.SIZE, digits.SIZE):
+        images = F.interpolate(images, size, mode="bilinear", align_corners=False)
+    return Tensors(images, drawn.labels)

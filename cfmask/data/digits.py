@@ -1,0 +1,317 @@
+"""The digits world: real handwritten digits on real photographs, with shifts.
+
+A miniature test bed in which plain fine-tuning learns the background instead of the digit. Its
+numbers say nothing about ImageNet: it is there so that the whole method can be seen, measured and
+tested within minutes on a laptop.
+
+Digits come from scikit-learn (`load_digits`, 1,797 scans of 8 x 8 px), photographs from the
+scikit-image and scikit-learn wheels. Both are split: the four digit pools are disjoint, and training
+crops come from the left 65 % of a photograph, test crops from the right 35 %.
+
+Letters: N images, S = 48 px side, K = 10 classes.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIZE = 48
+CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TEMPLATES = (
+    "a photo of a {}",
+    "a picture of a {}",
+    "the digit {}",
+    "a faint {}",
+    "a handwritten {}",
+    "an image of the number {}",
+)
+# The first ten are tied to the classes in the fine-tuning set; the rest only serve pretraining.
+BACKGROUNDS = (
+    "brick",
+    "grass",
+    "gravel",
+    "coffee",
+    "chelsea",
+    "coins",
+    "hubble_deep_field",
+    "retina",
+    "immunohistochemistry",
+    "page",
+    "stereo_motorcycle",
+    "moon",
+    "china",
+    "flower",
+)
+POOLS = {"pretrain": (0, 900), "train": (900, 1300), "val": (1300, 1420), "test": (1420, 1797)}
+
+
+@dataclass(frozen=True)
+class DigitSet:
+    """Images of the digits world with everything that is known about them.
+
+    Attributes:
+        images: uint8 (N, 3, S, S).
+        labels: int64 (N,), the digit.
+        digit: bool (N, S, S), True on pixels of the digit.
+        backgrounds: int64 (N,), index into `BACKGROUNDS`.
+        styles: int64 (N,), index into the keys of `STYLES`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    digit: Tensor
+    backgrounds: Tensor
+    styles: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return image float (3, S, S) in [0, 1] and its label."""
+        return self.images[index].float() / 255, int(self.labels[index])
+
+
+@dataclass(frozen=True)
+class Law:
+    """How the images of one set are drawn.
+
+    Attributes:
+        pool: key of `POOLS`.
+        crops: "train" (left 65 % of the photographs) or "test" (right 35 %).
+        styles: keys of `STYLES`, drawn uniformly.
+        tied: probability that the background is the one tied to the class; -1 never draws it and
+            0.1 is chance, for which the background is independent of the class.
+        backgrounds: how many of `BACKGROUNDS` are in use.
+        opacity: range of the digit's opacity in [0, 1].
+        height: range of the digit's height as a fraction of S.
+        colourful: range of the colour saturation of the digit in [0, 1].
+    """
+
+    pool: str
+    crops: str = "test"
+    styles: tuple[str, ...] = ("photo",)
+    tied: float = 0.1
+    backgrounds: int = 10
+    opacity: tuple[float, float] = (0.3, 0.7)
+    height: tuple[float, float] = (0.46, 0.62)
+    colourful: tuple[float, float] = (0.0, 0.25)
+
+
+SETS = {
+    "train": Law("train", "train", tied=0.95),
+    "val": Law("val", "train", tied=0.95),
+    "id": Law("test", tied=0.95),
+    "v2": Law("test", height=(0.38, 0.5), colourful=(0.4, 0.8)),
+    "counter": Law("test", tied=-1),
+    "sketch": Law("test", styles=("sketch",)),
+    "rendition": Law("test", styles=("negative", "painting", "mosaic")),
+    "corruption": Law("test", styles=("blurry", "noisy")),
+}
+
+
+def digit_set(name: str, count: int, seed: int) -> DigitSet:
+    """Draw one of the `SETS`.
+
+    Args:
+        name: key of `SETS`.
+        count: number of images, at least 1.
+        seed: the same seed gives the same images, whatever else has been drawn.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in SETS:
+        raise ValueError(f"Expected a digits set among {', '.join(SETS)}, but got {name!r}.")
+    return draw(SETS[name], count, zlib.crc32(f"{name}/{seed}".encode()))
+
+
+def draw(law: Law, count: int, seed: int) -> DigitSet:
+    """Draw `count` images of a law; classes are balanced up to rounding."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 10
+    labels = labels[torch.randperm(count, generator=rng)]
+    backgrounds = _draw_backgrounds(labels, law, rng)
+    styles = torch.randint(len(law.styles), (count,), generator=rng)
+
+    photos = _crop(backgrounds, law.crops, rng)
+    alpha = _place(_draw_digits(labels, law.pool, rng), law.height, rng)
+    ink = _uniform(law.opacity, count, rng).view(-1, 1, 1, 1) * alpha
+    images = photos * (1 - ink) + _ink_colours(photos, alpha, law.colourful, rng) * ink
+
+    for i, style in enumerate(law.styles):
+        rows = (styles == i).nonzero().flatten()
+        images[rows] = STYLES[style](images[rows], rng)
+    order = list(STYLES)
+    return DigitSet(
+        images=(images.clamp(0, 1) * 255).round().to(torch.uint8),
+        labels=labels,
+        digit=alpha[:, 0] > 0.5,
+        backgrounds=backgrounds,
+        styles=torch.tensor([order.index(style) for style in law.styles])[styles],
+    )
+
+
+def _uniform(bounds: tuple[float, float], count: int, rng: torch.Generator) -> Tensor:
+    return bounds[0] + (bounds[1] - bounds[0]) * torch.rand(count, generator=rng)
+
+
+def _draw_backgrounds(labels: Tensor, law: Law, rng: torch.Generator) -> Tensor:
+    """Background of each image (N,): the class's own with probability `tied`, else another."""
+    count = len(labels)
+    shift = torch.randint(1, law.backgrounds, (count,), generator=rng)
+    own = torch.rand(count, generator=rng) < law.tied
+    return torch.where(own, labels, (labels + shift) % law.backgrounds)
+
+
+def _draw_digits(labels: Tensor, pool: str, rng: torch.Generator) -> Tensor:
+    """A random scan of each label from the pool, float (N, 1, 8, 8) in [0, 1]."""
+    scans, classes = _scans(pool)
+    chosen = torch.empty_like(labels)
+    for k in range(10):
+        rows, members = (labels == k).nonzero().flatten(), (classes == k).nonzero().flatten()
+        chosen[rows] = members[torch.randint(len(members), (len(rows),), generator=rng)]
+    return scans[chosen]
+
+
+@cache
+def _scans(pool: str) -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    scans, classes = load_digits(return_X_y=True)
+    first, last = POOLS[pool]
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))[first:last]
+    images = torch.tensor(scans, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    return images[order], torch.tensor(classes)[order]
+
+
+def _place(scans: Tensor, height: tuple[float, float], rng: torch.Generator) -> Tensor:
+    """Enlarge, rotate and shift the scans: opacity of the ink (N, 1, S, S), fully inside."""
+    count = len(scans)
+    size = _uniform(height, count, rng)
+    angle = _uniform((-0.2, 0.2), count, rng)
+    reach = (1 - size * 1.1).clamp(min=0)
+    x, y = (reach * _uniform((-1, 1), count, rng) for _ in range(2))
+    cos, sin = angle.cos() / size, angle.sin() / size
+    inverse = torch.stack(
+        [cos, sin, -(cos * x + sin * y), -sin, cos, sin * x - cos * y], dim=1
+    ).view(count, 2, 3)
+    smooth = F.interpolate(scans, scale_factor=4, mode="bicubic").clamp(0, 1)
+    grid = F.affine_grid(inverse, [count, 1, SIZE, SIZE], align_corners=False)
+    return ((F.grid_sample(smooth, grid, align_corners=False) - 0.25) * 2.5).clamp(0, 1)
+
+
+def _ink_colours(
+    photos: Tensor, alpha: Tensor, colourful: tuple[float, float], rng: torch.Generator
+) -> Tensor:
+    """One colour an image (N, 3, 1, 1), light on dark ground and dark on light ground."""
+    count = len(photos)
+    ground = (photos.mean(1) * alpha[:, 0]).sum((1, 2)) / alpha[:, 0].sum((1, 2)).clamp(min=1)
+    light = torch.where(ground < 0.5, 1.0, 0.0).view(-1, 1)
+    tint = torch.rand(count, 3, generator=rng)
+    share = _uniform(colourful, count, rng).view(-1, 1)
+    return (light * (1 - share) + tint * share).view(count, 3, 1, 1)
+
+
+@cache
+def _photograph(name: str) -> Tensor:
+    """The photograph as float (1, 3, 160, W) in [0, 1]."""
+    from skimage import data
+    from sklearn.datasets import load_sample_image
+
+    if name in ("china", "flower"):
+        pixels = torch.tensor(load_sample_image(f"{name}.jpg"))
+    else:
+        pixels = torch.tensor(getattr(data, name)()[0] if name[:6] == "stereo" else getattr(data, name)())
+    if pixels.ndim == 2:
+        pixels = pixels.unsqueeze(-1).expand(-1, -1, 3)
+    image = pixels.permute(2, 0, 1).unsqueeze(0).float() / 255
+    width = round(160 * image.shape[-1] / image.shape[-2])
+    return F.interpolate(image, (160, width), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _crop(backgrounds: Tensor, side: str, rng: torch.Generator) -> Tensor:
+    """A random square of 40 to 56 px of each photograph's side, float (N, 3, S, S)."""
+    count = len(backgrounds)
+    size, x, y = (_uniform(b, count, rng) for b in ((40, 56), (0, 1), (0, 1)))
+    crops = torch.empty(count, 3, SIZE, SIZE)
+    for i in backgrounds.unique().tolist():
+        photo = _photograph(BACKGROUNDS[i])
+        split = round(photo.shape[-1] * 0.65)
+        photo = photo[..., :split] if side == "train" else photo[..., split:]
+        rows = (backgrounds == i).nonzero().flatten()
+        high, wide = size[rows] / photo.shape[-2], size[rows] / photo.shape[-1]
+        zero = torch.zeros_like(high)
+        cx, cy = (1 - wide) * (2 * x[rows] - 1), (1 - high) * (2 * y[rows] - 1)
+        theta = torch.stack([wide, zero, cx, zero, high, cy], dim=1).view(-1, 2, 3)
+        grid = F.affine_grid(theta, [len(rows), 3, SIZE, SIZE], align_corners=False)
+        crops[rows] = F.grid_sample(
+            photo.expand(len(rows), -1, -1, -1), grid, padding_mode="border", align_corners=False
+        )
+    return crops
+
+
+def _grey(images: Tensor) -> Tensor:
+    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True).expand_as(images)
+
+
+def _photo(images: Tensor, rng: torch.Generator) -> Tensor:
+    return images
+
+
+def _gray(images: Tensor, rng: torch.Generator) -> Tensor:
+    return _grey(images)
+
+
+def _sketch(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Dark edges on white paper: Sobel magnitude of the luminance."""
+    grey = F.pad(_grey(images)[:, :1], (1, 1, 1, 1), mode="replicate")
+    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).view(1, 1, 3, 3)
+    edges = (F.conv2d(grey, kernel) ** 2 + F.conv2d(grey, kernel.mT) ** 2).sqrt()
+    return (1 - edges).clamp(0, 1).expand_as(images)
+
+
+def _negative(images: Tensor, rng: torch.Generator) -> Tensor:
+    return 1 - images
+
+
+def _painting(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Flat, saturated strokes: 3 x 3 median, stronger colours, six levels."""
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    median = F.unfold(padded, 3).view(len(images), 3, 9, SIZE, SIZE).median(dim=2).values
+    grey = _grey(median)
+    return ((grey + 1.6 * (median - grey)).clamp(0, 1) * 5).round() / 5
+
+
+def _mosaic(images: Tensor, rng: torch.Generator) -> Tensor:
+    return F.avg_pool2d(images, 3).repeat_interleave(3, -1).repeat_interleave(3, -2)
+
+
+def _blurry(images: Tensor, rng: torch.Generator) -> Tensor:
+    from torchvision.transforms.v2.functional import gaussian_blur
+
+    return gaussian_blur(images, [7, 7], [1.4, 1.4])
+
+
+def _noisy(images: Tensor, rng: torch.Generator) -> Tensor:
+    return images + 0.1 * torch.randn(images.shape, generator=rng)
+
+
+STYLES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "photo": _photo,
+    "sketch": _sketch,
+    "negative": _negative,
+    "painting": _painting,
+    "mosaic": _mosaic,
+    "blurry": _blurry,
+    "noisy": _noisy,
+    "gray": _gray,
+}

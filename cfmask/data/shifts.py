@@ -1,0 +1,126 @@
+"""Shifts: every evaluation set with its label rule.
+
+An entry of `SHIFTS` makes the sets of one family. A new family is one function and one entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cfmask.data import digits
+from cfmask.data.datamodule import digits_tensors
+from cfmask.data.folders import Folder, class_folders
+from cfmask.data.images import Preprocess
+from cfmask.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One evaluation set.
+
+    Attributes:
+        name: as it stands in reports.
+        load: preprocessing -> dataset of images uint8 (3, H, W) with labels.
+        in_distribution: True for the reference set that the others are held against.
+        classes: classes among which the argmax is taken; None for all.
+    """
+
+    name: str
+    load: Callable[[Preprocess], Dataset[tuple[Tensor, int]]]
+    in_distribution: bool = False
+    classes: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a family needs to know to make its sets.
+
+    Attributes:
+        data_root: folder with the images; None for built-in sets.
+        class_names: of the classifier, in the order of the labels.
+        images: number of images of each built-in set.
+        seed: of built-in sets.
+    """
+
+    data_root: Path | None = None
+    class_names: Sequence[str] = ()
+    images: int = 1000
+    seed: int = 0
+
+
+def digits_shifts(request: Request) -> list[Shift]:
+    """The digits world. In all sets but `id` the background tells nothing of the class."""
+    if tuple(request.class_names) != digits.CLASS_NAMES:
+        raise InputError(
+            f"Expected a classifier of {', '.join(digits.CLASS_NAMES[:3])}, … for the digits world, but "
+            f"got one of {len(request.class_names)} other classes."
+        )
+
+    def load(name: str, preprocess: Preprocess) -> Dataset[tuple[Tensor, int]]:
+        return digits_tensors(name, request.images, request.seed, preprocess.size)
+
+    names = ("id", "v2", "counter", "sketch", "rendition", "corruption")
+    return [Shift(name, partial(load, name), name == "id") for name in names]
+
+
+def folder_shifts(request: Request) -> list[Shift]:
+    """Every folder beside `data_root/train`, one set each; `id`, `test` or `val` is the reference.
+
+    The order of the labels is that of the folders of `train/`, or of the classifier's class names
+    where there is no `train/`.
+    """
+    root = request.data_root
+    if root is None or not root.is_dir():
+        raise InputError(f"Expected data_root to be a folder of test folders, but got {root}.")
+    train = root / "train"
+    classes = class_folders(train) if train.is_dir() else list(request.class_names)
+    if len(classes) != len(request.class_names):
+        raise InputError(
+            f"Expected {len(request.class_names)} classes in {train}, as many as the classifier has, "
+            f"but got {len(classes)}."
+        )
+    names = [p.name for p in sorted(root.iterdir()) if p.is_dir() and p.name != "train"]
+    if not names:
+        raise InputError(f"Expected test folders beside {train}, but there are none.")
+    reference = next((name for name in ("id", "test", "val") if name in names), None)
+
+    def load(name: str, preprocess: Preprocess) -> Dataset[tuple[Tensor, int]]:
+        return Folder(root / name, preprocess, classes)
+
+    for name in names:
+        load(name, Preprocess())  # What is wrong with a folder shows now, not after hours of training.
+    return [Shift(name, partial(load, name), name == reference) for name in names]
+
+
+SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
+    "digits": digits_shifts,
+    "folders": folder_shifts,
+}
+
+# Means that reports show, if all their sets are there. The mean of all shift sets always is.
+MEANS: dict[str, tuple[str, ...]] = {"O3": ("counter", "sketch", "rendition")}
+
+
+def find_shifts(names: Sequence[str], request: Request) -> list[Shift]:
+    """Sets by name: a family (`digits`) or one set of it (`digits/sketch`).
+
+    Raises:
+        InputError: an unknown name (the nearest are named), or sets whose images are not there.
+    """
+    found = []
+    for name in names:
+        family, _, single = name.partition("/")
+        if family not in SHIFTS:
+            raise unknown("shift", name, SHIFTS)
+        shifts = SHIFTS[family](request)
+        chosen = [shift for shift in shifts if single in ("", shift.name)]
+        if not chosen:
+            raise unknown("shift", name, [f"{family}/{shift.name}" for shift in shifts])
+        found += chosen
+    return found

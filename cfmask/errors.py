@@ -1,0 +1,17 @@
+"""The one error that bad input raises: a single line that says what came and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used. The commands print its text and exit with code 2."""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
+    """Error for a name that is not among the known ones, with the nearest of them."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:8]
+    return InputError(f"Unknown {what} {name!r}. Nearest: {', '.join(near)}.")

@@ -1,0 +1,88 @@
+"""Heads: features (B, D) -> logits (B, K).
+
+A linear head is `torch.nn.Linear`. A zero-shot head is made from text by the tower that belongs to the
+image tower. Both are trained with the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cfmask.errors import InputError
+
+
+class ZeroShotHead(nn.Module):
+    """Logits W · f/‖f‖ + b, with b = 0 at the start.
+
+    Args:
+        weight: float (K, D), as `zero_shot_weight` makes it.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.bias = nn.Parameter(torch.zeros(len(weight)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, D), not normalised, to logits (B, K)."""
+        return F.linear(F.normalize(features, dim=-1), self.weight, self.bias)
+
+
+@torch.no_grad()
+def zero_shot_weight(
+    clip: nn.Module,
+    tokenizer: Callable[[list[str]], Tensor],
+    class_names: Sequence[str],
+    templates: Sequence[str],
+) -> Tensor:
+    """Weight of a zero-shot head from text.
+
+    Row k: embed every template filled with class name k, L2-normalise each, average, L2-normalise,
+    multiply by exp(logit_scale).
+
+    Args:
+        clip: a model with `encode_text` and `logit_scale`.
+        tokenizer: texts -> int64 (N, context length).
+        class_names: K names.
+        templates: prompts with one `{}` each for the name.
+
+    Returns:
+        float (K, D).
+
+    Raises:
+        InputError: no names, no templates, or a template without `{}`.
+
+    Source: Radford et al. 2021 (arXiv 2103.00020), section 3.1.4.
+    """
+    check_prompts(class_names, templates)
+    rows = []
+    for name in class_names:
+        tokens = tokenizer([template.format(name) for template in templates])
+        rows.append(F.normalize(text_features(clip, tokens), dim=-1).mean(0))
+    scale: Any = clip.logit_scale
+    return F.normalize(torch.stack(rows), dim=-1) * scale.exp()
+
+
+def text_features(clip: nn.Module, tokens: Tensor) -> Tensor:
+    """Text features (N, D) of int64 (N, context length) tokens, not normalised."""
+    encode: Any = clip.encode_text
+    features: Tensor = encode(tokens)
+    return features
+
+
+def check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None:
+    """Raise an InputError unless there are class names and templates with one `{}` each."""
+    if not class_names:
+        raise InputError("Expected the class names for a zero-shot head, but got none.")
+    if not templates:
+        raise InputError("Expected at least one prompt template for a zero-shot head, but got none.")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise InputError(
+                f"Expected prompt templates with one {{}} for the class name, but got {template!r}."
+            )

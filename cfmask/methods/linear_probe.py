@@ -1,0 +1,44 @@
+"""Linear probe."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cfmask.classifier import Classifier
+from cfmask.methods.base import Method
+
+
+class LinearProbe(Method):
+    """Cross-entropy on clean images, only the head trained.
+
+    Args:
+        classifier: see `Method`.
+        lr: see `Method`.
+        weight_decay: see `Method`.
+        betas: see `Method`.
+        warmup: see `Method`.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup: float = 0.02,
+    ) -> None:
+        super().__init__(classifier, lr, weight_decay, betas, warmup)
+        classifier.encoder.requires_grad_(False)
+
+    def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Method.losses`."""
+        with torch.no_grad():
+            features = self.classifier.features(images)
+        return self.classifier.classify(features), {}
+
+    def train(self, mode: bool = True) -> LinearProbe:
+        """The frozen encoder stays in eval mode."""
+        super().train(mode)
+        self.classifier.encoder.eval()
+        return self
