@@ -1,8 +1,8 @@
 """Read, and later rule, the attention of any encoder while it runs, without touching its modules.
 
 Every attention in torch, open_clip and timm ends in one of two torch functions. While an
-`AttentionMaps` context is open, both are computed explicitly, so that the post-softmax maps are part
-of the graph. No module is edited and no hook is set, so nothing has to be put back.
+`AttentionMaps` context is open, both are computed explicitly, so that the post-softmax maps are
+part of the graph. No module is edited and no hook is set, so nothing has to be put back.
 
 Letters: B images, H heads, L keys, Q queries (Q = L in self-attention), d head width.
 """
@@ -110,14 +110,13 @@ class AttentionMaps(TorchFunctionMode):
         unusual = (key_padding_mask, bias_k, bias_v, static_k, static_v)
         if add_zero_attn or any(x is not None for x in unusual):
             raise ValueError(
-                "Expected nn.MultiheadAttention without padding mask, extra or static keys, but got "
+                "Expected nn.MultiheadAttention without padding mask or extra keys, but got "
                 "one that has them; use GradCAM for this encoder."
             )
-        if use_separate_proj_weight:
-            weights = [q_proj_weight, k_proj_weight, v_proj_weight]
-        else:
+        weights: Any = (q_proj_weight, k_proj_weight, v_proj_weight)
+        if not use_separate_proj_weight:
             assert in_proj_weight is not None
-            weights = list(in_proj_weight.chunk(3))
+            weights = in_proj_weight.chunk(3)
         biases = [None] * 3 if in_proj_bias is None else list(in_proj_bias.chunk(3))
         q, k, v = (
             F.linear(x, w, b).unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)

@@ -1,7 +1,7 @@
 """Checkpoint: one safetensors file that rebuilds its classifier, and weight interpolation.
 
-The file's metadata holds the classifier's spec as JSON, so that loading needs no download, no method,
-no teacher and no pickle.
+The file's metadata holds the classifier's spec as JSON, so that loading needs no download, no
+method, no teacher and no pickle.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def save_classifier(classifier: Classifier, path: Path) -> None:
 
 
 def load_classifier(path: str | Path, weights: str = WEIGHTS) -> Classifier:
-    """Rebuild a classifier from a run folder, a .safetensors file of ours, or a training checkpoint.
+    """Rebuild a classifier from a run folder, a .safetensors file or a training checkpoint.
 
     Args:
         path: run folder, or file.
@@ -86,7 +86,7 @@ def interpolate(start: Classifier, tuned: Classifier, alpha: float) -> Classifie
     old, new = start.state_dict(), tuned.state_dict()
     if {k: v.shape for k, v in old.items()} != {k: v.shape for k, v in new.items()}:
         raise InputError(
-            f"Expected two classifiers of one architecture to interpolate, but got {start.name} and "
+            f"Expected two classifiers of one architecture, but got {start.name} and "
             f"{tuned.name} with other weights or head."
         )
     mixed = copy.deepcopy(tuned)

@@ -65,14 +65,18 @@ class Layout:
 class Classifier(nn.Module, ABC):
     """An image encoder with a head: images (B, 3, H, W) in [0, 1] -> logits (B, K).
 
-    A family is a subclass whose `__init__` loads pretrained weights, whose `architecture` builds the same
-    encoder without any, and whose `layout_of` tells where its patches lie.
+    A family is a subclass whose `__init__` loads pretrained weights, whose `architecture` builds
+    the same encoder without any, and whose `layout_of` tells where its patches lie.
 
     Attributes:
         encoder: normalised images -> features (B, D).
         head: features -> logits.
-        spec: plain dict of strings, numbers and lists from which `rebuild` makes the same architecture.
+        spec: plain dict of strings, numbers and lists from which `rebuild` makes the same
+        architecture.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, encoder: nn.Module, head: nn.Module, spec: dict[str, Any]) -> None:
         super().__init__()
@@ -80,7 +84,9 @@ class Classifier(nn.Module, ABC):
         self.head = head
         self.spec = spec
         self.class_names = tuple(spec["class_names"])
-        self.preprocess = Preprocess(**{**spec["preprocess"], "size": tuple(spec["preprocess"]["size"])})
+        self.preprocess = Preprocess(
+            **{**spec["preprocess"], "size": tuple(spec["preprocess"]["size"])}
+        )
         self.image_size = self.preprocess.size
         self.layout = self.layout_of(encoder, self.image_size)
         for name in ("mean", "std"):
@@ -100,7 +106,7 @@ class Classifier(nn.Module, ABC):
     @classmethod
     def rebuild(cls, spec: dict[str, Any]) -> Classifier:
         """A classifier of the spec's family and shape; its weights are still to be loaded."""
-        families = {family.__name__: family for family in _subclasses(Classifier)}
+        families = {family.__name__: family for family in _families(Classifier)}
         if spec.get("family") not in families:
             raise unknown("classifier family", str(spec.get("family")), families)
         family = families[spec["family"]]
@@ -133,7 +139,7 @@ class Classifier(nn.Module, ABC):
 
     def layer(self, name: str) -> nn.Module:
         """Module of the encoder by name; an InputError names the nearest."""
-        modules = dict(self.encoder.named_modules())
+        modules: dict[str, nn.Module] = dict(self.encoder.named_modules())
         if name not in modules:
             raise unknown(f"layer of {self.name}", name, modules)
         return modules[name]
@@ -146,8 +152,8 @@ class Classifier(nn.Module, ABC):
         """
         if images.ndim != 4 or images.shape[1:] != (3, *self.image_size):
             raise InputError(
-                f"Expected images (B, 3, {self.image_size[0]}, {self.image_size[1]}) for {self.name}, "
-                f"but got {tuple(images.shape)}; set the image size of the data or of the classifier."
+                f"Expected images (B, 3, {', '.join(map(str, self.image_size))}) for {self.name}, "
+                f"but got {tuple(images.shape)}; set the image size of data or classifier."
             )
         with _kernels(images.device):
             features: Tensor = self.encoder((images - self.mean) / self.std)
@@ -165,11 +171,11 @@ class Classifier(nn.Module, ABC):
 
 
 def _kernels(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """On CPUs the fused attention kernel is several times slower in bf16 than plain matrix products."""
+    """On CPUs the fused attention kernel is far slower in bf16 than plain matrix products."""
     if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return sdpa_kernel(SDPBackend.MATH)
     return contextlib.nullcontext()
 
 
-def _subclasses(cls: type) -> list[type]:
-    return [s for c in cls.__subclasses__() for s in (c, *_subclasses(c))]
+def _families(cls: Any) -> list[Any]:
+    return [s for child in cls.__subclasses__() for s in (child, *_families(child))]

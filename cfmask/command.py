@@ -83,7 +83,7 @@ def evaluate_run(args: Sequence[str] | None = None) -> None:
 class OneLineParser(ArgumentParser):
     """Parser whose errors are one line with the nearest names, and exit code 2."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and exit."""
         names = {option.lstrip("-") for option in self._option_string_actions}
         _fail(_brief(message, names | set(cfmask.__all__)))
@@ -106,7 +106,9 @@ class TrainCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """See `LightningCLI.add_arguments_to_parser`."""
         parser.add_argument("--run", type=str, default="runs/run", help="folder of the run")
-        parser.add_argument("--overwrite", type=bool, default=False, help="replace another run there")
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="replace another run there"
+        )
         parser.add_method_arguments(RunFolder, "evaluate", "evaluation")
         parser.link_arguments(
             "data",

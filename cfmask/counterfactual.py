@@ -1,11 +1,11 @@
 """Counterfactual images: which patches are replaced (mask), and by what (fill).
 
 Letters: B images, (h, w) patch grid. Images are float (B, 3, H, W) in [0, 1], a patch mask is bool
-(B, h, w) with True = replaced. A pixel belongs to the patch that covers it, so h must divide H and w
-must divide W.
+(B, h, w) with True = replaced. A pixel belongs to the patch that covers it, so h must divide H and
+w must divide W.
 
-Thresholds of the paper's runs (arXiv 2303.03052): single fill: random 0.5, object 0.3 (the headline),
-context 0.5; multi fill: random 0.5, object 0.6, context 0.3.
+Thresholds of the paper's runs (arXiv 2303.03052): single fill: random 0.5, object 0.3 (the
+headline), context 0.5; multi fill: random 0.5, object 0.6, context 0.3.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class PatchMask(ABC):
     """Chooses the patches to replace.
 
     Attributes:
-        needs_relevance: False if the values of the relevance are not read, so that a method may skip
+        needs_relevance: False if the values of the relevance are not read; a method may then skip
             computing it.
     """
 
@@ -91,7 +91,7 @@ class Fill(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
-        """Images (B, 3, H, W) with the patches of bool (B, h, w) replaced; the rest is untouched."""
+        """Images (B, 3, H, W) with the patches of bool (B, h, w) replaced, the rest untouched."""
 
 
 class SingleFill(Fill):
@@ -116,7 +116,7 @@ class SingleFill(Fill):
 
 
 class MultiFill(Fill):
-    """Every replaced patch comes from the same position of its own random other image of the batch."""
+    """Every replaced patch comes from the same position of its own random other image."""
 
     needs_donors = True
 
@@ -133,7 +133,7 @@ class MultiFill(Fill):
         patches = _patches(images, replaced)
         grid = [torch.arange(n, device=images.device) for n in replaced.shape[1:]]
         rows, columns = torch.meshgrid(*grid, indexing="ij")
-        filled = torch.where(
+        filled: Tensor = torch.where(
             replaced[..., None, None, None], patches[donors, rows, columns], patches
         )
         return filled.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
@@ -184,7 +184,8 @@ def _patches(images: Tensor, grid: Tensor) -> Tensor:
     """Images (B, 3, H, W) cut into (B, h, w, 3, H/h, W/w)."""
     _check_grid(images, grid)
     h, w = grid.shape[1:]
-    return images.unflatten(3, (w, -1)).unflatten(2, (h, -1)).permute(0, 2, 4, 1, 3, 5)
+    cut: Tensor = images.unflatten(3, (w, -1)).unflatten(2, (h, -1))
+    return cut.permute(0, 2, 4, 1, 3, 5)
 
 
 def _check_grid(images: Tensor, grid: Tensor) -> None:
@@ -200,8 +201,8 @@ def check_donors(count: int) -> None:
     """Raise an InputError for a batch too small to take patches from."""
     if count < 2:
         raise InputError(
-            f"Expected at least 2 images in a batch to take patches from, but got {count}; raise the batch "
-            "size or drop the last batch."
+            f"Expected at least 2 images in a batch to take patches from, but got {count}; raise "
+            "the batch size or drop the last batch."
         )
 
 

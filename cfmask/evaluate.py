@@ -55,7 +55,9 @@ def evaluate(
             rows += _one_set(models, shift, batch_size, workers, precision, bar, task)
     reference = [shift.name for shift in shifts if shift.in_distribution]
     rows += _means(rows, [shift.name for shift in shifts if not shift.in_distribution])
-    return ShiftReport(rows, _protocol(models, shifts, precision), reference[0] if reference else None)
+    return ShiftReport(
+        rows, _protocol(models, shifts, precision), reference[0] if reference else None
+    )
 
 
 def _one_set(
@@ -92,13 +94,15 @@ def _one_set(
 
 
 def _means(rows: Sequence[Row], shifted: Sequence[str]) -> list[Row]:
-    """Unweighted means over sets: the ones of `MEANS` that are complete, and that of all shift sets."""
+    """Unweighted means: those of `MEANS` whose sets are all there, and that of all shift sets."""
     wanted = {name: sets for name, sets in MEANS.items() if set(sets) <= set(shifted)}
     if len(shifted) > 1:
         wanted["mean of shifts"] = tuple(shifted)
     means = []
     for model in dict.fromkeys(row.model for row in rows):
-        counts = {row.shift: (row.correct or 0, row.total or 1) for row in rows if row.model == model}
+        counts = {
+            row.shift: (row.correct or 0, row.total or 1) for row in rows if row.model == model
+        }
         for name, sets in wanted.items():
             value, low, high = mean_interval([counts[s] for s in sets])
             means.append(Row(model, name, "accuracy", value, None, None, low, high))

@@ -1,7 +1,7 @@
 """Heads: features (B, D) -> logits (B, K).
 
-A linear head is `torch.nn.Linear`. A zero-shot head is made from text by the tower that belongs to the
-image tower. Both are trained with the rest.
+A linear head is `torch.nn.Linear`. A zero-shot head is made from text by the tower that belongs to
+the image tower. Both are trained with the rest.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def zero_shot_weight(
         tokens = tokenizer([template.format(name) for template in templates])
         rows.append(F.normalize(text_features(clip, tokens), dim=-1).mean(0))
     scale: Any = clip.logit_scale
-    return F.normalize(torch.stack(rows), dim=-1) * scale.exp()
+    weight: Tensor = F.normalize(torch.stack(rows), dim=-1) * scale.exp()
+    return weight
 
 
 def text_features(clip: nn.Module, tokens: Tensor) -> Tensor:
@@ -80,7 +81,9 @@ def check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None:
     if not class_names:
         raise InputError("Expected the class names for a zero-shot head, but got none.")
     if not templates:
-        raise InputError("Expected at least one prompt template for a zero-shot head, but got none.")
+        raise InputError(
+            "Expected at least one prompt template for a zero-shot head, but got none."
+        )
     for template in templates:
         if template.count("{}") != 1:
             raise InputError(

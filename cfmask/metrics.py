@@ -29,7 +29,7 @@ def right(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) 
     allowed = torch.arange(count) if classes is None else torch.tensor(sorted(classes))
     if not torch.isin(labels.cpu(), allowed).all():
         raise InputError(
-            f"Expected labels among the {len(allowed)} classes of the head, but got some outside; does "
+            f"Expected labels among the {len(allowed)} classes of the head, but got others; does "
             "the set have other classes than the classifier?"
         )
     allowed = allowed.to(logits.device)

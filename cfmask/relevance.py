@@ -23,8 +23,8 @@ from cfmask.errors import InputError
 class Relevance(ABC):
     """Explains the logit of the true class by patches.
 
-    A subclass gives `explain`, which runs the one forward pass that the task loss uses too. It leaves
-    the model as it was: no gradient is written, no hook stays, no mode changes.
+    A subclass gives `explain`, which runs the one forward pass that the task loss uses too. It
+    leaves the model as it was: no gradient is written, no hook stays, no mode changes.
     """
 
     @abstractmethod
@@ -50,9 +50,9 @@ class Relevance(ABC):
 class AttentionRelevance(Relevance):
     """Gradient-weighted attention, multiplied through all blocks (for transformers).
 
-    With a_l the attention of block l and g_l its gradient, A_l = mean over heads of max(g_l · a_l, 0)
-    and R_l = R_{l-1} + A_l R_{l-1}. Only the row of R that the pooled feature reads is computed: it
-    runs from the last block to the first as v <- v + v A_l.
+    With a_l the attention of block l and g_l its gradient, A_l = mean over heads of max(g_l · a_l,
+    0) and R_l = R_{l-1} + A_l R_{l-1}. Only the row of R that the pooled feature reads is computed:
+    it runs from the last block to the first as v <- v + v A_l.
 
     Source: Chefer et al. 2021 (arXiv 2103.15679), as used by arXiv 2303.03052.
     """
@@ -139,8 +139,9 @@ def _as_map(activation: Tensor, classifier: Classifier) -> Tensor:
     if activation.ndim == 4:
         return activation
     if activation.ndim == 3 and classifier.tokens is not None:
-        patches = activation[:, classifier.tokens.prefix :]
-        return patches.transpose(1, 2).unflatten(2, classifier.tokens.grid)
+        patches: Tensor = activation[:, classifier.tokens.prefix :].transpose(1, 2)
+        spread: Tensor = patches.unflatten(2, classifier.tokens.grid)
+        return spread
     raise InputError(
         f"Expected a layer with spatial output (B, C, h, w) for GradCAM, but got one of shape "
         f"{tuple(activation.shape)}; name another with `layer`."

@@ -105,7 +105,10 @@ class ShiftReport:
         figure = Figure(figsize=(5.2, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for name, x, y in points:
-            bars = [[100 * (p.value - p.low)] for p in (x, y)], [[100 * (p.high - p.value)] for p in (x, y)]
+            bars = (
+                [[100 * (p.value - p.low)] for p in (x, y)],
+                [[100 * (p.high - p.value)] for p in (x, y)],
+            )
             axes.errorbar(
                 100 * x.value,
                 100 * y.value,

@@ -55,10 +55,12 @@ class RunFolder:
             return
         file = self.path / CONFIG
         if not file.is_file():
-            raise InputError(f"Expected {self.path} to be new or a run folder, but it holds other files.")
+            raise InputError(
+                f"Expected a new folder or a run folder, but {self.path} holds other files."
+            )
         if not overwrite and yaml.safe_load(file.read_text()) != yaml.safe_load(config):
             raise InputError(
-                f"{self.path} holds a run of another config; give another --run, or --overwrite true."
+                f"{self.path} holds a run of another config; give another --run, or --overwrite."
             )
 
     def start(self, config: str, classifier: Classifier) -> None:
@@ -77,7 +79,7 @@ class RunFolder:
         ]
 
     def callbacks(self) -> list[pl.Callback]:
-        """Progress bar, and checkpoints of the last epoch and of the best by validation accuracy."""
+        """Progress bar; checkpoints of the last epoch and of the best by validation accuracy."""
         best = ModelCheckpoint(
             self.path / "checkpoints",
             filename="best",
@@ -124,7 +126,7 @@ class RunFolder:
         workers: int = 0,
         precision: Precision = "fp32",
     ) -> ShiftReport:
-        """Evaluate the starting point, the tuned model and WiSE-FT; write report.json and a picture.
+        """Evaluate starting point, tuned model and WiSE-FT; write report.json and a picture.
 
         Args:
             shifts: families of shift sets (`digits`, `folders`), or single sets (`digits/sketch`).

@@ -35,7 +35,7 @@ def draw_gallery(
     """
     _, maps = relevance.explain(classifier, images, labels)
     filled, replaced = counterfactual(images, maps)
-    visible = images * (1 - pixels(replaced, images).float()) + pixels(replaced, images).float() * 0.5
+    visible = images.where(~pixels(replaced, images), images.new_tensor(0.5))
     columns = {
         "image": images,
         "relevance": F.interpolate(maps.unsqueeze(1), images.shape[2:]),
@@ -63,7 +63,7 @@ def _draw(path: Path, columns: Mapping[str, Tensor], names: list[str]) -> None:
 
 
 def first_of_each_class(data: Any, count: int) -> tuple[Tensor, Tensor]:
-    """Up to `count` images uint8 (N, 3, H, W) of a dataset, with labels, each class once at first."""
+    """Up to `count` images uint8 (N, 3, H, W) of a dataset with their labels, one a class."""
     seen: dict[int, Tensor] = {}
     for index in range(min(len(data), 50 * count)):
         image, label = data[index]

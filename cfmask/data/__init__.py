@@ -1,0 +1,1 @@
+"""Data: training images, evaluation sets, the built-in digits world."""

@@ -1,8 +1,8 @@
 """Training data: image folders of one's own, or the built-in digits world.
 
 Batches are images float (B, 3, H, W) in [0, 1] and labels int64 (B,). Images cross to the device as
-bytes and become floats there. How they are resized and cropped is the classifier's own preprocessing,
-the same for training and evaluation.
+bytes and become floats there. How they are resized and cropped is the classifier's own
+preprocessing, the same for training and evaluation.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class TrainingData(pl.LightningDataModule, ABC):
         images, labels = batch
         return to_unit(images), labels
 
-    def _loader(self, data: Dataset[Sample] | None, shuffle: bool, drop_last: bool) -> DataLoader[Sample]:
+    def _loader(
+        self, data: Dataset[Sample] | None, shuffle: bool, drop_last: bool
+    ) -> DataLoader[Sample]:
         assert data is not None, "setup was not called"
         return DataLoader(
             data,
@@ -128,13 +130,13 @@ class DigitsData(TrainingData):
 
 
 class FolderData(TrainingData):
-    """Images in folders: `root/train/<class>/*`, and for validation `root/val/<class>/*` if it exists.
+    """Images in folders: `root/train/<class>/*`, and `root/val/<class>/*` if it exists.
 
     Args:
         root: folder with `train/`. Further folders beside it are for evaluation, not read here.
         class_names: name of a class by its folder, for prompts, where it is not the folder's own.
-        val_images: how many training images to hold out where there is no `val/`, stratified; below 1
-            it is the share of them.
+        val_images: how many training images to hold out, stratified, where there is no `val/`;
+            below 1 it is the share of them.
         batch_size: images a step.
         workers: processes that decode images.
         seed: of the hold-out.

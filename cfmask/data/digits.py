@@ -5,15 +5,14 @@ numbers say nothing about ImageNet: it is there so that the whole method can be 
 tested within minutes on a laptop.
 
 Digits come from scikit-learn (`load_digits`, 1,797 scans of 8 x 8 px), photographs from the
-scikit-image and scikit-learn wheels. Both are split: the four digit pools are disjoint, and training
-crops come from the left 65 % of a photograph, test crops from the right 35 %.
+scikit-image and scikit-learn wheels. Both are split: the four digit pools are disjoint, and
+training crops come from the left 65 % of a photograph, test crops from the right 35 %.
 
 Letters: N images, S = 48 px side, K = 10 classes.
 """
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -229,7 +228,9 @@ def _photograph(name: str) -> Tensor:
     if name in ("china", "flower"):
         pixels = torch.tensor(load_sample_image(f"{name}.jpg"))
     else:
-        pixels = torch.tensor(getattr(data, name)()[0] if name[:6] == "stereo" else getattr(data, name)())
+        pixels = torch.tensor(
+            getattr(data, name)()[0] if name[:6] == "stereo" else getattr(data, name)()
+        )
     if pixels.ndim == 2:
         pixels = pixels.unsqueeze(-1).expand(-1, -1, 3)
     image = pixels.permute(2, 0, 1).unsqueeze(0).float() / 255
@@ -298,7 +299,8 @@ def _mosaic(images: Tensor, rng: torch.Generator) -> Tensor:
 def _blurry(images: Tensor, rng: torch.Generator) -> Tensor:
     from torchvision.transforms.v2.functional import gaussian_blur
 
-    return gaussian_blur(images, [7, 7], [1.4, 1.4])
+    blurred: Tensor = gaussian_blur(images, [7, 7], [1.4, 1.4])
+    return blurred
 
 
 def _noisy(images: Tensor, rng: torch.Generator) -> Tensor:

@@ -66,7 +66,9 @@ def class_folders(root: Path) -> list[str]:
         raise InputError(f"Expected a folder of images, but {root} does not exist.")
     names = sorted(path.name for path in root.iterdir() if path.is_dir())
     if not names:
-        raise InputError(f"Expected one folder a class with images in {root}, but it has no folder.")
+        raise InputError(
+            f"Expected one folder a class with images in {root}, but it has no folder."
+        )
     return names
 
 
@@ -75,8 +77,8 @@ def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
     Args:
         labels: int64 (N,).
-        count: how many to hold out, in [1, N - 1]; each class gives at least none and the shares are
-            rounded so that exactly `count` come out.
+        count: how many to hold out, in [1, N - 1]; the shares of the
+            classes are rounded so that exactly `count` come out.
         seed: of the choice.
 
     Returns:
@@ -84,11 +86,10 @@ def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """
     if not 0 < count < len(labels):
         raise InputError(
-            f"Expected to hold out between 1 and {len(labels) - 1} of {len(labels)} images, but got "
-            f"{count}."
+            f"Expected to hold out 1 to {len(labels) - 1} of {len(labels)} images, but got {count}."
         )
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    # Rank of each image within its class, as a share: the lowest `count` are spread over all classes.
+    # Rank of each image within its class, as a share: the lowest ones spread over all classes.
     share = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique():
         members = order[labels[order] == label]

@@ -58,7 +58,7 @@ def digits_shifts(request: Request) -> list[Shift]:
     """The digits world. In all sets but `id` the background tells nothing of the class."""
     if tuple(request.class_names) != digits.CLASS_NAMES:
         raise InputError(
-            f"Expected a classifier of {', '.join(digits.CLASS_NAMES[:3])}, … for the digits world, but "
+            f"Expected a classifier of {', '.join(digits.CLASS_NAMES[:3])}, … for the digits, but "
             f"got one of {len(request.class_names)} other classes."
         )
 
@@ -70,7 +70,7 @@ def digits_shifts(request: Request) -> list[Shift]:
 
 
 def folder_shifts(request: Request) -> list[Shift]:
-    """Every folder beside `data_root/train`, one set each; `id`, `test` or `val` is the reference.
+    """Every folder beside `data_root/train` is a set; `id`, `test` or `val` is the reference.
 
     The order of the labels is that of the folders of `train/`, or of the classifier's class names
     where there is no `train/`.
@@ -82,8 +82,8 @@ def folder_shifts(request: Request) -> list[Shift]:
     classes = class_folders(train) if train.is_dir() else list(request.class_names)
     if len(classes) != len(request.class_names):
         raise InputError(
-            f"Expected {len(request.class_names)} classes in {train}, as many as the classifier has, "
-            f"but got {len(classes)}."
+            f"Expected {len(request.class_names)} classes in {train}, as the classifier has, but got "
+            f"{len(classes)}."
         )
     names = [p.name for p in sorted(root.iterdir()) if p.is_dir() and p.name != "train"]
     if not names:
@@ -94,7 +94,8 @@ def folder_shifts(request: Request) -> list[Shift]:
         return Folder(root / name, preprocess, classes)
 
     for name in names:
-        load(name, Preprocess())  # What is wrong with a folder shows now, not after hours of training.
+        # What is wrong with a folder shows now, not after hours of training.
+        load(name, Preprocess())
     return [Shift(name, partial(load, name), name == reference) for name in names]
 
 

@@ -1,0 +1,1 @@
+"""Families of classifiers: one file each."""

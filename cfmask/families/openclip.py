@@ -25,9 +25,10 @@ class OpenClipClassifier(Classifier):
 
     Args:
         model: an open_clip model name; a folder in open_clip's local layout (open_clip_config.json,
-            weights, and merges.txt.gz if it has its own vocabulary); or `tiny-clip`, which ships with
-            the package.
-        pretrained: open_clip tag or weights file; None leaves the weights random. Folders bring theirs.
+            weights, and merges.txt.gz if it has its own vocabulary); or `tiny-clip`, which ships
+            with the package.
+        pretrained: open_clip tag or weights file; None leaves the weights random. Folders bring
+            their own.
         class_names: K names, in the order of the labels. The commands take them from the data.
         templates: prompts with one `{}` for the name; the default are OpenAI's 80.
         head: `zero_shot`, or `linear` for a fresh one.
@@ -71,7 +72,9 @@ class OpenClipClassifier(Classifier):
             "head_shape": [len(class_names), width],
             "mean": list(preprocess["mean"]),
             "std": list(preprocess["std"]),
-            "preprocess": asdict(Preprocess((size, size) if isinstance(size, int) else tuple(size))),
+            "preprocess": asdict(
+                Preprocess((size, size) if isinstance(size, int) else tuple(size))
+            ),
         }
         super().__init__(encoder, layer, spec)
 
@@ -99,9 +102,9 @@ class OpenClipClassifier(Classifier):
         last = f"transformer.resblocks.{len(tower.transformer.resblocks) - 1}.ln_1"
         if tower.attn_pool is not None:
             return Layout(grid, last)
-        return Layout(grid, last, Tokens(grid, 1, "average" if tower.pool_type == "avg" else "token"))
-
-
+        return Layout(
+            grid, last, Tokens(grid, 1, "average" if tower.pool_type == "avg" else "token")
+        )
 
 
 def _open_clip(model: str, pretrained: str | None) -> tuple[Any, Any, dict[str, Any]]:
@@ -129,7 +132,9 @@ def _open_clip(model: str, pretrained: str | None) -> tuple[Any, Any, dict[str, 
             tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:
         line = " ".join(str(error).split())[:300]
-        raise InputError(f"Cannot load open_clip model {model} with {pretrained}: {line}") from error
+        raise InputError(
+            f"Cannot load open_clip model {model} with {pretrained}: {line}"
+        ) from error
     finally:
         logging.disable(level)
     clip.eval()

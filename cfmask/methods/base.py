@@ -1,4 +1,4 @@
-"""Method: what every way of fine-tuning shares: optimiser, schedule, logging, validation, checkpoint."""
+"""Method: what every way of fine-tuning shares, from the optimiser to the checkpoint."""
 
 from __future__ import annotations
 
@@ -71,12 +71,16 @@ class Method(pl.LightningModule, ABC):
             Logits (B, K) of the clean images, and further losses by name, each weighted already.
         """
 
+    def on_fit_start(self) -> None:
+        """Pretrained classifiers come in eval mode; Lightning would leave them in it."""
+        self.train()
+
     def check(self, data: TrainingData) -> None:
-        """Raise an InputError for data that this method cannot train on, before anything is written."""
+        """Raise an InputError for data that this method cannot train on."""
         names, known = data.class_names, self.classifier.class_names
         if len(names) != len(known):
             raise InputError(
-                f"Expected data of {len(known)} classes, as many as the head has, but got {len(names)}."
+                f"Expected data of {len(known)} classes, as the head has, but got {len(names)}."
             )
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
@@ -88,8 +92,8 @@ class Method(pl.LightningModule, ABC):
         if not torch.isfinite(loss):
             parts = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
             raise InputError(
-                f"The loss is not finite at step {self.global_step} ({parts}). The last checkpoint is "
-                "kept; try a lower learning rate or distillation weight."
+                f"The loss is not finite at step {self.global_step} ({parts}). The last checkpoint "
+                "is kept; try a lower learning rate or distillation weight."
             )
         self.log_dict({f"loss/{name}": value for name, value in losses.items()})
         self.log("loss/total", loss, prog_bar=True)
@@ -116,13 +120,11 @@ class Method(pl.LightningModule, ABC):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def train(self, mode: bool = True) -> Method:
-        """Set the mode of the student; batch norm and the teacher stay in eval mode."""
+        """Set the mode; batch norm stays in eval mode."""
         super().train(mode)
-        for name, module in self.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) or name == "teacher":
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-        if isinstance(getattr(self, "teacher", None), nn.Module):
-            self.teacher.eval()
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:

@@ -56,6 +56,12 @@ class Distillation(Method):
         self.temperature = temperature
         self.teacher = frozen_copy(classifier)
 
+    def train(self, mode: bool = True) -> Distillation:
+        """The teacher stays in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
     def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Method.losses`."""
         features = self.classifier.features(images)

@@ -1,4 +1,4 @@
-"""Fine-tuning with distillation on counterfactual images: the method that this project is built for."""
+"""Fine-tuning with distillation on counterfactual images: the method this project is for."""
 
 from __future__ import annotations
 

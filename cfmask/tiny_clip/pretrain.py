@@ -1,19 +1,20 @@
-"""Make the tiny CLIP that ships with the package: ``python -m cfmask.tiny_clip.pretrain --out DIR``.
+"""Make the tiny CLIP of this folder: ``python -m cfmask.tiny_clip.pretrain --out DIR``.
 
-An open_clip CLIP of 979,009 parameters, pretrained contrastively on composites of the digits world in
-all styles and on all backgrounds (pretraining pool and left sides of the photographs only). It takes
-some 11 minutes on 2 cores. For the first 45 % of the steps the captions are only "a <digit>", on images
-that go from plain to full: this phase is in effect classification, and without it the contrastive loss
-stays at chance. After it come full captions that name style and background, some wrong digits, some
-images without a digit.
+An open_clip CLIP of 979,009 parameters, pretrained contrastively on composites of the digits world
+in all styles and on all backgrounds (pretraining pool and left sides of the photographs only). It
+takes some 11 minutes on 2 cores. For the first 45 % of the steps the captions are only "a <digit>",
+on images that go from plain to full: this phase is in effect classification, and without it the
+contrastive loss stays at chance. After it come full captions that name style and background, some
+wrong digits, some images without a digit.
 
-Writes open_clip's local-folder layout: open_clip_config.json, open_clip_model.safetensors (fp16) and
-merges.txt.gz, the few of CLIP's byte-pair merges that our words need.
+Writes open_clip's local-folder layout: open_clip_config.json, open_clip_model.safetensors (fp16)
+and merges.txt.gz, the few of CLIP's byte-pair merges that our words need.
 """
 
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -103,11 +104,11 @@ def _merges_of(word: str, ranks: dict[tuple[str, str], int]) -> set[tuple[str, s
     parts = [*word[:-1], word[-1] + "</w>"]
     used = set()
     while len(parts) > 1:
-        pair = min(zip(parts, parts[1:]), key=lambda p: ranks.get(p, 1 << 30))
+        pair = min(itertools.pairwise(parts), key=lambda p: ranks.get(p, 1 << 30))
         if pair not in ranks:
             break
         used.add(pair)
-        i = list(zip(parts, parts[1:])).index(pair)
+        i = list(itertools.pairwise(parts)).index(pair)
         parts[i : i + 2] = ["".join(pair)]
     return used
 
@@ -149,7 +150,9 @@ def train(
         clip.logit_scale.data.clamp_(0, 4.6)
         if step % 50 == 0:
             right = (logits.argmax(1) == own).float().mean().item()
-            print(f"step {step}/{steps} loss {loss.item():.3f} right caption {right:.2f}", flush=True)
+            print(
+                f"step {step}/{steps} loss {loss.item():.3f} right caption {right:.2f}", flush=True
+            )
 
 
 def contrastive_loss(logits: Tensor, own: Tensor) -> Tensor:
