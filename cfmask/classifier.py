@@ -113,7 +113,7 @@ class Classifier(nn.Module, ABC):
         classes, width = spec["head_shape"]
         kinds = {"zero_shot": lambda: ZeroShotHead(torch.zeros(classes, width))}
         head = kinds.get(spec["head"], lambda: nn.Linear(width, classes))()
-        classifier = family.__new__(family)
+        classifier: Classifier = family.__new__(family)
         Classifier.__init__(classifier, family.architecture(spec), head, spec)
         return classifier
 
@@ -145,7 +145,7 @@ class Classifier(nn.Module, ABC):
         return modules[name]
 
     def features(self, images: Tensor) -> Tensor:
-        """Features float32 (B, D), not normalised, of images (B, 3, H, W) in [0, 1].
+        """Features (B, D), not normalised and at least float32, of images (B, 3, H, W) in [0, 1].
 
         Raises:
             InputError: images of another shape than the encoder takes.
@@ -157,17 +157,22 @@ class Classifier(nn.Module, ABC):
             )
         with _kernels(images.device):
             features: Tensor = self.encoder((images - self.mean) / self.std)
-        return features.float()
+        return full_precision(features)
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits float32 (B, K) of features (B, D); never in reduced precision."""
         with torch.autocast(features.device.type, enabled=False):
-            logits: Tensor = self.head(features.float())
+            logits: Tensor = self.head(full_precision(features))
         return logits
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 (B, K) of images (B, 3, H, W) in [0, 1]."""
         return self.classify(self.features(images))
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """Reduced-precision floats as float32; float32 and float64 pass."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _kernels(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -174,7 +174,8 @@ def _quiet() -> None:
     """Lightning's advice on hardware and workers is not for the user of these commands."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    for advice in ("does not have many workers", "in eval mode at the start of training"):
+        warnings.filterwarnings("ignore", f".*{advice}.*")
 
 
 @contextlib.contextmanager

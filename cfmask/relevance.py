@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cfmask.attention import AttentionMaps
-from cfmask.classifier import Classifier
+from cfmask.classifier import Classifier, full_precision
 from cfmask.errors import InputError
 
 
@@ -39,7 +39,7 @@ class Relevance(ABC):
             labels: int64 (B,) in [0, K).
 
         Returns:
-            logits (B, K) that still carry their graph, and relevance float32 (B, h, w) in [0, 1]
+            logits (B, K) that still carry their graph, and relevance float (B, h, w) in [0, 1]
             without graph.
 
         Raises:
@@ -71,9 +71,9 @@ class AttentionRelevance(Relevance):
             logits = classifier(images)
         gradients = torch.autograd.grad(_score(logits, labels), attention.maps, retain_graph=True)
         with torch.no_grad():
-            row = tokens.readout(images.device).expand(len(images), 1, -1)
+            row = tokens.readout(images.device).expand(len(images), 1, -1).to(logits.dtype)
             for weights, gradient in zip(reversed(attention.maps), reversed(gradients)):
-                row = row + row @ (gradient * weights).clamp(min=0).mean(1).float()
+                row = row + row @ full_precision((gradient * weights).clamp(min=0).mean(1))
             return logits, normalise(row[:, 0, tokens.prefix :].unflatten(1, tokens.grid))
 
 
@@ -102,7 +102,9 @@ class GradCAM(Relevance):
             logits = classifier(images)
         (gradient,) = torch.autograd.grad(_score(logits, labels), taps, retain_graph=True)
         with torch.no_grad():
-            activation, gradient = (_as_map(x.float(), classifier) for x in (taps[0], gradient))
+            activation, gradient = (
+                _as_map(full_precision(x), classifier) for x in (taps[0], gradient)
+            )
             weights = gradient.mean((2, 3), keepdim=True)
             return logits, normalise((weights * activation).sum(1).clamp(min=0))
 

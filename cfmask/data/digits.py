@@ -30,7 +30,6 @@ TEMPLATES = (
     "the digit {}",
     "a faint {}",
     "a handwritten {}",
-    "an image of the number {}",
 )
 # The first ten are tied to the classes in the fine-tuning set; the rest only serve pretraining.
 BACKGROUNDS = (

@@ -82,8 +82,8 @@ def folder_shifts(request: Request) -> list[Shift]:
     classes = class_folders(train) if train.is_dir() else list(request.class_names)
     if len(classes) != len(request.class_names):
         raise InputError(
-            f"Expected {len(request.class_names)} classes in {train}, as the classifier has, but got "
-            f"{len(classes)}."
+            f"Expected {len(request.class_names)} classes in {train}, as the classifier has, but "
+            f"got {len(classes)}."
         )
     names = [p.name for p in sorted(root.iterdir()) if p.is_dir() and p.name != "train"]
     if not names:

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cfmask import OpenClipClassifier, TimmClassifier
+from cfmask.data import digits
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def _tiny_clip() -> OpenClipClassifier:
+    return OpenClipClassifier("tiny-clip", None, digits.CLASS_NAMES, digits.TEMPLATES)
+
+
+@pytest.fixture
+def tiny_clip(_tiny_clip: OpenClipClassifier) -> OpenClipClassifier:
+    """The shipped CLIP with its zero-shot head, a fresh copy for every test."""
+    import copy
+
+    return copy.deepcopy(_tiny_clip)
+
+
+@pytest.fixture
+def small_cnn() -> TimmClassifier:
+    """A random CNN whose batch norm has statistics that matter."""
+    torch.manual_seed(0)
+    classifier = TimmClassifier("test_resnet", False, ["a", "b", "c"], image_size=96)
+    for module in classifier.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    return classifier
+
+
+@pytest.fixture
+def digit_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight images float (8, 3, 48, 48) in [0, 1] and their labels."""
+    drawn = digits.digit_set("id", 8, seed=0)
+    return drawn.images.float() / 255, drawn.labels

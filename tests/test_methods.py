@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import copy
+import inspect
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from cfmask import (
+    Counterfactual,
+    DigitsData,
+    Distillation,
+    FineTuning,
+    GradCAM,
+    InputError,
+    LinearProbe,
+    MaskedDistillation,
+    MultiFill,
+    ObjectMask,
+    RandomMask,
+    SingleFill,
+    TimmClassifier,
+    load_classifier,
+)
+from cfmask import methods as methods_package
+from cfmask.data import digits
+from cfmask.methods import Method
+
+
+def build(kind, classifier, **options):
+    """A method with what it needs beside the classifier."""
+    if kind is MaskedDistillation:
+        options.setdefault("counterfactual", Counterfactual(ObjectMask(0.3), SingleFill()))
+    return kind(classifier, **options)
+
+
+ALL = [
+    kind
+    for _, kind in inspect.getmembers(methods_package, inspect.isclass)
+    if issubclass(kind, Method) and kind is not Method
+]
+
+
+def fit(method, tmp_path, steps=3, **options):
+    data = DigitsData(train_images=40, val_images=20, batch_size=8, seed=0)
+    trainer = pl.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+        num_sanity_val_steps=0,
+        **options,
+    )
+    trainer.fit(method, data)
+    return trainer
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_method_trains_and_its_checkpoint_holds_the_student_alone(kind, tiny_clip, tmp_path):
+    start = copy.deepcopy(tiny_clip)
+    method = build(kind, tiny_clip, lr=1e-3)
+    trainer = fit(method, tmp_path)
+    assert method.global_step == 3
+    path = tmp_path / "last.ckpt"
+    trainer.save_checkpoint(path)
+    names = torch.load(path, weights_only=True)["state_dict"]
+    assert not [name for name in names if "teacher" in name]
+    loaded = load_classifier(path)
+    images = torch.rand(4, 3, 48, 48)
+    assert torch.equal(loaded(images), method.classifier.eval()(images))
+    assert not torch.equal(loaded(images), start(images))
+
+
+@pytest.mark.parametrize("kind", [Distillation, MaskedDistillation])
+def test_the_teacher_stays_as_it_was_and_in_eval_mode(kind, tiny_clip, tmp_path):
+    method = build(kind, tiny_clip, lr=1e-3)
+    before = {k: v.clone() for k, v in method.teacher.state_dict().items()}
+    modes = []
+    method.teacher.register_forward_hook(lambda module, args, out: modes.append(module.training))
+    fit(method, tmp_path)
+    assert modes and not any(modes)
+    assert all(not m.training for m in method.teacher.modules())
+    assert all(torch.equal(v, before[k]) for k, v in method.teacher.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in method.teacher.parameters())
+    trained = {id(p) for group in method.optimizers().param_groups for p in group["params"]}
+    assert not trained & {id(p) for p in method.teacher.parameters()}
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(tiny_clip, tmp_path):
+    results = []
+    for seed in (0, 0, 1):
+        pl.seed_everything(seed, verbose=False)
+        method = build(
+            MaskedDistillation,
+            copy.deepcopy(tiny_clip),
+            counterfactual=Counterfactual(ObjectMask(0.3), MultiFill()),
+        )
+        fit(method, tmp_path)
+        results.append(torch.cat([p.flatten() for p in method.classifier.parameters()]))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def count_passes(module):
+    """List that grows by the batch size at each forward pass of a module."""
+    passes = []
+    module.register_forward_hook(lambda m, args, out: passes.append(len(args[0])))
+    return passes
+
+
+def test_a_masked_step_runs_the_student_twice_and_the_teacher_once(tiny_clip, digit_batch):
+    method = build(MaskedDistillation, tiny_clip)
+    method.log = lambda *a, **k: None
+    student, teacher = count_passes(tiny_clip.encoder), count_passes(method.teacher.encoder)
+    method.losses(*digit_batch)
+    assert student == [8, 8]
+    assert teacher == [8]
+
+
+def test_a_random_mask_costs_no_relevance(tiny_clip, digit_batch):
+    class Forbidden(GradCAM):
+        def explain(self, *args):
+            raise AssertionError("not needed")
+
+    method = build(
+        MaskedDistillation,
+        tiny_clip,
+        relevance=Forbidden(),
+        counterfactual=Counterfactual(RandomMask(0.5), SingleFill()),
+    )
+    method.log = lambda *a, **k: None
+    assert torch.isfinite(method.losses(*digit_batch)[1]["distill"])
+
+
+def test_masked_distillation_without_masks_is_clean_distillation(tiny_clip, digit_batch):
+    images, labels = digit_batch
+    clean = Distillation(tiny_clip)
+    masked = build(
+        MaskedDistillation,
+        tiny_clip,
+        counterfactual=Counterfactual(RandomMask(0.0), SingleFill()),
+    )
+    masked.log = lambda *a, **k: None
+    with torch.no_grad():
+        for p in tiny_clip.parameters():
+            p.add_(0.01 * torch.randn_like(p))
+    expected, got = clean.losses(images, labels), masked.losses(images, labels)
+    assert torch.allclose(expected[0], got[0])
+    assert torch.allclose(expected[1]["distill"], got[1]["distill"])
+    assert expected[1]["distill"] > 0
+
+
+def test_each_distance_is_the_formula_times_its_weight(tiny_clip, digit_batch):
+    images, labels = digit_batch
+    for distance, weight in (("feature", 30.0), ("relative_feature", 4.0), ("logit", 2.0)):
+        method = Distillation(copy.deepcopy(tiny_clip), distance=distance, distill_weight=weight)
+        with torch.no_grad():
+            method.classifier.encoder.proj.mul_(1.1)
+        got = method.losses(images, labels)[1]["distill"].item()
+        f, t = method.classifier.features(images), method.teacher.features(images)
+        if distance == "logit":
+            p = (method.teacher.classify(t) / 10).softmax(-1)
+            q = (method.classifier.classify(f) / 10).softmax(-1)
+            expected = 2 * 100 * (p * (p / q).log()).sum(-1).mean().item()
+        else:
+            scale = t.square().mean().item() if distance == "relative_feature" else 1
+            expected = weight * (f - t).square().mean().item() / scale
+        assert got == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_linear_probe_trains_the_head_alone(tiny_clip, tmp_path):
+    before = copy.deepcopy(tiny_clip.state_dict())
+    fit(LinearProbe(tiny_clip, lr=1e-2), tmp_path)
+    for name, value in tiny_clip.state_dict().items():
+        assert torch.equal(value, before[name]) != name.startswith("head."), name
+
+
+def test_batch_norm_keeps_the_statistics_of_pretraining(tmp_path):
+    cnn = TimmClassifier("test_resnet", False, digits.CLASS_NAMES, image_size=96)
+    cam = Counterfactual(ObjectMask(0.3), SingleFill())
+    method = MaskedDistillation(cnn, counterfactual=cam, relevance=GradCAM(), lr=1e-2)
+    before = {k: v.clone() for k, v in cnn.named_buffers()}
+    weights = [p.detach().clone() for p in cnn.parameters()]
+    fit(method, tmp_path)
+    assert all(torch.equal(v, before[k]) for k, v in cnn.named_buffers())
+    assert all(not torch.equal(p, old) for p, old in zip(cnn.parameters(), weights))
+
+
+def test_the_schedule_is_one_cycle_over_all_steps(tiny_clip, tmp_path):
+    rates = []
+
+    class Spy(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, index):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    method = FineTuning(tiny_clip, lr=1e-3, warmup=0.2)
+    fit(method, tmp_path, steps=10, callbacks=[Spy()])
+    assert len(rates) == 10
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates.index(max(rates)) == 1
+    assert rates[-1] < 1e-6
+    assert method.optimizers().param_groups[0]["weight_decay"] == 0.1
+
+
+def test_a_loss_that_is_not_finite_stops_at_once(tiny_clip, tmp_path):
+    with torch.no_grad():
+        tiny_clip.head.weight[0, 0] = float("nan")
+    with pytest.raises(InputError, match="not finite at step 0"):
+        fit(FineTuning(tiny_clip), tmp_path)
+
+
+def test_data_of_other_classes_or_single_images_is_refused_before_training(tiny_clip):
+    method = build(MaskedDistillation, tiny_clip)
+    with pytest.raises(InputError, match="at least 2 images"):
+        method.check(DigitsData(batch_size=1))
+    data = DigitsData()
+    data.class_names = ("a", "b")
+    with pytest.raises(InputError, match="data of 10 classes"):
+        method.check(data)
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr": 0}, {"warmup": 1.5}, {"temperature": 0}, {"distill_weight": -1}]
+)
+def test_numbers_without_meaning_are_refused(tiny_clip, options):
+    with pytest.raises(InputError, match="but got"):
+        Distillation(tiny_clip, **options)
+
+
+def test_bf16_trains_close_to_fp32(tiny_clip, tmp_path):
+    weights = []
+    for precision in ("32-true", "bf16-mixed"):
+        pl.seed_everything(0, verbose=False)
+        method = build(MaskedDistillation, copy.deepcopy(tiny_clip), lr=1e-3)
+        fit(method, tmp_path, precision=precision)
+        weights.append(torch.cat([p.detach().flatten() for p in method.classifier.parameters()]))
+    start = torch.cat([p.detach().flatten() for p in tiny_clip.parameters()])
+    moved = (weights[0] - start).norm()
+    assert (weights[0] - weights[1]).norm() < 0.7 * moved

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import FAST, photos
+
+import cfmask
+from cfmask import command
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
+LINES = [line for kind, block in BLOCKS if not kind for line in block.splitlines()]
+COMMANDS = [line for line in LINES if line.startswith("python ")]
+INLINE = re.findall(r"`(python (?:train|eval)\.py [^`]*)`", README)
+
+
+def options(line: str, tmp_path: Path) -> list[str]:
+    """What makes a command of the README small and offline."""
+    extra = []
+    if "eval.py" in line:
+        return ["--images=10"]
+    if "--help" in line or ".help" in line:
+        return []
+    if "folder.yaml" in line:
+        extra = ["--model.classifier.model=tiny-clip", "--model.classifier.pretrained=null"]
+        extra += ["--data.batch_size=8", "--data.workers=0", "--evaluation.workers=0"]
+        extra += ["--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+    else:
+        extra = [*FAST, "--trainer.max_epochs=1", "--evaluation.images=10"]
+    return extra
+
+
+def run(line: str, tmp_path: Path) -> None:
+    program, *args = shlex.split(line)[1:]
+    args += options(line, tmp_path)
+    {"train.py": command.train, "eval.py": command.evaluate_run}[program](args)
+
+
+def test_the_two_lines_stand_at_the_top():
+    assert README.splitlines()[2:6] == [
+        "```",
+        "pip install -e . && python train.py --config configs/demo.yaml",
+        "pip install -e '.[test]' && pytest",
+        "```",
+    ]
+
+
+def test_every_command_runs_in_the_order_of_the_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    photos(tmp_path / "photos")
+    demo = LINES[0].split(" && ")[1]
+    seen = {}
+    for line in [demo, *COMMANDS, *INLINE]:
+        if "help" in line:
+            with pytest.raises(SystemExit) as end:
+                run(line, tmp_path)
+            assert not end.value.code
+        else:
+            if "folder.yaml" in line and (tmp_path / "runs" / "folder").exists():
+                line += " --overwrite true"
+            run(line, tmp_path)
+        seen[line] = capsys.readouterr().out
+        assert seen[line]
+    assert "MaskedDistillation" in seen["python train.py --help"]
+    assert "--model.help.distill_weight" in str(seen) or "distill_weight" in str(seen)
+    for name in re.findall(r"^\| `([\w./`, ]+)` \|", README, re.M):
+        for file in name.replace("`", "").split(", "):
+            assert (tmp_path / "runs" / "demo" / file).exists(), file
+
+
+def test_the_python_example_runs(tiny_clip, digit_batch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    cfmask.save_classifier(tiny_clip, tmp_path / "runs" / "demo" / "weights.safetensors")
+    (example,) = (block for kind, block in BLOCKS if kind == "python")
+    images, labels = digit_batch
+    names = {"images": images, "labels": labels}
+    exec(example, names)
+    assert names["logits"].shape == (8, 10)
+    assert names["maps"].shape == (8, 6, 6)
+    assert not torch.equal(names["counterfactual"], images)
+
+
+def test_a_mask_of_ones_own_works_by_its_import_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_module.py").write_text(
+        "from cfmask.counterfactual import PatchMask\n"
+        "class MyMask(PatchMask):\n"
+        "    def __call__(self, relevance):\n"
+        "        return relevance > relevance.mean((1, 2), keepdim=True)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mask = "--model.counterfactual.mask=my_module.MyMask"
+    args = ["--config", str(ROOT / "configs" / "demo.yaml"), mask, "--run=run", *FAST]
+    command.train(args)
+    assert "my_module.MyMask" in (tmp_path / "run" / "config.yaml").read_text()
+    assert "my_module" in sys.modules
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).exists(), target

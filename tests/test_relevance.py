@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from cfmask import AttentionRelevance, GradCAM, InputError, OpenClipClassifier, TimmClassifier
+from cfmask.attention import AttentionMaps
+
+
+def slow_clip(classifier, images):
+    """Logits and attention maps of an open_clip ViT, head by head from the bare weights."""
+    weights = {k: v.detach() for k, v in classifier.encoder.named_parameters()}
+    x = (images - classifier.mean) / classifier.std
+    x = F.conv2d(x, weights["conv1.weight"], stride=weights["conv1.weight"].shape[-1])
+    x = x.flatten(2).transpose(1, 2)
+    cls = weights["class_embedding"].expand(len(x), 1, -1)
+    x = torch.cat([cls, x], 1) + weights["positional_embedding"]
+
+    def norm(x, name):
+        mean, var = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+        scaled = (x - mean) / (var + 1e-5).sqrt()
+        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    x = norm(x, "ln_pre")
+    maps = []
+    blocks = classifier.encoder.transformer.resblocks
+    for i in range(len(blocks)):
+        name = f"transformer.resblocks.{i}"
+        w, b = weights[f"{name}.attn.in_proj_weight"], weights[f"{name}.attn.in_proj_bias"]
+        heads = blocks[i].attn.num_heads
+        qkv = (norm(x, f"{name}.ln_1") @ w.T + b).chunk(3, -1)
+        q, k, v = (t.reshape(*t.shape[:2], heads, -1).transpose(1, 2) for t in qkv)
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        attention = scores.exp() / scores.exp().sum(-1, keepdim=True)
+        if not attention.requires_grad:
+            attention.requires_grad_()
+        maps.append(attention)
+        y = (attention @ v).transpose(1, 2).flatten(2)
+        y = y @ weights[f"{name}.attn.out_proj.weight"].T
+        x = x + y + weights[f"{name}.attn.out_proj.bias"]
+        y = norm(x, f"{name}.ln_2") @ weights[f"{name}.mlp.c_fc.weight"].T
+        y = y + weights[f"{name}.mlp.c_fc.bias"]
+        y = y * 0.5 * (1 + torch.erf(y / 2**0.5))
+        x = x + y @ weights[f"{name}.mlp.c_proj.weight"].T + weights[f"{name}.mlp.c_proj.bias"]
+    features = norm(x, "ln_post")[:, 0] @ weights["proj"]
+    unit = features / features.norm(dim=-1, keepdim=True)
+    return unit @ classifier.head.weight.T + classifier.head.bias, maps
+
+
+def slow_relevance(logits, labels, maps):
+    """Chefer's matrices, whole, image by image."""
+    score = sum(logits[i, k] for i, k in enumerate(labels.tolist()))
+    gradients = torch.autograd.grad(score, maps)
+    rows = []
+    for n in range(len(labels)):
+        size = maps[0].shape[-1]
+        total = torch.eye(size, dtype=maps[0].dtype)
+        for a, g in zip(maps, gradients):
+            step = torch.stack([(a[n, h] * g[n, h]).clamp(min=0) for h in range(a.shape[1])])
+            total = total + step.mean(0) @ total
+        rows.append(total[0, 1:] / (total[0, 1:].max() + 1e-8))
+    return torch.stack(rows)
+
+
+def test_attention_relevance_equals_explicit_matrices_in_float64(tiny_clip, digit_batch):
+    images, labels = digit_batch
+    expected_logits, maps = slow_clip(copy.deepcopy(tiny_clip).double(), images.double())
+    expected = slow_relevance(expected_logits, labels, maps)
+    logits, relevance = AttentionRelevance().explain(tiny_clip.double(), images.double(), labels)
+    assert (logits - expected_logits).abs().max() < 1e-6
+    assert relevance.shape == (8, 6, 6)
+    assert (relevance.flatten(1) - expected).abs().max() < 1e-6
+    assert expected.std() > 0.05
+
+
+def test_attention_relevance_in_single_precision_is_close(tiny_clip, digit_batch):
+    images, labels = digit_batch
+    exact = AttentionRelevance().explain(copy.deepcopy(tiny_clip).double(), images.double(), labels)
+    single = AttentionRelevance().explain(tiny_clip, images, labels)
+    assert (single[1] - exact[1]).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_vit2", "test_vit4"])
+def test_attention_maps_of_timm_models_leave_the_output_as_it_is(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    images = torch.rand(2, 3, *model.default_cfg["input_size"][1:])
+    with AttentionMaps() as attention:
+        output = model(images)
+    assert torch.allclose(output, model(images), atol=1e-5)
+    assert len(attention.maps) == len(model.blocks)
+    for weights in attention.maps:
+        assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
+
+
+def test_attention_maps_handle_masks_scales_and_grouped_heads():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 8)
+    bias, hide = torch.randn(5, 7), torch.rand(5, 7) < 0.7
+    hide[:, 0] = True
+    for options in (
+        {"attn_mask": bias},
+        {"attn_mask": hide},
+        {"scale": 0.3},
+        {"is_causal": True},
+    ):
+        expected = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options)
+        with AttentionMaps():
+            got = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options)
+        assert torch.allclose(got, expected, atol=1e-6), options
+
+
+def test_explaining_changes_nothing_in_the_model(tiny_clip, small_cnn, digit_batch):
+    images, labels = digit_batch
+    large = F.interpolate(images, (96, 96))
+    for classifier, relevance, batch, classes in (
+        (tiny_clip, AttentionRelevance(), images, labels),
+        (tiny_clip, GradCAM(), images, labels),
+        (small_cnn, GradCAM(), large, labels % 3),
+    ):
+        next(iter(classifier.encoder.children())).train()
+        before = {k: v.clone() for k, v in classifier.state_dict().items()}
+        modes = [m.training for m in classifier.modules()]
+        relevance.explain(classifier, batch, classes)
+        assert all(p.grad is None for p in classifier.parameters())
+        assert all(
+            not m._forward_hooks and not m._forward_pre_hooks and not m._backward_hooks
+            for m in classifier.modules()
+        )
+        assert modes == [m.training for m in classifier.modules()]
+        assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items())
+
+
+def test_logits_carry_the_graph_of_a_plain_forward(tiny_clip, digit_batch):
+    images, labels = digit_batch
+    logits, relevance = AttentionRelevance().explain(tiny_clip, images, labels)
+    assert torch.allclose(logits, tiny_clip(images), atol=1e-4)
+    assert not relevance.requires_grad
+    F.cross_entropy(logits, labels).backward()
+    ours = {k: p.grad.clone() for k, p in tiny_clip.named_parameters()}
+    tiny_clip.zero_grad()
+    F.cross_entropy(tiny_clip(images), labels).backward()
+    for name, parameter in tiny_clip.named_parameters():
+        assert torch.allclose(ours[name], parameter.grad, atol=1e-4), name
+
+
+def test_relevance_needs_no_trainable_parameter(tiny_clip, digit_batch):
+    images, labels = digit_batch
+    expected = AttentionRelevance().explain(tiny_clip, images, labels)[1]
+    cam = GradCAM().explain(tiny_clip, images, labels)[1]
+    tiny_clip.requires_grad_(False)
+    with torch.no_grad():
+        assert torch.allclose(AttentionRelevance().explain(tiny_clip, images, labels)[1], expected)
+        assert torch.allclose(GradCAM().explain(tiny_clip, images, labels)[1], cam, atol=1e-5)
+
+
+def test_grad_cam_of_a_cnn_equals_the_formula(small_cnn):
+    torch.manual_seed(1)
+    small_cnn.double()
+    images, labels = torch.rand(3, 3, 96, 96).double(), torch.tensor([0, 2, 1])
+    net = small_cnn.encoder
+    maps = net.forward_features((images - small_cnn.mean) / small_cnn.std)
+    maps = maps.detach().requires_grad_()
+    logits = maps.mean((2, 3)) @ small_cnn.head.weight.T + small_cnn.head.bias
+    for n in range(3):
+        (gradient,) = torch.autograd.grad(logits[n, labels[n]], maps, retain_graph=True)
+        cam = torch.zeros(maps.shape[2:]).double()
+        for c in range(maps.shape[1]):
+            cam = cam + gradient[n, c].mean() * maps[n, c]
+        cam = cam.clamp(min=0)
+        got = GradCAM().explain(small_cnn, images, labels)[1][n]
+        assert torch.allclose(got, cam / (cam.max() + 1e-8), atol=1e-6)
+
+
+def test_grad_cam_of_a_transformer_reads_the_input_of_the_last_attention(tiny_clip, digit_batch):
+    images, labels = digit_batch
+    tiny_clip.double()
+    seen = []
+    last = tiny_clip.encoder.transformer.resblocks[-1]
+    handle = last.ln_1.register_forward_hook(lambda m, i, o: seen.append(o))
+    logits = tiny_clip(images.double())
+    handle.remove()
+    (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), seen)
+    weights = gradient[:, 1:].mean(1)
+    cam = torch.einsum("npd,nd->np", seen[0][:, 1:], weights).clamp(min=0)
+    expected = cam / (cam.amax(1, keepdim=True) + 1e-8)
+    got = GradCAM().explain(tiny_clip, images.double(), labels)[1]
+    assert torch.allclose(got.flatten(1), expected, atol=1e-6)
+
+
+def test_a_finer_layer_gives_a_finer_grid(small_cnn):
+    images, labels = torch.rand(2, 3, 96, 96), torch.tensor([0, 1])
+    coarse = GradCAM().explain(small_cnn, images, labels)[1]
+    fine = GradCAM("layer2").explain(small_cnn, images, labels)[1]
+    assert coarse.shape == (2, *small_cnn.grid)
+    assert fine.shape[1] > coarse.shape[1]
+
+
+def test_what_cannot_be_explained_is_said_in_one_line(small_cnn):
+    images, labels = torch.rand(2, 3, 96, 96), torch.tensor([0, 1])
+    with pytest.raises(InputError, match="use GradCAM"):
+        AttentionRelevance().explain(small_cnn, images, labels)
+    with pytest.raises(InputError, match="Nearest: layer4"):
+        GradCAM("layr4").explain(small_cnn, images, labels)
+    with pytest.raises(InputError, match="spatial output"):
+        GradCAM("global_pool").explain(small_cnn, images, labels)
+
+
+@pytest.mark.parametrize("model", ["RN50", "ViT-B-32"])
+def test_real_clip_architectures_are_explained(model):
+    torch.manual_seed(0)
+    classifier = OpenClipClassifier(model, None, ["cat", "dog"], ["a photo of a {}"])
+    images, labels = torch.rand(2, 3, 224, 224), torch.tensor([0, 1])
+    relevance = GradCAM() if model == "RN50" else AttentionRelevance()
+    logits, maps = relevance.explain(classifier, images, labels)
+    assert logits.shape == (2, 2)
+    assert maps.shape == (2, 7, 7)
+    assert maps.min() >= 0 and maps.max() <= 1
+
+
+def test_average_pooled_transformers_read_all_patches():
+    torch.manual_seed(0)
+    classifier = TimmClassifier("test_vit2", False, ["a", "b"])
+    assert classifier.tokens is not None
+    share = classifier.tokens.readout(torch.device("cpu"))
+    assert share.sum().item() == pytest.approx(1)
+    size = classifier.image_size
+    _, relevance = AttentionRelevance().explain(
+        classifier, torch.rand(2, 3, *size), torch.tensor([0, 1])
+    )
+    assert relevance.shape == (2, *classifier.grid)

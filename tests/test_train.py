@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from cfmask import ShiftReport, load_classifier
+from cfmask.command import evaluate_run, train
+
+DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
+FAST = [
+    "--trainer.max_epochs=2",
+    "--trainer.precision=32-true",
+    "--data.train_images=48",
+    "--data.val_images=20",
+    "--data.batch_size=16",
+    "--evaluation.images=20",
+]
+
+
+def run_demo(folder: Path, *options: str) -> None:
+    train(["--config", DEMO, f"--run={folder}", *FAST, *options])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    run_demo(folder)
+    return folder
+
+
+def test_the_run_folder_holds_all_that_is_promised(demo):
+    config = yaml.safe_load((demo / "config.yaml").read_text())
+    assert config["trainer"]["max_epochs"] == 2
+    assert config["model"]["init_args"]["lr"] == 3e-4
+    for picture in ("gallery.png", "trade_off.png"):
+        assert min(Image.open(demo / picture).size) > 300
+    rows = list(csv.DictReader((demo / "csv" / "metrics.csv").open()))
+    assert [float(r["val/accuracy"]) for r in rows if r["val/accuracy"]]
+    assert list((demo / "tensorboard").glob("events.out.tfevents*"))
+    torch.load(demo / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_tensorboard_opens_the_metrics(demo):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(demo / "tensorboard"))
+    events.Reload()
+    values = [e.value for e in events.Scalars("val/accuracy")]
+    rows = list(csv.DictReader((demo / "csv" / "metrics.csv").open()))
+    expected = [float(r["val/accuracy"]) for r in rows if r["val/accuracy"]]
+    assert values == pytest.approx(expected)
+
+
+def test_the_report_counts_every_image_of_every_set_for_every_model(demo):
+    report = json.loads((demo / "report.json").read_text())
+    sets = ["id", "v2", "counter", "sketch", "rendition", "corruption"]
+    single = [row for row in report["rows"] if row["total"]]
+    assert [(r["model"], r["shift"]) for r in single] == [
+        (m, s) for s in sets for m in ("zero-shot", "tuned", "WiSE-FT 0.5")
+    ]
+    assert all(r["total"] == 20 and r["value"] == r["correct"] / 20 for r in single)
+    assert all(r["low"] <= r["value"] <= r["high"] for r in report["rows"])
+    means = {r["shift"] for r in report["rows"]} - set(sets)
+    assert means == {"O3", "mean of shifts"}
+    assert set(report["protocol"]["sets"]) == set(sets)
+
+
+def test_eval_gives_the_same_report_from_the_folder_alone(demo, capsys):
+    before = (demo / "report.json").read_text()
+    (demo / "report.json").unlink()
+    evaluate_run([str(demo)])
+    assert (demo / "report.json").read_text() == before
+    table = capsys.readouterr().out
+    for row in ShiftReport.load(demo / "report.json").rows:
+        assert f"{100 * row.value:.1f}" in table
+    assert "WiSE-FT 0.5" in table
+
+
+def test_eval_takes_other_sets_and_alphas(demo, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(demo, copy)
+    evaluate_run([str(copy), "--shifts", '["digits/id","digits/sketch"]', "--alphas=[0,1]"])
+    report = ShiftReport.load(copy / "report.json")
+    assert {row.shift for row in report.rows} == {"id", "sketch"}
+    for shift in ("id", "sketch"):
+        assert report.value("WiSE-FT 0", shift) == report.value("zero-shot", shift)
+        assert report.value("WiSE-FT 1", shift) == report.value("tuned", shift)
+
+
+def test_the_weights_are_those_of_the_best_epoch(demo):
+    best = load_classifier(demo / "checkpoints" / "best.ckpt")
+    tuned = load_classifier(demo)
+    for (name, a), b in zip(best.state_dict().items(), tuned.state_dict().values()):
+        assert torch.equal(a, b), name
+    checkpoint = torch.load(demo / "checkpoints" / "best.ckpt", weights_only=True)
+    rows = list(csv.DictReader((demo / "csv" / "metrics.csv").open()))
+    accuracies = [(int(r["epoch"]), float(r["val/accuracy"])) for r in rows if r["val/accuracy"]]
+    assert checkpoint["epoch"] == max(accuracies, key=lambda pair: pair[1])[0]
+
+
+def test_the_starting_point_is_kept_as_it_was(demo, tiny_clip):
+    start = load_classifier(demo, "pretrained.safetensors")
+    assert torch.equal(start.encoder.proj, tiny_clip.encoder.proj)
+    assert not torch.equal(load_classifier(demo).encoder.proj, tiny_clip.encoder.proj)
+
+
+def test_the_saved_config_gives_the_same_run(demo, tmp_path):
+    train(["--config", str(demo / "config.yaml"), f"--run={tmp_path / 'again'}"])
+    assert (tmp_path / "again" / "weights.safetensors").read_bytes() == (
+        demo / "weights.safetensors"
+    ).read_bytes()
+
+
+def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The one line that a command prints before it ends with code 2."""
+    with pytest.raises(SystemExit) as end:
+        train(list(args))
+    assert end.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--model=FineTunning", ["FineTunning", "FineTuning"]),
+        ("--model.classifier.model=tiny-clop", ["tiny-clop", "tiny-clip"]),
+        ("--model.learning_rate=1", ["learning_rate"]),
+        ("--trainer.max_epoch=1", ["max_epoch"]),
+        ("--evaluation.shifts=[digit]", ["'digit'", "digits"]),
+        ("--evaluation.shifts=[digits/sketsch]", ["sketsch", "digits/sketch"]),
+        ("--model.counterfactual.mask.threshold=1.5", ["threshold in [0, 1]", "1.5"]),
+        ("--data.batch_size=1", ["at least 2 images"]),
+        ("--model.lr=fast", ["lr", "fast"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(option, words, tmp_path, capsys):
+    line = fails(capsys, "--config", DEMO, f"--run={tmp_path / 'run'}", *FAST, option)
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_misspelt_key_in_a_file_is_named(tmp_path, capsys):
+    config = yaml.safe_load(Path(DEMO).read_text())
+    options = config["model"]["init_args"]
+    options["distil_weight"] = options.pop("distill_weight")
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(config))
+    line = fails(capsys, "--config", str(tmp_path / "bad.yaml"), f"--run={tmp_path / 'run'}")
+    assert "distil_weight" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_runs_folder_is_not_overwritten(demo, capsys):
+    before = (demo / "weights.safetensors").read_bytes()
+    line = fails(capsys, "--config", DEMO, f"--run={demo}", *FAST, "--model.lr=1e-3")
+    assert "another config" in line
+    assert (demo / "weights.safetensors").read_bytes() == before
+
+
+def test_a_folder_of_other_files_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years")
+    line = fails(capsys, "--config", DEMO, f"--run={tmp_path}", *FAST)
+    assert "other files" in line
+    assert (tmp_path / "thesis.txt").read_text() == "years"
+
+
+def test_a_loss_that_is_not_finite_ends_the_command(tmp_path, capsys):
+    line = fails(
+        capsys, "--config", DEMO, f"--run={tmp_path / 'run'}", *FAST, "--model.lr=1e30",
+        "--trainer.gradient_clip_val=0",
+    )  # fmt: skip
+    assert "not finite at step" in line
+
+
+def test_eval_of_what_is_no_run_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        evaluate_run([str(tmp_path)])
+    assert end.value.code == 2
+    assert "Expected a run folder" in capsys.readouterr().err
+
+
+def photos(root: Path) -> Path:
+    """A made-up folder of pictures in all formats that people have."""
+    rng = np.random.default_rng(0)
+    tint = {"lemon": (230, 220, 40), "lime": (60, 200, 60), "red_plum": (120, 20, 60)}
+    for part, count in {"train": 10, "test": 4, "sketches": 4}.items():
+        for name, colour in tint.items():
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                noise = rng.normal(0, 25, (40 + 3 * i, 60, 3)) + np.array(colour)
+                image = Image.fromarray(noise.clip(0, 255).astype(np.uint8))
+                path = root / part / name / f"{i}.jpg"
+                if i == 0:
+                    image.convert("L").save(path)
+                elif i == 1:
+                    image.quantize(16).save(path.with_suffix(".png"))
+                elif i == 2:
+                    image.convert("CMYK").save(path)
+                elif i == 3:
+                    exif = Image.Exif()
+                    exif[0x0112] = 6
+                    image.save(path, exif=exif)
+                elif i == 4:
+                    deep = np.asarray(image.convert("L")).astype(np.uint16) * 256
+                    Image.fromarray(deep).save(path.with_suffix(".png"))
+                else:
+                    image.save(path)
+    return root
+
+
+FOLDER = [
+    "--config",
+    str(Path(DEMO).parent / "folder.yaml"),
+    "--model.classifier.model=tiny-clip",
+    "--model.classifier.pretrained=null",
+    "--data.workers=0",
+    "--data.batch_size=8",
+    "--evaluation.workers=0",
+    "--trainer.max_epochs=1",
+    "--trainer.accelerator=cpu",
+]
+
+
+def test_ones_own_folder_trains_and_evaluates(tmp_path):
+    root = photos(tmp_path / "photos")
+    run = tmp_path / "run"
+    names = '--data.class_names={"red_plum":"dark plum"}'
+    train([*FOLDER, f"--run={run}", f"--data.root={root}", f"--evaluation.data_root={root}", names])
+    report = ShiftReport.load(run / "report.json")
+    assert report.reference == "test"
+    assert {row.shift for row in report.rows} == {"test", "sketches"}
+    assert all(row.total == 12 for row in report.rows)
+    assert load_classifier(run).class_names == ("lemon", "lime", "dark plum")
+
+
+def test_what_is_wrong_with_a_folder_is_said_before_training(tmp_path, capsys):
+    root = photos(tmp_path / "photos")
+    args = [*FOLDER, f"--run={tmp_path / 'run'}", f"--data.root={root}"]
+    args.append(f"--evaluation.data_root={root}")
+
+    (root / "sketches" / "lime").rename(root / "sketches" / "olive")
+    assert "olive" in fails(capsys, *args)
+    (root / "sketches" / "olive").rename(root / "sketches" / "lime")
+
+    (root / "train" / "empty").mkdir()
+    assert "empty" in fails(capsys, *args)
+    (root / "train" / "empty").rmdir()
+
+    assert "nowhere" in fails(capsys, *args, f"--data.root={root / 'nowhere'}")
+    assert not (tmp_path / "run").exists()
+
+    broken = root / "train" / "lemon" / "6.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    line = fails(capsys, *args, "--data.val_images=3")
+    assert str(broken) in line
