@@ -1,7 +1,7 @@
 """Methods by seeds on the digits world: ``python benchmarks/compare.py --seeds 5``.
 
 Every method gets the same number of settings (learning rates). The one with the best
-in-distribution validation accuracy, on seeds that are not reported, is taken; shift sets are never
+in-distribution validation accuracy, on a world that is not reported, is taken; shift sets are never
 looked at for a choice. Prints mean ± standard deviation over the seeds, and differences paired by
 seed.
 """
@@ -33,7 +33,7 @@ from cfmask.data.shifts import Request, find_shifts
 RATES = (1e-4, 3e-4, 1e-3)
 PROBE_RATES = (3e-3, 1e-2, 3e-2)
 WEIGHT = 4.0  # of the distance, in units of the mean squared teacher feature
-TUNING_SEEDS = (1001, 1002)
+TUNING_SEEDS = (1001,)
 COLUMNS = ("id", "v2", "counter", "sketch", "rendition", "corruption", "O3", "mean of shifts")
 
 
@@ -107,8 +107,9 @@ def run(method: str, lr: float, seed: int, epochs: int) -> tuple[float, Figures]
         trainer.fit(METHODS[method](start, lr=lr), cfmask.DigitsData(seed=seed))
         tuned = cfmask.load_classifier(best.best_model_path)
         score = float(best.best_model_score or 0)
-    models = {"zero-shot": pretrained, method: tuned}
+    models = {method: tuned}
     if method == "fine-tuning":
+        models["zero-shot"] = pretrained
         models["WiSE-FT 0.5"] = cfmask.interpolate(pretrained, tuned, 0.5)
     if seed in TUNING_SEEDS:
         return score, {}

@@ -22,6 +22,8 @@ from cfmask.errors import InputError
 
 WEIGHTS = "weights.safetensors"
 PRETRAINED = "pretrained.safetensors"
+# What two classifiers must share for the mean of their weights to make sense.
+ALIKE = ("family", "config", "head", "class_names", "mean", "std")
 
 
 def save_classifier(classifier: Classifier, path: Path) -> None:
@@ -59,7 +61,10 @@ def load_classifier(path: str | Path, weights: str = WEIGHTS) -> Classifier:
         spec, tensors = _read_spec(file), read_tensors(file)
     if not spec:
         raise InputError(f"Expected a file that names its classifier, but {file} does not.")
-    classifier = Classifier.rebuild(spec)
+    try:
+        classifier = Classifier.rebuild(spec)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"Expected a whole classifier spec, but {file} has none.") from error
     try:
         classifier.load_state_dict(tensors)
     except RuntimeError as error:
@@ -84,10 +89,14 @@ def interpolate(start: Classifier, tuned: Classifier, alpha: float) -> Classifie
     if not 0 <= alpha <= 1:
         raise InputError(f"Expected alpha in [0, 1], but got {alpha}.")
     old, new = start.state_dict(), tuned.state_dict()
-    if {k: v.shape for k, v in old.items()} != {k: v.shape for k, v in new.items()}:
+    shapes = ({k: v.shape for k, v in state.items()} for state in (old, new))
+    first, second = (
+        [shape, *(c.spec.get(key) for key in ALIKE)] for shape, c in zip(shapes, (start, tuned))
+    )
+    if first != second:
         raise InputError(
-            f"Expected two classifiers of one architecture, but got {start.name} and "
-            f"{tuned.name} with other weights or head."
+            f"Expected two classifiers of one architecture and the same classes, but got {start.name} "
+            f"and {tuned.name} with another tower, head, normalisation or class list."
         )
     mixed = copy.deepcopy(tuned)
     mixed.load_state_dict(
@@ -128,8 +137,10 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
             f"Refused {path}: it is a pickle that holds more than weights and could execute code; "
             "save its state_dict alone."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"Cannot read weights from {path}: {error}. Is it truncated?") from error
+    # Broken files make torch raise errors of any kind.
+    except Exception as error:
+        line = " ".join(str(error).split())[:300]
+        raise InputError(f"Cannot read weights from {path}: {line}. Is it truncated?") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"Expected a dictionary of weights in {path}, but got {type(checkpoint)}.")
     return checkpoint

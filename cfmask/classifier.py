@@ -156,8 +156,12 @@ class Classifier(nn.Module, ABC):
                 f"but got {tuple(images.shape)}; set the image size of data or classifier."
             )
         with _kernels(images.device):
-            features: Tensor = self.encoder((images - self.mean) / self.std)
-        return full_precision(features)
+            return full_precision(self.encode((images - self.mean) / self.std))
+
+    def encode(self, normalised: Tensor) -> Tensor:
+        """Features (B, D) of normalised images; a family may compute the same at less cost."""
+        features: Tensor = self.encoder(normalised)
+        return features
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits float32 (B, K) of features (B, D); never in reduced precision."""

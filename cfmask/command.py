@@ -19,6 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
 import cfmask
+from cfmask.classifier import Classifier
 from cfmask.data.datamodule import TrainingData
 from cfmask.data.shifts import Request, find_shifts
 from cfmask.errors import InputError
@@ -50,10 +51,11 @@ def train(args: Sequence[str] | None = None) -> None:
         )
         folder = RunFolder(cli.config.run)
         _check(cli, folder)
+        if cli.config.probe:
+            cli.model.probe(cli.datamodule)
         folder.start(cli.config_text(), cli.model.classifier)
         cli.trainer.fit(cli.model, cli.datamodule)
-        cli.model.classifier.load_state_dict(folder.finish().state_dict())
-        _gallery(cli, folder)
+        _gallery(cli, folder.finish(), folder)
         report = folder.evaluate(**cli.config.evaluation.as_dict())
         _print(report.table(), folder.path)
 
@@ -85,8 +87,7 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and exit."""
-        names = {option.lstrip("-") for option in self._option_string_actions}
-        _fail(_brief(message, names | set(cfmask.__all__)))
+        _fail(_brief(message, {option.lstrip("-") for option in self._option_string_actions}))
 
 
 class TrainParser(LightningArgumentParser, OneLineParser):
@@ -98,8 +99,7 @@ class TrainCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """See `LightningCLI.init_parser`."""
-        kwargs.setdefault("dump_header", None)
-        parser = TrainParser(**kwargs)
+        parser = TrainParser(**{**kwargs, "allow_abbrev": False})
         parser.add_argument("-c", "--config", action="config", help="YAML file with any of these.")
         return parser
 
@@ -108,6 +108,12 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--run", type=str, default="runs/run", help="folder of the run")
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="replace another run there"
+        )
+        parser.add_argument(
+            "--probe",
+            type=bool,
+            default=False,
+            help="fit the head to the frozen encoder's features first, as a fresh head needs",
         )
         parser.add_method_arguments(RunFolder, "evaluate", "evaluation")
         parser.link_arguments(
@@ -148,14 +154,14 @@ def _check(cli: TrainCLI, folder: RunFolder) -> None:
     cli.datamodule.prepare(cli.model.classifier.preprocess)
 
 
-def _gallery(cli: TrainCLI, folder: RunFolder) -> None:
+def _gallery(cli: TrainCLI, tuned: Classifier, folder: RunFolder) -> None:
     """Picture of the tuned model on validation images, for methods that mask."""
     if isinstance(cli.model, MaskedDistillation):
         images, labels = first_of_each_class(cli.datamodule.val_set, 8)
         if len(labels) > 1:
             draw_gallery(
                 folder.path / "gallery.png",
-                cli.model.classifier.cpu(),
+                tuned,
                 cli.model.relevance,
                 cli.model.counterfactual,
                 images.float() / 255,
@@ -182,9 +188,14 @@ def _quiet() -> None:
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except InputError as error:
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
         # A worker process hands on its traceback; the last line is ours.
-        _fail(str(error).strip().splitlines()[-1].removeprefix("cfmask.errors.InputError: "))
+        _fail(str(cause).strip().splitlines()[-1].removeprefix("cfmask.errors.InputError: "))
 
 
 def _fail(message: str) -> NoReturn:
@@ -197,10 +208,10 @@ def _brief(message: str, names: set[str]) -> str:
     noise = r"Does not validate|Subtypes:|Errors:|Given value|NoneType|either not accessible"
     lines = [re.sub(r"^[\s-]+", "", line) for line in message.splitlines()]
     text = " ".join(line for line in lines if line and not re.search(noise, line))
-    wrong = re.search(r"(?:string: |Option '|import path |arguments: -*)([\w.]+)", text)
+    wrong = re.search(r"(?:string: |Option '|arguments: -*)([\w.]+)", text)
     if not wrong:
         return text
     word = wrong[1].split(".")[-1]
-    short = {name.split(".")[-1] for name in names}
-    near = difflib.get_close_matches(word, sorted(short - {word}), n=3, cutoff=0.5)
+    known = cfmask.__all__ if word[0].isupper() else {name.split(".")[-1] for name in names}
+    near = difflib.get_close_matches(word, sorted(set(known) - {word}), n=3, cutoff=0.5)
     return f"{text} Nearest: {', '.join(near)}." if near else text

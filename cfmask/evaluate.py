@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Literal
 
 import torch
@@ -82,7 +83,7 @@ def _one_set(
                 device = next(model.parameters()).device
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                     logits = model(to_unit(images.to(device)))
-                hits = right(logits, labels.to(device), shift.classes)
+                hits = right(logits, labels.to(device), shift.classes, shift.accepts)
                 correct[name] += int(hits.sum())
             bar.advance(task, len(labels))
     if total == 0:
@@ -121,19 +122,33 @@ def _protocol(
             **{name: list(sets) for name, sets in MEANS.items() if set(sets) <= wanted},
             **({"mean of shifts": sorted(wanted)} if len(wanted) > 1 else {}),
         },
-        "sets": {
-            shift.name: {
-                "in_distribution": shift.in_distribution,
-                "classes": "all" if shift.classes is None else len(shift.classes),
-            }
-            for shift in shifts
-        },
+        "sets": {shift.name: _set_protocol(shift) for shift in shifts},
+        "missing sets": sorted({name for shift in shifts for name in shift.missing}),
         "models": {
             name: {"encoder": model.name, "preprocess": model.spec["preprocess"]}
             for name, model in models.items()
         },
         "precision": precision,
     }
+
+
+def _set_protocol(shift: Shift) -> dict[str, object]:
+    """The rule of one set; what does not concern it is left out."""
+    facts: dict[str, object] = {
+        "in_distribution": shift.in_distribution,
+        "classes": "all" if shift.classes is None else len(shift.classes),
+    }
+    if shift.accepts is not None:
+        several = sum(len(classes) > 1 for classes in shift.accepts.values())
+        facts["one_to_many"] = (
+            f"{len(shift.accepts)} classes of the set, {several} of them with several of the "
+            "head's; right if the argmax is one of them"
+        )
+    if shift.found is not None and shift.expected is not None:
+        found, expected = asdict(shift.found), asdict(shift.expected)
+        facts["size"] = {"found": found, "expected": expected, "complete": found == expected}
+    texts = {"note": shift.note, "source": shift.source, "licence": shift.licence}
+    return facts | {key: text for key, text in texts.items() if text}
 
 
 @contextlib.contextmanager

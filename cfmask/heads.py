@@ -33,6 +33,36 @@ class ZeroShotHead(nn.Module):
         return F.linear(F.normalize(features, dim=-1), self.weight, self.bias)
 
 
+def fit_linear_head(head: nn.Linear, features: Tensor, labels: Tensor) -> None:
+    """Set a linear head to the logistic regression of labels on features, by scikit-learn.
+
+    The regression is L2-regularised with C = 1 on features of unit mean square. A class without
+    images keeps a row of zeros.
+
+    Args:
+        head: D to K, changed in place.
+        features: float (N, D).
+        labels: int64 (N,) in [0, K), at least two different.
+
+    Raises:
+        InputError: images of one class only.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    if len(labels.unique()) < 2:
+        raise InputError("Expected images of at least 2 classes to fit a head, but got 1.")
+    scale = features.square().mean().sqrt()
+    model = LogisticRegression(max_iter=1000).fit((features / scale).numpy(), labels.numpy())
+    weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
+    if len(model.classes_) == 2:
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.zero_()
+        head.weight[model.classes_] = (weight / scale).to(head.weight)
+        head.bias[model.classes_] = bias.to(head.bias)
+
+
 @torch.no_grad()
 def zero_shot_weight(
     clip: nn.Module,

@@ -6,7 +6,7 @@ Letters: N images, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,26 +14,44 @@ from torch import Tensor
 from cfmask.errors import InputError
 
 
-def right(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+def right(
+    logits: Tensor,
+    labels: Tensor,
+    classes: Sequence[int] | None = None,
+    accepts: Mapping[int, Sequence[int]] | None = None,
+) -> Tensor:
     """Which images are classified right, bool (N,).
 
     Args:
         logits: float (N, K).
-        labels: int64 (N,) in [0, K).
+        labels: int64 (N,): classes in [0, K), or keys of `accepts`.
         classes: if given, the argmax is taken among these classes alone.
+        accepts: if given, an image is right if the argmax is one of `accepts[label]`.
 
     Raises:
-        InputError: a label outside the head or outside `classes`.
+        InputError: a label outside the head, outside `classes` or outside `accepts`; `classes`
+            that the head does not have.
     """
     count = logits.shape[1]
     allowed = torch.arange(count) if classes is None else torch.tensor(sorted(classes))
-    if not torch.isin(labels.cpu(), allowed).all():
+    known = allowed if accepts is None else torch.tensor(sorted(accepts))
+    if not torch.isin(labels.cpu(), known).all():
+        owner = "of the head" if accepts is None else "of the set"
         raise InputError(
-            f"Expected labels among the {len(allowed)} classes of the head, but got others; does "
+            f"Expected labels among the {len(known)} classes {owner}, but got others; does the set "
+            "have other classes than the classifier?"
+        )
+    if classes is not None and len(classes) and not 0 <= min(classes) <= max(classes) < count:
+        raise InputError(
+            f"Expected a head that has class {max(classes)}, but got one of {count} classes; does "
             "the set have other classes than the classifier?"
         )
     allowed = allowed.to(logits.device)
-    return allowed[logits[:, allowed].argmax(1)] == labels
+    chosen = allowed[logits[:, allowed].argmax(1)]
+    if accepts is None:
+        return chosen == labels
+    pairs = zip(chosen.tolist(), labels.tolist())
+    return torch.tensor([k in accepts[label] for k, label in pairs], device=logits.device)
 
 
 def interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

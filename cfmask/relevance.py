@@ -73,7 +73,9 @@ class AttentionRelevance(Relevance):
         with torch.no_grad():
             row = tokens.readout(images.device).expand(len(images), 1, -1).to(logits.dtype)
             for weights, gradient in zip(reversed(attention.maps), reversed(gradients)):
-                row = row + row @ full_precision((gradient * weights).clamp(min=0).mean(1))
+                step = full_precision((gradient * weights).clamp(min=0).mean(1))
+                # A last block that computes the class token alone gives just its row.
+                row = row + (step if step.shape[1] == 1 else row @ step)
             return logits, normalise(row[:, 0, tokens.prefix :].unflatten(1, tokens.grid))
 
 
@@ -133,7 +135,8 @@ def normalise(relevance: Tensor) -> Tensor:
 
 def _score(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum over the batch of the true class's logit."""
-    return logits.gather(1, labels.unsqueeze(1)).sum()
+    with torch.enable_grad():
+        return logits.gather(1, labels.unsqueeze(1)).sum()
 
 
 def _as_map(activation: Tensor, classifier: Classifier) -> Tensor:

@@ -58,7 +58,7 @@ class RunFolder:
             raise InputError(
                 f"Expected a new folder or a run folder, but {self.path} holds other files."
             )
-        if not overwrite and yaml.safe_load(file.read_text()) != yaml.safe_load(config):
+        if not overwrite and _settings(file.read_text()) != _settings(config):
             raise InputError(
                 f"{self.path} holds a run of another config; give another --run, or --overwrite."
             )
@@ -146,3 +146,8 @@ class RunFolder:
         report.save(self.path / "report.json")
         report.plot_trade_off(self.path / "trade_off.png")
         return report
+
+
+def _settings(config: str) -> dict[str, Any]:
+    """The settings of a config, but for the path of the run folder itself."""
+    return {key: value for key, value in yaml.safe_load(config).items() if key != "run"}

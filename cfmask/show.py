@@ -46,20 +46,34 @@ def draw_gallery(
 
 
 def _draw(path: Path, columns: Mapping[str, Tensor], names: list[str]) -> None:
+    """One picture of all: a column for each kind, a row for each image."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.5 * len(columns), 1.45 * len(names) + 0.3), layout="constrained")
-    grid: Any = figure.subplots(len(names), len(columns), squeeze=False)
-    for j, (title, pictures) in enumerate(columns.items()):
-        for i, picture in enumerate(pictures):
-            axes = grid[i][j]
-            axes.imshow(picture.permute(1, 2, 0).clamp(0, 1).cpu(), vmin=0, vmax=1, cmap="magma")
-            axes.set(xticks=[], yticks=[])
-            if i == 0:
-                axes.set_title(title, fontsize=9)
-            if j == 0:
-                axes.set_ylabel(names[i], fontsize=9)
+    pad = 2
+    tiles = [F.pad(_colours(pictures), (pad,) * 4, value=1.0) for pictures in columns.values()]
+    sheet = torch.cat([torch.cat(list(column), dim=1) for column in tiles], dim=2)
+    high, wide = tiles[0].shape[2:]
+    figure = Figure(
+        figsize=(1.5 * len(columns), 1.5 * len(names) * high / wide + 0.4), layout="constrained"
+    )
+    axes = figure.add_subplot()
+    axes.imshow(sheet.permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes.set_xticks([(i + 0.5) * wide for i in range(len(columns))], list(columns), fontsize=9)
+    axes.set_yticks([(i + 0.5) * high for i in range(len(names))], names, fontsize=9)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
     figure.savefig(path, dpi=110)
+
+
+def _colours(pictures: Tensor) -> Tensor:
+    """Pictures (N, 3, H, W) as they are; maps (N, 1, H, W) in [0, 1] in false colours."""
+    from matplotlib import colormaps
+
+    pictures = pictures.detach().cpu().clamp(0, 1)
+    if pictures.shape[1] == 3:
+        return pictures
+    colours = torch.tensor(colormaps["magma"](pictures[:, 0]))[..., :3]
+    return colours.permute(0, 3, 1, 2).float()
 
 
 def first_of_each_class(data: Any, count: int) -> tuple[Tensor, Tensor]:

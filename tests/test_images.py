@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm.data
 import torch
 from PIL import Image, features
 from torchvision import transforms as v1
@@ -243,6 +244,18 @@ def test_a_result_need_not_be_square(height, width, size, resized, left, top):
     got = Preprocess(size)(image)
     assert got.shape == (3, *size)
     assert np.array_equal(got.permute(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(50, 100), (100, 100), (160, 40), (37, 211)])
+@pytest.mark.parametrize("size", [(32, 64), (64, 32), (64, 64)])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.8])
+def test_any_result_is_that_of_timm(height, width, size, crop_pct):
+    image = Image.fromarray(noise(height, width))
+    transform = timm.data.create_transform(
+        (3, *size), interpolation="bicubic", crop_pct=crop_pct, normalize=False
+    )
+    got = Preprocess(size, crop_pct)(image)
+    np.testing.assert_array_equal(got, np.asarray(transform(image)))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 300), (300, 1), (2, 3)])

@@ -69,10 +69,10 @@ def test_every_method_trains_and_its_checkpoint_holds_the_student_alone(kind, ti
     trainer.save_checkpoint(path)
     names = torch.load(path, weights_only=True)["state_dict"]
     assert not [name for name in names if "teacher" in name]
-    loaded = load_classifier(path)
-    images = torch.rand(4, 3, 48, 48)
-    assert torch.equal(loaded(images), method.classifier.eval()(images))
-    assert not torch.equal(loaded(images), start(images))
+    loaded = load_classifier(path).state_dict()
+    tuned, before = method.classifier.state_dict(), start.state_dict()
+    assert all(torch.equal(loaded[k], v) for k, v in tuned.items())
+    assert any(not torch.equal(loaded[k], v) for k, v in before.items())
 
 
 @pytest.mark.parametrize("kind", [Distillation, MaskedDistillation])
@@ -80,7 +80,8 @@ def test_the_teacher_stays_as_it_was_and_in_eval_mode(kind, tiny_clip, tmp_path)
     method = build(kind, tiny_clip, lr=1e-3)
     before = {k: v.clone() for k, v in method.teacher.state_dict().items()}
     modes = []
-    method.teacher.register_forward_hook(lambda module, args, out: modes.append(module.training))
+    first = method.teacher.encoder.conv1
+    first.register_forward_hook(lambda module, args, out: modes.append(module.training))
     fit(method, tmp_path)
     assert modes and not any(modes)
     assert all(not m.training for m in method.teacher.modules())
@@ -105,17 +106,17 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(tiny_clip, tmp_path):
     assert not torch.equal(results[0], results[2])
 
 
-def count_passes(module):
-    """List that grows by the batch size at each forward pass of a module."""
+def count_passes(classifier):
+    """List that grows by the batch size at each forward pass of the encoder."""
     passes = []
-    module.register_forward_hook(lambda m, args, out: passes.append(len(args[0])))
+    classifier.encoder.conv1.register_forward_hook(lambda m, args, out: passes.append(len(args[0])))
     return passes
 
 
 def test_a_masked_step_runs_the_student_twice_and_the_teacher_once(tiny_clip, digit_batch):
     method = build(MaskedDistillation, tiny_clip)
     method.log = lambda *a, **k: None
-    student, teacher = count_passes(tiny_clip.encoder), count_passes(method.teacher.encoder)
+    student, teacher = count_passes(tiny_clip), count_passes(method.teacher)
     method.losses(*digit_batch)
     assert student == [8, 8]
     assert teacher == [8]
@@ -159,7 +160,7 @@ def test_each_distance_is_the_formula_times_its_weight(tiny_clip, digit_batch):
     for distance, weight in (("feature", 30.0), ("relative_feature", 4.0), ("logit", 2.0)):
         method = Distillation(copy.deepcopy(tiny_clip), distance=distance, distill_weight=weight)
         with torch.no_grad():
-            method.classifier.encoder.proj.mul_(1.1)
+            method.classifier.encoder.proj.copy_(tiny_clip.encoder.proj.flip(0))
         got = method.losses(images, labels)[1]["distill"].item()
         f, t = method.classifier.features(images), method.teacher.features(images)
         if distance == "logit":
@@ -170,6 +171,55 @@ def test_each_distance_is_the_formula_times_its_weight(tiny_clip, digit_batch):
             scale = t.square().mean().item() if distance == "relative_feature" else 1
             expected = weight * (f - t).square().mean().item() / scale
         assert got == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_a_probed_head_is_the_logistic_regression_of_the_features():
+    from scipy.optimize import minimize
+
+    torch.manual_seed(0)
+    cnn = TimmClassifier("test_resnet", False, digits.CLASS_NAMES, image_size=96)
+    method = Distillation(cnn)
+    data = DigitsData(train_images=60, val_images=10, batch_size=13)
+    method.probe(data)
+    images = torch.stack([data.train_set[i][0] for i in range(60)]).float() / 255
+    labels = torch.tensor([data.train_set[i][1] for i in range(60)])
+    with torch.no_grad():
+        features = cnn.features(images).double()
+        got = cnn(images).double().softmax(-1)
+    x = features / features.square().mean().sqrt()
+
+    def loss(flat):
+        w = torch.tensor(flat, requires_grad=True)
+        weight, bias = w[:-10].view(10, -1), w[-10:]
+        fit = torch.nn.functional.cross_entropy(x @ weight.T + bias, labels, reduction="sum")
+        total = fit + weight.square().sum() / 2
+        total.backward()
+        return total.item(), w.grad.numpy()
+
+    start = torch.zeros(10 * x.shape[1] + 10).double().numpy()
+    best = torch.tensor(minimize(loss, start, jac=True, options={"maxiter": 500}).x)
+    expected = (x @ best[:-10].view(10, -1).T + best[-10:]).softmax(-1)
+    assert torch.allclose(got, expected, atol=0.01)
+    for a, b in zip(cnn.head.parameters(), method.teacher.head.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_a_zero_shot_head_is_not_probed(tiny_clip):
+    with pytest.raises(InputError, match="leave out --probe"):
+        FineTuning(tiny_clip).probe(DigitsData())
+
+
+def test_two_classes_are_probed_like_any_number():
+    from cfmask.heads import fit_linear_head
+
+    torch.manual_seed(0)
+    features = torch.randn(100, 3)
+    labels = (features[:, 0] > 0).long() * 2
+    head = torch.nn.Linear(3, 4)
+    fit_linear_head(head, features, labels)
+    with torch.no_grad():
+        assert (head(features).argmax(1) == labels).float().mean() > 0.95
+        assert head.weight[1].abs().sum() == head.weight[3].abs().sum() == 0
 
 
 def test_linear_probe_trains_the_head_alone(tiny_clip, tmp_path):

@@ -47,6 +47,30 @@ def test_labels_outside_the_classes_are_refused(labels, classes):
         right(torch.zeros(len(labels), 3), torch.tensor(labels), classes)
 
 
+@pytest.mark.parametrize("classes", [None, (0, 1, 4, 5)])
+def test_a_label_may_accept_several_classes_of_the_head(classes):
+    rng = torch.Generator().manual_seed(1)
+    logits = torch.randint(0, 3, (200, 6), generator=rng).float()
+    labels = torch.randint(7, 10, (200,), generator=rng)
+    accepts = {7: (0,), 8: (1, 5), 9: (4, 0, 5)}
+    allowed = range(6) if classes is None else classes
+    ways = [slow_right(logits, torch.full((200,), k), allowed) for k in range(6)]
+    expected = [any(ways[k][i] for k in accepts[int(label)]) for i, label in enumerate(labels)]
+    assert 0 < sum(expected) < 200
+    assert right(logits, labels, classes, accepts).tolist() == expected
+
+
+def test_a_label_that_accepts_nothing_is_refused():
+    with pytest.raises(InputError, match="labels among"):
+        right(torch.zeros(2, 3), torch.tensor([5, 6]), accepts={5: (0,)})
+
+
+@pytest.mark.parametrize("classes", [(0, 3), (-1, 0)])
+def test_classes_that_the_head_does_not_have_are_refused(classes):
+    with pytest.raises(InputError, match="head"):
+        right(torch.zeros(1, 3), torch.tensor([0]), classes)
+
+
 @pytest.mark.parametrize("confidence", [0.95, 0.8])
 @pytest.mark.parametrize(
     ("correct", "total"), [(0, 1), (1, 1), (0, 40), (40, 40), (1, 40), (17, 40), (9731, 10000)]
@@ -78,7 +102,6 @@ def test_a_mean_weighs_sets_alike_whatever_their_size():
 def test_a_mean_interval_stays_in_the_unit_range():
     assert mean_interval([(99, 100), (100, 100)])[2] == 1
     assert mean_interval([(1, 100), (0, 100)])[1] == 0
-    assert mean_interval([(10, 10)]) == (1, 1, 1)
 
 
 def test_the_mean_interval_of_one_set_is_near_the_exact_one():

@@ -122,7 +122,7 @@ def test_explaining_changes_nothing_in_the_model(tiny_clip, small_cnn, digit_bat
         (tiny_clip, GradCAM(), images, labels),
         (small_cnn, GradCAM(), large, labels % 3),
     ):
-        next(iter(classifier.encoder.children())).train()
+        classifier.head.train()
         before = {k: v.clone() for k, v in classifier.state_dict().items()}
         modes = [m.training for m in classifier.modules()]
         relevance.explain(classifier, batch, classes)

@@ -72,10 +72,6 @@ class DigitSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return image float (3, S, S) in [0, 1] and its label."""
-        return self.images[index].float() / 255, int(self.labels[index])
-
 
 @dataclass(frozen=True)
 class Law:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from cfmask.data.images import Preprocess, read_image
 from cfmask.errors import InputError
@@ -43,7 +44,7 @@ class Folder(Dataset[tuple[Tensor, int]]):
                 f"{', '.join(other[:8])}; rename or remove these folders."
             )
         try:
-            self.samples = ImageFolder(self.root).samples
+            self.samples = ImageFolder(self.root, is_valid_file=_is_picture).samples
         except FileNotFoundError as error:
             raise InputError(
                 f"Expected images in every class folder of {self.root}, but some are empty: "
@@ -60,11 +61,15 @@ class Folder(Dataset[tuple[Tensor, int]]):
         return self.preprocess(image), int(self.labels[index])
 
 
+def _is_picture(path: str) -> bool:
+    return path.lower().endswith((*IMG_EXTENSIONS, ".gif", ".avif"))
+
+
 def class_folders(root: Path) -> list[str]:
     """Names of the class folders, sorted."""
     if not root.is_dir():
         raise InputError(f"Expected a folder of images, but {root} does not exist.")
-    names = sorted(path.name for path in root.iterdir() if path.is_dir())
+    names = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
     if not names:
         raise InputError(
             f"Expected one folder a class with images in {root}, but it has no folder."
@@ -88,12 +93,14 @@ def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
         raise InputError(
             f"Expected to hold out 1 to {len(labels) - 1} of {len(labels)} images, but got {count}."
         )
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    # Rank of each image within its class, as a share: the lowest ones spread over all classes.
-    share = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique():
-        members = order[labels[order] == label]
-        share[members] = (torch.arange(len(members)) + 0.5).double() / len(members)
+    rng = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=rng)
+    sizes = labels.bincount()
+    # Largest remainder: every class gives its share, rounded up or down.
+    quota, rest = sizes * count // len(labels), sizes * count % len(labels)
+    most = (rest + torch.rand(len(sizes), generator=rng)).argsort(descending=True)
+    quota[most[: count - int(quota.sum())]] += 1
     held = torch.zeros(len(labels), dtype=torch.bool)
-    held[order[share[order].argsort(stable=True)[:count]]] = True
+    for label, share in enumerate(quota.tolist()):
+        held[order[labels[order] == label][:share]] = True
     return (~held).nonzero().flatten(), held.nonzero().flatten()

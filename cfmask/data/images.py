@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from cfmask.errors import InputError
+
+# How a picture with this EXIF orientation is turned upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -20,7 +31,7 @@ class Preprocess:
 
     Attributes:
         size: (H, W) in pixels of the result.
-        crop_pct: the short side is resized to min(H, W) / crop_pct before the crop; 1 for CLIP.
+        crop_pct: share of the resized picture's short side that the crop keeps; 1 for CLIP.
         interpolation: "bicubic" or "bilinear", both with antialiasing.
     """
 
@@ -28,16 +39,22 @@ class Preprocess:
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
 
+    def spec(self) -> dict[str, Any]:
+        """The attributes as plain numbers, strings and lists."""
+        return {**asdict(self), "size": list(self.size)}
+
     def __call__(self, image: Image.Image) -> Tensor:
         """RGB picture to uint8 (3, H, W)."""
         from torchvision.transforms.v2 import functional as tv
 
-        mode = tv.InterpolationMode(self.interpolation)
-        short = int(min(self.size) / self.crop_pct)
         height, width = self.size
-        scale = max(short / min(image.size), height / image.height, width / image.width)
-        target = [max(height, round(image.height * scale)), max(width, round(image.width * scale))]
-        crop = tv.center_crop(tv.resize(image, target, mode), [height, width])
+        target = [int(height / self.crop_pct)]
+        if height != width:
+            scale = max(height / image.height, width / image.width) / self.crop_pct
+            sides = (height, image.height), (width, image.width)
+            target = [max(least, round(side * scale)) for least, side in sides]
+        resized = tv.resize(image, target, tv.InterpolationMode(self.interpolation))
+        crop = tv.center_crop(resized, [height, width])
         return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
 
 
@@ -52,15 +69,18 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            return _to_rgb(image if turn is None else image.transpose(turn))
+    # PIL's decoders raise errors of any kind on broken files.
+    except Exception as error:
         raise InputError(f"Cannot read image {path}: {error}. Remove or replace it.") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         values: np.ndarray[Any, Any] = np.asarray(image, dtype=np.float32)
-        image = Image.fromarray((values / (256 if values.max() > 255 else 1)).astype(np.uint8))
+        deep = image.mode.startswith("I;16") or values.max() > 255
+        image = Image.fromarray((values / (256 if deep else 1)).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")

@@ -5,8 +5,8 @@ An entry of `SHIFTS` makes the sets of one family. A new family is one function 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,20 +21,49 @@ from cfmask.errors import InputError, unknown
 
 
 @dataclass(frozen=True)
+class Size:
+    """How large a set is.
+
+    Attributes:
+        images: number of images.
+        classes: number of classes that have images.
+    """
+
+    images: int
+    classes: int
+
+
+@dataclass(frozen=True)
 class Shift:
     """One evaluation set.
 
     Attributes:
         name: as it stands in reports.
         load: preprocessing -> dataset of images uint8 (3, H, W) with labels.
-        in_distribution: True for the reference set that the others are held against.
-        classes: classes among which the argmax is taken; None for all.
+        in_distribution: True for the reference set that the others are held against, and for other
+            clean sets; they are in no mean.
+        classes: classes of the head among which the argmax is taken; None for all.
+        accepts: for a set whose labels are not classes of the head: label -> classes of the head
+            that are right; None where the label itself is the one right class.
+        found: size of what is there, for sets of a published size.
+        expected: the published size.
+        note: what else a reader must know of how images and labels are read.
+        source: where to get the set.
+        licence: of the set, as its authors state it.
+        missing: names of the sets that were asked for with this one but are not there.
     """
 
     name: str
     load: Callable[[Preprocess], Dataset[tuple[Tensor, int]]]
     in_distribution: bool = False
     classes: tuple[int, ...] | None = None
+    accepts: Mapping[int, tuple[int, ...]] | None = None
+    found: Size | None = None
+    expected: Size | None = None
+    note: str = ""
+    source: str = ""
+    licence: str = ""
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,12 +75,17 @@ class Request:
         class_names: of the classifier, in the order of the labels.
         images: number of images of each built-in set.
         seed: of built-in sets.
+        allow_incomplete: True evaluates sets whose number of images is not the published one; the
+            report says so.
+        only: the one set of the family that is wanted; empty for all. `find_shifts` fills it in.
     """
 
     data_root: Path | None = None
     class_names: Sequence[str] = ()
     images: int = 1000
     seed: int = 0
+    allow_incomplete: bool = False
+    only: str = ""
 
 
 def digits_shifts(request: Request) -> list[Shift]:
@@ -99,29 +133,51 @@ def folder_shifts(request: Request) -> list[Shift]:
     return [Shift(name, partial(load, name), name == reference) for name in names]
 
 
+def imagenet_shifts(request: Request) -> list[Shift]:
+    """ImageNet val and its shift sets, those that are there: see `cfmask.data.imagenet`."""
+    # That module builds on this one, so it cannot be imported above.
+    from cfmask.data import imagenet
+
+    return imagenet.imagenet_shifts(request)
+
+
 SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
     "digits": digits_shifts,
     "folders": folder_shifts,
+    "imagenet": imagenet_shifts,
 }
 
 # Means that reports show, if all their sets are there. The mean of all shift sets always is.
-MEANS: dict[str, tuple[str, ...]] = {"O3": ("counter", "sketch", "rendition")}
+# Papers on ImageNet give the mean of five sets, or leave ObjectNet out: never compare one with the
+# other.
+MEANS: dict[str, tuple[str, ...]] = {
+    "O3": ("counter", "sketch", "rendition"),
+    "mean of 5": ("v2", "r", "sketch", "a", "objectnet"),
+    "mean of 4": ("v2", "r", "sketch", "a"),
+}
 
 
 def find_shifts(names: Sequence[str], request: Request) -> list[Shift]:
-    """Sets by name: a family (`digits`) or one set of it (`digits/sketch`).
+    """Sets by name: a family (`digits`) or one set of it (`digits/sketch`), each set once.
 
     Raises:
-        InputError: an unknown name (the nearest are named), or sets whose images are not there.
+        InputError: an unknown name (the nearest are named), sets whose images are not there, or
+            sets of two families that have the same name.
     """
-    found = []
+    found: dict[str, tuple[str, Shift]] = {}
     for name in names:
         family, _, single = name.partition("/")
         if family not in SHIFTS:
             raise unknown("shift", name, SHIFTS)
-        shifts = SHIFTS[family](request)
+        shifts = SHIFTS[family](replace(request, only=single))
         chosen = [shift for shift in shifts if single in ("", shift.name)]
         if not chosen:
             raise unknown("shift", name, [f"{family}/{shift.name}" for shift in shifts])
-        found += chosen
-    return found
+        for shift in chosen:
+            owner, _ = found.setdefault(shift.name, (family, shift))
+            if owner != family:
+                raise InputError(
+                    f"Expected sets of different names, but {owner} and {family} both have a set "
+                    f"{shift.name!r}; evaluate them apart."
+                )
+    return [shift for _, shift in found.values()]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cfmask.classifier import Classifier, Layout, Tokens
 from cfmask.data.images import Preprocess
@@ -72,11 +73,28 @@ class OpenClipClassifier(Classifier):
             "head_shape": [len(class_names), width],
             "mean": list(preprocess["mean"]),
             "std": list(preprocess["std"]),
-            "preprocess": asdict(
-                Preprocess((size, size) if isinstance(size, int) else tuple(size))
-            ),
+            "preprocess": Preprocess((size, size) if isinstance(size, int) else tuple(size)).spec(),
         }
         super().__init__(encoder, layer, spec)
+
+    def encode(self, normalised: Tensor) -> Tensor:
+        """See `Classifier.encode`. The last block is computed for the class token alone."""
+        tower: Any = self.encoder
+        if not _reads_class_token(tower):
+            return super().encode(normalised)
+        tokens = tower._embeds(normalised)
+        *blocks, last = tower.transformer.resblocks
+        for block in blocks:
+            checkpointed = tower.transformer.grad_checkpointing and torch.is_grad_enabled()
+            tokens = (
+                checkpoint(block, tokens, use_reentrant=False) if checkpointed else block(tokens)
+            )
+        known = last.ln_1(tokens)
+        attended = last.attn(known[:, :1], known, known, need_weights=False)[0]
+        token = tokens[:, :1] + last.ls_1(attended)
+        token = token + last.ls_2(last.mlp(last.ln_2(token)))
+        features: Tensor = tower._pool(token)[0]
+        return features if tower.proj is None else features @ tower.proj
 
     @classmethod
     def architecture(cls, spec: dict[str, Any]) -> nn.Module:
@@ -105,6 +123,20 @@ class OpenClipClassifier(Classifier):
         return Layout(
             grid, last, Tokens(grid, 1, "average" if tower.pool_type == "avg" else "token")
         )
+
+
+def _reads_class_token(tower: Any) -> bool:
+    """Whether the feature is the class token of plain blocks, so that the others end unread."""
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
+    return (
+        type(tower) is VisionTransformer
+        and tower.attn_pool is None
+        and tower.pool_type == "tok"
+        and not tower.output_tokens
+        and tower.transformer.batch_first
+        and all(type(block) is ResidualAttentionBlock for block in tower.transformer.resblocks)
+    )
 
 
 def _open_clip(model: str, pretrained: str | None) -> tuple[Any, Any, dict[str, Any]]:

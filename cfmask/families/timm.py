@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,7 +61,7 @@ class TimmClassifier(Classifier):
             "head_shape": [len(class_names), width],
             "mean": list(data["mean"]),
             "std": list(data["std"]),
-            "preprocess": asdict(Preprocess(size, data["crop_pct"], data["interpolation"])),
+            "preprocess": Preprocess(size, data["crop_pct"], data["interpolation"]).spec(),
         }
         layer = own if head == "own" else nn.Linear(width, len(class_names))
         super().__init__(net, layer, spec)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from cfmask.classifier import Classifier
-from cfmask.data.datamodule import TrainingData
+from cfmask.data.datamodule import TrainingData, to_unit
 from cfmask.errors import InputError
+from cfmask.heads import fit_linear_head
 
 
 class Method(pl.LightningModule, ABC):
@@ -82,6 +83,29 @@ class Method(pl.LightningModule, ABC):
             raise InputError(
                 f"Expected data of {len(known)} classes, as the head has, but got {len(names)}."
             )
+
+    @torch.no_grad()
+    def probe(self, data: TrainingData) -> None:
+        """Fit the linear head to the frozen encoder's features of the training images.
+
+        Raises:
+            InputError: a head that is not linear.
+        """
+        head = self.classifier.head
+        if not isinstance(head, nn.Linear):
+            raise InputError(
+                f"Expected a linear head to probe, but {self.classifier.name} has a zero-shot one; "
+                "leave out --probe."
+            )
+        data.prepare(self.classifier.preprocess)
+        self.classifier.eval()
+        batches = [
+            (self.classifier.features(to_unit(images)), labels)
+            for images, labels in data.train_dataloader()
+        ]
+        fit_linear_head(
+            head, torch.cat([f for f, _ in batches]), torch.cat([k for _, k in batches])
+        )
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Sum, check and log the losses of a batch."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cfmask.classifier import Classifier
+from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
 from cfmask.losses import feature_mse, logit_kl, relative_feature_mse
 from cfmask.methods.base import Method, frozen_copy
@@ -61,6 +62,11 @@ class Distillation(Method):
         super().train(mode)
         self.teacher.eval()
         return self
+
+    def probe(self, data: TrainingData) -> None:
+        """See `Method.probe`. The teacher gets the same head."""
+        super().probe(data)
+        self.teacher.head.load_state_dict(self.classifier.head.state_dict())
 
     def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Method.losses`."""
