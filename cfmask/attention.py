@@ -1,4 +1,4 @@
-"""Read, and later rule, the attention of any encoder while it runs, without touching its modules.
+"""Read and restrict the attention of any encoder while it runs, without touching its modules.
 
 Every attention in torch, open_clip and timm ends in one of two torch functions. While an
 `AttentionMaps` context is open, both are computed explicitly, so that the post-softmax maps are
@@ -22,6 +22,10 @@ from torch.overrides import TorchFunctionMode
 class AttentionMaps(TorchFunctionMode):
     """Context in which every attention map is recorded, in order of computation.
 
+    Args:
+        hidden: bool (B, L), True = no query attends to this token; None hides nothing. At least one
+            token of every image must stay visible.
+
     Attributes:
         maps: float (B, H, Q, L) tensors, softmax over the last dimension, each part of the graph of
             what follows it (also where no parameter requires a gradient).
@@ -32,8 +36,9 @@ class AttentionMaps(TorchFunctionMode):
         >>> gradients = torch.autograd.grad(logits.sum(), attention.maps)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: Tensor | None = None) -> None:
         super().__init__()
+        self.hidden = hidden
         self.maps: list[Tensor] = []
 
     def __torch_function__(
@@ -72,6 +77,8 @@ class AttentionMaps(TorchFunctionMode):
         if attn_mask is not None:
             hide = attn_mask.dtype == torch.bool
             scores = scores.masked_fill(~attn_mask, -math.inf) if hide else scores + attn_mask
+        if self.hidden is not None:
+            scores = scores.masked_fill(self.hidden[:, None, None], -math.inf)
         attention = scores.softmax(-1)
         if not attention.requires_grad and torch.is_grad_enabled():
             attention.requires_grad_()

@@ -95,8 +95,8 @@ def interpolate(start: Classifier, tuned: Classifier, alpha: float) -> Classifie
     )
     if first != second:
         raise InputError(
-            f"Expected two classifiers of one architecture and the same classes, but got {start.name} "
-            f"and {tuned.name} with another tower, head, normalisation or class list."
+            f"Expected two classifiers of one architecture and the same classes, but got "
+            f"{start.name} and {tuned.name} with another tower, head or class list."
         )
     mixed = copy.deepcopy(tuned)
     mixed.load_state_dict(

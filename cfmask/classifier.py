@@ -7,18 +7,21 @@ share a batch. Features are taken before any L2 normalisation.
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cfmask.attention import AttentionMaps
 from cfmask.data.images import Preprocess
 from cfmask.errors import InputError, unknown
 from cfmask.heads import ZeroShotHead
+from cfmask.layer_masking import masked_forward
 
 
 @dataclass(frozen=True)
@@ -144,11 +147,18 @@ class Classifier(nn.Module, ABC):
             raise unknown(f"layer of {self.name}", name, modules)
         return modules[name]
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Features (B, D), not normalised and at least float32, of images (B, 3, H, W) in [0, 1].
 
+        Args:
+            images: float (B, 3, H, W) in [0, 1].
+            hidden: bool (B, h, w), True = this patch is removed, not replaced. A transformer's
+                tokens never attend to it (its class token stays); a CNN runs by layer masking
+                (arXiv 2211.14646). None removes nothing.
+
         Raises:
-            InputError: images of another shape than the encoder takes.
+            InputError: images of another shape than the encoder takes, or patches removed from an
+                encoder for which that is not defined.
         """
         if images.ndim != 4 or images.shape[1:] != (3, *self.image_size):
             raise InputError(
@@ -156,12 +166,25 @@ class Classifier(nn.Module, ABC):
                 f"but got {tuple(images.shape)}; set the image size of data or classifier."
             )
         with _kernels(images.device):
-            return full_precision(self.encode((images - self.mean) / self.std))
+            return full_precision(self.encode((images - self.mean) / self.std, hidden))
 
-    def encode(self, normalised: Tensor) -> Tensor:
+    def encode(self, normalised: Tensor, hidden: Tensor | None) -> Tensor:
         """Features (B, D) of normalised images; a family may compute the same at less cost."""
-        features: Tensor = self.encoder(normalised)
+        if hidden is not None and self.tokens is None:
+            return masked_forward(self.encoder, normalised, hidden)
+        with AttentionMaps(self.hidden_tokens(hidden)) if hidden is not None else nullcontext():
+            features: Tensor = self.encoder(normalised)
         return features
+
+    def hidden_tokens(self, hidden: Tensor) -> Tensor:
+        """Removed patches bool (B, h, w) as tokens bool (B, L); prefix tokens are never removed."""
+        tokens = self.tokens
+        if tokens is None or tokens.pooled != "token" or hidden.shape[1:] != tokens.grid:
+            raise InputError(
+                f"Expected a class token and a grid of {self.grid} to remove patches from "
+                f"{self.name}, but got {tuple(hidden.shape[1:])} or another pooling; use a fill."
+            )
+        return F.pad(hidden.flatten(1), (tokens.prefix, 0))
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits float32 (B, K) of features (B, D); never in reduced precision."""
@@ -179,11 +202,11 @@ def full_precision(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _kernels(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def _kernels(device: torch.device) -> AbstractContextManager[Any]:
     """On CPUs the fused attention kernel is far slower in bf16 than plain matrix products."""
     if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return sdpa_kernel(SDPBackend.MATH)
-    return contextlib.nullcontext()
+    return nullcontext()
 
 
 def _families(cls: Any) -> list[Any]:

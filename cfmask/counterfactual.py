@@ -5,7 +5,8 @@ Letters: B images, (h, w) patch grid. Images are float (B, 3, H, W) in [0, 1], a
 w must divide W.
 
 Thresholds of the paper's runs (arXiv 2303.03052): single fill: random 0.5, object 0.3 (the
-headline), context 0.5; multi fill: random 0.5, object 0.6, context 0.3.
+headline), context 0.5; multi fill: random 0.5, object 0.6, context 0.3; no fill: random 0.75,
+object 0.3, context 0.6.
 """
 
 from __future__ import annotations
@@ -38,16 +39,24 @@ class RandomMask(PatchMask):
 
     Args:
         probability: in [0, 1].
+        exact: exactly int(P · (1 - probability)) of the P patches of every image are kept, as for
+            no fill, where tokens are then dropped.
     """
 
     needs_relevance = False
 
-    def __init__(self, probability: float = 0.5) -> None:
+    def __init__(self, probability: float = 0.5, exact: bool = False) -> None:
         self.probability = _fraction("probability", probability)
+        self.exact = exact
 
     def __call__(self, relevance: Tensor) -> Tensor:
         """See `PatchMask`."""
-        return torch.rand_like(relevance) < self.probability
+        noise = torch.rand_like(relevance)
+        if not self.exact:
+            return noise < self.probability
+        patches = noise[0].numel()
+        rank = noise.flatten(1).argsort(1).argsort(1).view_as(noise)
+        return rank >= int(patches * (1 - self.probability))
 
 
 class ObjectMask(PatchMask):
@@ -85,9 +94,11 @@ class Fill(ABC):
 
     Attributes:
         needs_donors: True if it takes from other images, so that a batch needs at least two.
+        removes: True if the patches are to be removed by the encoder, and the image stays as it is.
     """
 
     needs_donors: bool = False
+    removes: bool = False
 
     @abstractmethod
     def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
@@ -137,6 +148,16 @@ class MultiFill(Fill):
             replaced[..., None, None, None], patches[donors, rows, columns], patches
         )
         return filled.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+
+
+class NoFill(Fill):
+    """Nothing comes in: the patches are removed by the encoder (see `Classifier.features`)."""
+
+    removes = True
+
+    def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
+        """See `Fill`. The images as they are."""
+        return images
 
 
 class Counterfactual:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cfmask.attention import AttentionMaps
 from cfmask.classifier import Classifier, Layout, Tokens
 from cfmask.data.images import Preprocess
 from cfmask.errors import InputError, unknown
@@ -77,12 +78,27 @@ class OpenClipClassifier(Classifier):
         }
         super().__init__(encoder, layer, spec)
 
-    def encode(self, normalised: Tensor) -> Tensor:
-        """See `Classifier.encode`. The last block is computed for the class token alone."""
+    def encode(self, normalised: Tensor, hidden: Tensor | None) -> Tensor:
+        """See `Classifier.encode`. The last block is computed for the class token alone.
+
+        Where the same number of patches is removed from every image, their tokens are dropped.
+        """
         tower: Any = self.encoder
         if not _reads_class_token(tower):
-            return super().encode(normalised)
+            return super().encode(normalised, hidden)
         tokens = tower._embeds(normalised)
+        if hidden is None:
+            return self._from_tokens(tokens)
+        kept = ~self.hidden_tokens(hidden)
+        counts = kept.sum(1)
+        if (counts == counts[0]).all():
+            return self._from_tokens(tokens[kept].unflatten(0, (len(tokens), -1)))
+        with AttentionMaps(~kept):
+            return self._from_tokens(tokens)
+
+    def _from_tokens(self, tokens: Tensor) -> Tensor:
+        """Features (B, D) of embedded tokens (B, L, width), the class token first."""
+        tower: Any = self.encoder
         *blocks, last = tower.transformer.resblocks
         for block in blocks:
             checkpointed = tower.transformer.grad_checkpointing and torch.is_grad_enabled()

@@ -74,10 +74,10 @@ class Distillation(Method):
         logits = self.classifier.classify(features)
         return logits, {"distill": self.distill(features, images)}
 
-    def distill(self, features: Tensor, images: Tensor) -> Tensor:
+    def distill(self, features: Tensor, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Weighted distance of the student's features (B, D) of these images to the teacher's."""
         with torch.no_grad():
-            target = self.teacher.features(images)
+            target = self.teacher.features(images, hidden)
         if self.distance == "logit":
             student, teacher = self.classifier.classify(features), self.teacher.classify(target)
             return self.distill_weight * logit_kl(student, teacher, self.temperature)

