@@ -7,6 +7,7 @@ step, masked divided by plain, in fp32 and bf16. Nothing here depends on the val
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 
@@ -31,11 +32,11 @@ def methods(model: str) -> dict[str, Method]:
     """Plain fine-tuning and masked distillation of a CLIP with a head of 1,000 classes."""
     torch.manual_seed(0)
     names = [str(k) for k in range(1000)]
-    build = cfmask.OpenClipClassifier
     make = Counterfactual(ObjectMask(0.3), SingleFill())
     relevance = cfmask.GradCAM() if model.startswith("RN") else cfmask.AttentionRelevance()
-    masked = cfmask.MaskedDistillation(build(model, None, names, head="linear"), make, relevance)
-    plain = cfmask.FineTuning(build(model, None, names, head="linear"))
+    classifier = cfmask.OpenClipClassifier(model, None, names, head="linear")
+    masked = cfmask.MaskedDistillation(copy.deepcopy(classifier), make, relevance)
+    plain = cfmask.FineTuning(classifier)
     for method in (plain, masked):
         method.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     return {"plain": plain, "masked": masked}

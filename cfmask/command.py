@@ -54,7 +54,11 @@ def train(args: Sequence[str] | None = None) -> None:
         if cli.config.probe:
             cli.model.probe(cli.datamodule)
         folder.start(cli.config_text(), cli.model.classifier)
-        cli.trainer.fit(cli.model, cli.datamodule)
+        try:
+            cli.trainer.fit(cli.model, cli.datamodule)
+        except InputError:
+            folder.clear_unless_trained()
+            raise
         _gallery(cli, folder.finish(), folder)
         report = folder.evaluate(**cli.config.evaluation.as_dict())
         _print(report.table(), folder.path)
@@ -150,7 +154,9 @@ def _check(cli: TrainCLI, folder: RunFolder) -> None:
     cli.model.check(cli.datamodule)
     wanted = cli.config.evaluation
     root = Path(wanted.data_root) if wanted.data_root else None
-    find_shifts(wanted.shifts, Request(root, cli.model.classifier.class_names, wanted.images))
+    names = cli.model.classifier.class_names
+    request = Request(root, names, wanted.images, wanted.seed, wanted.allow_incomplete)
+    find_shifts(wanted.shifts, request)
     cli.datamodule.prepare(cli.model.classifier.preprocess)
 
 

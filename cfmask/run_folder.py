@@ -71,6 +71,11 @@ class RunFolder:
         (self.path / CONFIG).write_text(config)
         save_classifier(classifier, self.path / PRETRAINED)
 
+    def clear_unless_trained(self) -> None:
+        """Remove the folder if the run ended before its first checkpoint."""
+        if not any((self.path / "checkpoints").glob("*.ckpt")):
+            shutil.rmtree(self.path, ignore_errors=True)
+
     def loggers(self) -> list[Any]:
         """A TensorBoard logger and one for CSV."""
         return [
@@ -125,11 +130,13 @@ class RunFolder:
         batch_size: int = 250,
         workers: int = 0,
         precision: Precision = "fp32",
+        allow_incomplete: bool = False,
     ) -> ShiftReport:
         """Evaluate starting point, tuned model and WiSE-FT; write report.json and a picture.
 
         Args:
-            shifts: families of shift sets (`digits`, `folders`), or single sets (`digits/sketch`).
+            shifts: families of shift sets (`digits`, `folders`, `imagenet`), or single sets
+                (`digits/sketch`, `imagenet/objectnet`).
             data_root: folder with the images, for sets that are not built in.
             alphas: WiSE-FT weights in [0, 1], each a row.
             images: number of images of each built-in set.
@@ -137,10 +144,13 @@ class RunFolder:
             batch_size: images at a time.
             workers: processes that decode images.
             precision: of the encoders.
+            allow_incomplete: evaluate sets whose number of images is not the published one; the
+                report says so.
         """
         models = self.models(alphas)
         names = models["tuned"].class_names
-        request = Request(Path(data_root) if data_root else None, names, images, seed)
+        root = Path(data_root) if data_root else None
+        request = Request(root, names, images, seed, allow_incomplete)
         found = find_shifts(shifts, request)
         report = evaluate(models, found, batch_size, workers, precision, progress=True)
         report.save(self.path / "report.json")

@@ -31,7 +31,7 @@ def test_features_are_those_of_open_clip_before_normalisation(tiny_clip, digit_b
     assert (expected.norm(dim=1) - 1).abs().min() > 0.1
 
 
-@pytest.mark.parametrize("model", ["ViT-B-32-quickgelu", "RN50", "convnext_base"])
+@pytest.mark.parametrize("model", ["ViT-B-32-quickgelu", "RN50"])
 def test_features_of_real_architectures_equal_those_of_the_tower(model):
     torch.manual_seed(0)
     classifier = OpenClipClassifier(model, None, ["a", "b"], head="linear").eval()

@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from cfmask import ShiftReport, load_classifier
+from cfmask import MaskedDistillation, ShiftReport, load_classifier
 from cfmask.command import evaluate_run, train
 
 DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
@@ -180,6 +180,20 @@ def test_a_loss_that_is_not_finite_ends_the_command(tmp_path, capsys):
         "--trainer.gradient_clip_val=0",
     )  # fmt: skip
     assert "not finite at step" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_later_keeps_the_last_checkpoint(tmp_path, capsys, monkeypatch):
+    losses = MaskedDistillation.losses
+
+    def diverging(self, images, labels):
+        logits, more = losses(self, images, labels)
+        return (logits * float("nan") if self.current_epoch == 1 else logits), more
+
+    monkeypatch.setattr(MaskedDistillation, "losses", diverging)
+    line = fails(capsys, "--config", DEMO, f"--run={tmp_path / 'run'}", *FAST)
+    assert "not finite at step 3" in line
+    load_classifier(tmp_path / "run" / "checkpoints" / "last.ckpt")
 
 
 def test_eval_of_what_is_no_run_is_one_line(tmp_path, capsys):
@@ -261,5 +275,7 @@ def test_what_is_wrong_with_a_folder_is_said_before_training(tmp_path, capsys):
 
     broken = root / "train" / "lemon" / "6.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
-    line = fails(capsys, *args, "--data.val_images=3")
-    assert str(broken) in line
+    for workers in (0, 1):
+        line = fails(capsys, *args, "--data.val_images=3", f"--data.workers={workers}")
+        assert line.startswith(f"error: Cannot read image {broken}")
+        assert not (tmp_path / "run").exists()
