@@ -31,6 +31,8 @@ def save_classifier(classifier: Classifier, path: Path) -> None:
     tensors = {k: v.detach().cpu().contiguous() for k, v in classifier.state_dict().items()}
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata={"classifier": json.dumps(classifier.spec)})
+    # safetensors makes files that nobody else may read.
+    partial.chmod(0o644)
     partial.replace(path)
 
 

@@ -320,7 +320,7 @@ def _batch_norm(
 
 def _last_axis(op: Operation, input: Tensor, *args: Any, **kwargs: Any) -> _Masked:
     """Linear maps and layer norms, which act on the channels of a (B, H, W, C) map."""
-    if op is F.layer_norm and len(args[0]) != 1:
+    if "norm" in op.__name__ and len(args[0]) != 1:
         raise _refusal(op, "takes statistics over positions")
     return _any_to_zero(op, _map(op, input, space=1), *args, **kwargs)
 

@@ -248,7 +248,7 @@ def test_models(name: str) -> None:
     torch.manual_seed(3)
     images, hidden = torch.randn(3, 3, 64, 64), torch.rand(3, 4, 4) < 0.5
     hidden[0], hidden[2] = False, True
-    plain = model(images[:2])
+    plain = model(images)
     spread = float((plain[0] - plain[1]).abs().max())
     result = masked_forward(model, images, hidden)
     assert float((result[0] - plain[0]).abs().max()) < 1e-5 * spread
@@ -258,7 +258,7 @@ def test_models(name: str) -> None:
         spoilt = images.masked_fill(pixels(hidden, 64, 64), junk)
         assert torch.equal(masked_forward(model, spoilt, hidden), result)
     alone = masked_forward(model, images[1:2], hidden[1:2])
-    assert float((alone[0] - result[1]).abs().max()) < 1e-4 * spread
+    assert float((alone[0] - result[1]).abs().max()) < 1e-3 * spread
 
 
 @pytest.mark.parametrize("name", ["timm efficientnet_b0", "timm convnextv2_atto", "timm resnet18"])
@@ -488,7 +488,8 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "interpolate": lambda x: F.interpolate(x, scale_factor=2),
     "conv_transpose2d": nn.ConvTranspose2d(4, 4, 2),
     "instance_norm": nn.InstanceNorm2d(4),
-    "layer_norm": nn.LayerNorm((4, 16, 16)),
+    "layer_norm": lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (16, 16, 4)),
+    "group_norm": nn.GroupNorm(2, 4),
     "linear": nn.Linear(16, 16),
     "mean": lambda x: x.mean(3, keepdim=True),
     "norm": lambda x: x.norm(),

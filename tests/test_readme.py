@@ -105,5 +105,5 @@ def test_a_mask_of_ones_own_works_by_its_import_path(tmp_path, monkeypatch):
 
 
 def test_every_link_to_a_file_leads_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+    for target in re.findall(r"(?:\]\(|src=\")(?!http)([^)#\"]+)", README):
         assert (ROOT / target).exists(), target

@@ -7,8 +7,16 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from cfmask import AttentionRelevance, GradCAM, InputError, OpenClipClassifier, TimmClassifier
+from cfmask import (
+    AttentionRelevance,
+    GradCAM,
+    InputError,
+    ObjectMask,
+    OpenClipClassifier,
+    TimmClassifier,
+)
 from cfmask.attention import AttentionMaps
+from cfmask.data import digits
 
 
 def slow_clip(classifier, images):
@@ -233,3 +241,22 @@ def test_average_pooled_transformers_read_all_patches():
         classifier, torch.rand(2, 3, *size), torch.tensor([0, 1])
     )
     assert relevance.shape == (2, *classifier.grid)
+
+
+def test_relevance_lies_on_the_digit_more_than_chance_and_centre_do(tiny_clip):
+    drawn = digits.digit_set("id", 200, seed=0)
+    images, labels = drawn.images.float() / 255, drawn.labels
+    _, relevance = AttentionRelevance().explain(tiny_clip, images, labels)
+    digit = F.avg_pool2d(drawn.digit.float().unsqueeze(1), 8)[:, 0] > 0.1
+    mask = ObjectMask(0.3)(relevance)
+    torch.manual_seed(0)
+    same_size = torch.rand_like(relevance) < mask.float().mean((1, 2), keepdim=True)
+    centre = torch.zeros(6, 6, dtype=torch.bool)
+    centre[2:4, 2:4] = True
+
+    def overlap(guess):
+        shared, either = (guess & digit).sum((1, 2)), (guess | digit).sum((1, 2))
+        return (shared / either).mean()
+
+    assert overlap(mask) > 2 * overlap(same_size)
+    assert overlap(mask) > overlap(centre.expand_as(digit))

@@ -89,7 +89,7 @@ class Request:
 
 
 def digits_shifts(request: Request) -> list[Shift]:
-    """The digits world. In all sets but `id` the background tells nothing of the class."""
+    """The digits world. In all sets but `id` the background does not give the class away."""
     if tuple(request.class_names) != digits.CLASS_NAMES:
         raise InputError(
             f"Expected a classifier of {', '.join(digits.CLASS_NAMES[:3])}, … for the digits, but "
