@@ -66,7 +66,7 @@ def _is_picture(path: str) -> bool:
 
 
 def class_folders(root: Path) -> list[str]:
-    """Names of the class folders, sorted."""
+    """Names of the folders in a folder, sorted; hidden ones do not count."""
     if not root.is_dir():
         raise InputError(f"Expected a folder of images, but {root} does not exist.")
     names = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")

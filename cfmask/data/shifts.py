@@ -119,7 +119,7 @@ def folder_shifts(request: Request) -> list[Shift]:
             f"Expected {len(request.class_names)} classes in {train}, as the classifier has, but "
             f"got {len(classes)}."
         )
-    names = [p.name for p in sorted(root.iterdir()) if p.is_dir() and p.name != "train"]
+    names = [name for name in class_folders(root) if name != "train"]
     if not names:
         raise InputError(f"Expected test folders beside {train}, but there are none.")
     reference = next((name for name in ("id", "test", "val") if name in names), None)
