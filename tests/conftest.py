@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from imagenet_trees import plant_one
 
 from cfmask import OpenClipClassifier, TimmClassifier
 from cfmask.data import digits
+from cfmask.data.imagenet import ORIGINS
 
 # On shared cores, threads that wait for each other make tiny models many times slower.
 torch.set_num_threads(1)
@@ -40,3 +44,12 @@ def digit_batch() -> tuple[torch.Tensor, torch.Tensor]:
     """Eight images float (8, 3, 48, 48) in [0, 1] and their labels."""
     drawn = digits.digit_set("id", 8, seed=0)
     return drawn.images.float() / 255, drawn.labels
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory) -> Path:
+    """All sets, a few pictures each. Tests only read them."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ORIGINS:
+        plant_one(root, name)
+    return root
