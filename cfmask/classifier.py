@@ -58,11 +58,13 @@ class Layout:
         grid: (h, w) of the patches: a transformer's own, a CNN's last stage.
         feature_map: name of the module whose output Grad-CAM reads.
         tokens: None for a CNN.
+        channels_last: True if feature maps are (B, h, w, C), as in hierarchical transformers.
     """
 
     grid: tuple[int, int]
     feature_map: str
     tokens: Tokens | None = None
+    channels_last: bool = False
 
 
 class Classifier(nn.Module, ABC):

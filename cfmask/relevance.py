@@ -142,7 +142,7 @@ def _score(logits: Tensor, labels: Tensor) -> Tensor:
 def _as_map(activation: Tensor, classifier: Classifier) -> Tensor:
     """Activation as (B, C, h, w), whatever the layer's layout."""
     if activation.ndim == 4:
-        return activation
+        return activation.movedim(-1, 1) if classifier.layout.channels_last else activation
     if activation.ndim == 3 and classifier.tokens is not None:
         patches: Tensor = activation[:, classifier.tokens.prefix :].transpose(1, 2)
         spread: Tensor = patches.unflatten(2, classifier.tokens.grid)

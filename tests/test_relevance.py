@@ -260,3 +260,22 @@ def test_relevance_lies_on_the_digit_more_than_chance_and_centre_do(tiny_clip):
 
     assert overlap(mask) > 2 * overlap(same_size)
     assert overlap(mask) > overlap(centre.expand_as(digit))
+
+
+def test_hierarchical_transformers_are_read_with_channels_last():
+    torch.manual_seed(0)
+    classifier = TimmClassifier("swin_tiny_patch4_window7_224", False, ["a", "b"])
+    images, labels = torch.rand(1, 3, 224, 224), torch.tensor([1])
+    net = classifier.encoder
+    maps = net.layers[-1](net.layers[2](net.layers[1](net.layers[0](net.patch_embed(images)))))
+    maps = maps.detach().requires_grad_()
+    logit = classifier.head(net.forward_head(net.norm(maps), pre_logits=True))[0, 1]
+    (gradient,) = torch.autograd.grad(logit, maps)
+    cam = (maps * gradient.mean((1, 2), keepdim=True)).sum(-1).clamp(min=0)
+    classifier.mean.zero_()
+    classifier.std.fill_(1)
+    got = GradCAM().explain(classifier.eval(), images, labels)[1]
+    assert got.shape == (1, *classifier.grid) == (1, 7, 7)
+    assert torch.allclose(got, cam / (cam.max() + 1e-8), atol=1e-5)
+    with pytest.raises(InputError, match="use GradCAM"):
+        AttentionRelevance().explain(classifier, images, labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,7 +130,7 @@ class OpenClipClassifier(Classifier):
         tower: Any = encoder
         if hasattr(tower, "trunk"):
             inner = timm_family.TimmClassifier.layout_of(tower.trunk, image_size)
-            return Layout(inner.grid, f"trunk.{inner.feature_map}", inner.tokens)
+            return replace(inner, feature_map=f"trunk.{inner.feature_map}")
         if hasattr(tower, "attnpool"):
             return Layout((image_size[0] // 32, image_size[1] // 32), "layer4")
         grid = (int(tower.grid_size[0]), int(tower.grid_size[1]))

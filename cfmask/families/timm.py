@@ -89,7 +89,9 @@ class TimmClassifier(Classifier):
             )
         stage = net.feature_info[-1]
         step = int(stage["reduction"])
-        return Layout((-(-image_size[0] // step), -(-image_size[1] // step)), stage["module"])
+        grid = (-(-image_size[0] // step), -(-image_size[1] // step))
+        last = getattr(net, "output_fmt", "NCHW") == "NHWC"
+        return Layout(grid, stage["module"], channels_last=last)
 
 
 def _timm(model: str, pretrained: bool | str, image_size: int | None) -> Any:
