@@ -83,7 +83,9 @@ class AttentionMaps(TorchFunctionMode):
         if not attention.requires_grad and torch.is_grad_enabled():
             attention.requires_grad_()
         self.maps.append(attention)
-        return F.dropout(attention, dropout_p).to(value.dtype) @ value
+        if dropout_p:
+            attention = F.dropout(attention, dropout_p)
+        return attention.to(value.dtype) @ value
 
     def _multi_head(
         self,
