@@ -2,7 +2,7 @@
 
 An open_clip CLIP of 979,009 parameters, pretrained contrastively on composites of the digits world
 in all styles and on all backgrounds (pretraining pool and left sides of the photographs only). It
-takes 15 to 16 minutes on 2 cores. For the first 45 % of the steps the captions are only "a <digit>",
+takes 15 to 16 minutes on 2 cores. In the first 45 % of the steps the captions are only "a <digit>",
 on images that go from plain to full: this phase is in effect classification, and without it the
 contrastive loss stays at chance. After it come full captions that name style and background, some
 wrong digits, some images without a digit.
