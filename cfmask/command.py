@@ -1,89 +1,22 @@
-"""The commands: what train.py and eval.py do, from arguments to table."""
+"""What all commands share: a parser whose errors are one line, a quiet log, one table."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import difflib
 import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from pytorch_lightning import Trainer
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
 import cfmask
-from cfmask.classifier import Classifier
-from cfmask.data.datamodule import TrainingData
-from cfmask.data.shifts import Request, find_shifts
 from cfmask.errors import InputError
-from cfmask.methods import MaskedDistillation, Method
-from cfmask.run_folder import RunFolder
-from cfmask.show import draw_gallery, first_of_each_class
-
-RECIPE = {"max_epochs": 10, "gradient_clip_val": 1.0, "log_every_n_steps": 10}
-
-
-def train(args: Sequence[str] | None = None) -> None:
-    """Fine-tune, then evaluate: the whole of ``train.py``.
-
-    Args:
-        args: command line without the program; the process's own by default.
-    """
-    _quiet()
-    with _one_line_errors():
-        cli = TrainCLI(
-            Method,
-            TrainingData,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            run=False,
-            seed_everything_default=0,
-            save_config_callback=None,
-            trainer_defaults=RECIPE,
-            args=None if args is None else list(args),
-        )
-        folder = RunFolder(cli.config.run)
-        _check(cli, folder)
-        if cli.config.probe:
-            cli.model.probe(cli.datamodule)
-        folder.start(cli.config_text(), cli.model.classifier)
-        try:
-            cli.trainer.fit(cli.model, cli.datamodule)
-        except InputError:
-            folder.clear_unless_trained()
-            raise
-        _gallery(cli, folder.finish(), folder)
-        report = folder.evaluate(**cli.config.evaluation.as_dict())
-        _print(report.table(), folder.path)
-
-
-def evaluate_run(args: Sequence[str] | None = None) -> None:
-    """Evaluate a run folder: the whole of ``eval.py``. What is not given is taken from the run.
-
-    Args:
-        args: command line without the program; the process's own by default.
-    """
-    _quiet()
-    args = sys.argv[1:] if args is None else list(args)
-    with _one_line_errors():
-        parser = OneLineParser(prog="eval.py", description="Evaluate a run under shift.")
-        parser.add_argument("run", type=str, help="run folder")
-        parser.add_method_arguments(RunFolder, "evaluate", as_group=False)
-        first = argparse.ArgumentParser(add_help=False)
-        first.add_argument("run", nargs="?")
-        run = first.parse_known_args(args)[0].run
-        if run and not {"-h", "--help"} & set(args):
-            parser.set_defaults(RunFolder(run).config()["evaluation"])
-        options = parser.parse_args(args).as_dict()
-        folder = RunFolder(options.pop("run"))
-        _print(folder.evaluate(**options).table(), folder.path)
 
 
 class OneLineParser(ArgumentParser):
@@ -91,98 +24,18 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and exit."""
-        _fail(_brief(message, {option.lstrip("-") for option in self._option_string_actions}))
+        fail(_brief(message, {option.lstrip("-") for option in self._option_string_actions}))
 
 
-class TrainParser(LightningArgumentParser, OneLineParser):
-    """Lightning's parser with one-line errors."""
-
-
-class TrainCLI(LightningCLI):
-    """Lightning's command line with a run folder and an evaluation."""
-
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """See `LightningCLI.init_parser`."""
-        parser = TrainParser(**{**kwargs, "allow_abbrev": False})
-        parser.add_argument("-c", "--config", action="config", help="YAML file with any of these.")
-        return parser
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """See `LightningCLI.add_arguments_to_parser`."""
-        parser.add_argument("--run", type=str, default="runs/run", help="folder of the run")
-        parser.add_argument(
-            "--overwrite", type=bool, default=False, help="replace another run there"
-        )
-        parser.add_argument(
-            "--probe",
-            type=bool,
-            default=False,
-            help="fit the head to the frozen encoder's features first, as a fresh head needs",
-        )
-        parser.add_method_arguments(RunFolder, "evaluate", "evaluation")
-        parser.link_arguments(
-            "data",
-            "model.init_args.classifier.init_args.class_names",
-            compute_fn=_class_names,
-            apply_on="instantiate",
-        )
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Trainer that logs and saves in the run folder."""
-        folder = RunFolder(self.config.run)
-        own = self.config_init.trainer.callbacks or []
-        return super().instantiate_trainer(
-            logger=folder.loggers(), callbacks=[*own, *folder.callbacks()], **kwargs
-        )
-
-    def config_text(self) -> str:
-        """The whole configuration as YAML, but for where it is kept."""
-        config = self.config.clone()
-        for key in ("config", "overwrite"):
-            config.pop(key, None)
-        text: str = self.parser.dump(config, skip_link_targets=True, skip_none=False)
-        return text
-
-
-def _class_names(data: TrainingData) -> list[str]:
-    return list(data.class_names)
-
-
-def _check(cli: TrainCLI, folder: RunFolder) -> None:
-    """All that can be wrong, before anything is written or trained."""
-    folder.check(cli.config_text(), cli.config.overwrite)
-    cli.model.check(cli.datamodule)
-    wanted = cli.config.evaluation
-    root = Path(wanted.data_root) if wanted.data_root else None
-    names = cli.model.classifier.class_names
-    request = Request(root, names, wanted.images, wanted.seed, wanted.allow_incomplete)
-    find_shifts(wanted.shifts, request)
-    cli.datamodule.prepare(cli.model.classifier.preprocess)
-
-
-def _gallery(cli: TrainCLI, tuned: Classifier, folder: RunFolder) -> None:
-    """Picture of the tuned model on validation images, for methods that mask."""
-    if isinstance(cli.model, MaskedDistillation):
-        images, labels = first_of_each_class(cli.datamodule.val_set, 8)
-        if len(labels) > 1:
-            draw_gallery(
-                folder.path / "gallery.png",
-                tuned,
-                cli.model.relevance,
-                cli.model.counterfactual,
-                images.float() / 255,
-                labels,
-            )
-
-
-def _print(table: Any, path: Path) -> None:
+def print_table(table: Any, path: Path) -> None:
+    """Print a report and where its run lies."""
     # Piped output has no width of its own: the table is never cut.
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     console.print(f"Everything of this run is in {path}/", highlight=False)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Lightning's advice on hardware and workers is not for the user of these commands."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -191,7 +44,8 @@ def _quiet() -> None:
 
 
 @contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
+    """An InputError inside ends the process with its one line and exit code 2."""
     try:
         yield
     except ValueError as error:
@@ -201,10 +55,11 @@ def _one_line_errors() -> Iterator[None]:
         if cause is None:
             raise
         # A worker process hands on its traceback; the last line is ours.
-        _fail(str(cause).strip().splitlines()[-1].removeprefix("cfmask.errors.InputError: "))
+        fail(str(cause).strip().splitlines()[-1].removeprefix("cfmask.errors.InputError: "))
 
 
-def _fail(message: str) -> NoReturn:
+def fail(message: str) -> NoReturn:
+    """Print one line and end with exit code 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
 

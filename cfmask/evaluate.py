@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from cfmask.classifier import Classifier
 from cfmask.data.datamodule import to_unit
-from cfmask.data.shifts import MEANS, Shift
+from cfmask.data.shifts import COMBINATIONS, Combination, Shift, mean_of
 from cfmask.errors import InputError
-from cfmask.metrics import interval, mean_interval, right
+from cfmask.metrics import combined, interval, right
 from cfmask.report import Row, ShiftReport
 
 Precision = Literal["fp32", "bf16"]
@@ -95,33 +95,34 @@ def _one_set(
 
 
 def _means(rows: Sequence[Row], shifted: Sequence[str]) -> list[Row]:
-    """Unweighted means: those of `MEANS` whose sets are all there, and that of all shift sets."""
-    wanted = {name: sets for name, sets in MEANS.items() if set(sets) <= set(shifted)}
-    if len(shifted) > 1:
-        wanted["mean of shifts"] = tuple(shifted)
+    """Those of `COMBINATIONS` whose sets are all there, and the mean of all shift sets."""
+    wanted = _wanted(shifted)
     means = []
     for model in dict.fromkeys(row.model for row in rows):
         counts = {
             row.shift: (row.correct or 0, row.total or 1) for row in rows if row.model == model
         }
-        for name, sets in wanted.items():
-            value, low, high = mean_interval([counts[s] for s in sets])
+        for name, of in wanted.items():
+            parts = [counts[s] for s in of.weights]
+            value, low, high = combined(parts, list(of.weights.values()), of.constant)
             means.append(Row(model, name, "accuracy", value, None, None, low, high))
     return means
+
+
+def _wanted(shifted: Sequence[str]) -> dict[str, Combination]:
+    wanted = {name: of for name, of in COMBINATIONS.items() if set(of.weights) <= set(shifted)}
+    return wanted | ({"mean of shifts": mean_of(*shifted)} if len(shifted) > 1 else {})
 
 
 def _protocol(
     models: Mapping[str, Classifier], shifts: Sequence[Shift], precision: Precision
 ) -> dict[str, object]:
     """What a reader needs to know to compare the figures with others."""
-    wanted = {shift.name for shift in shifts if not shift.in_distribution}
+    shifted = [shift.name for shift in shifts if not shift.in_distribution]
     return {
         "metric": "top-1 accuracy, every image counted once",
         "interval": "95 % Clopper-Pearson; of means: normal, from the sets' binomial variances",
-        "means": {
-            **{name: list(sets) for name, sets in MEANS.items() if set(sets) <= wanted},
-            **({"mean of shifts": sorted(wanted)} if len(wanted) > 1 else {}),
-        },
+        "means": {name: list(of.weights) for name, of in _wanted(shifted).items()},
         "sets": {shift.name: _set_protocol(shift) for shift in shifts},
         "missing sets": sorted({name for shift in shifts for name in shift.missing}),
         "models": {

@@ -68,19 +68,27 @@ def interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float,
     return float(bounds.low), float(bounds.high)
 
 
-def mean_interval(counts: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
-    """Unweighted mean of accuracies with its 95 % interval, as fractions in [0, 1].
+def combined(
+    counts: Sequence[tuple[int, int]], weights: Sequence[float], constant: float = 0.0
+) -> tuple[float, float, float]:
+    """Constant + sum of weight · accuracy, with its 95 % interval.
 
-    The sets are independent, so their binomial variances add; the interval is the normal one.
+    The sets are taken as independent, so their binomial variances add; the interval is the normal
+    one. For sets that show the same images in two ways it is too wide rather than too narrow.
 
     Args:
         counts: (correct, total) of each set.
+        weights: of each set.
+        constant: what is added.
 
     Returns:
-        Mean, low, high.
+        Value, low, high. A mean's interval (weights of sum 1, none negative) is kept in [0, 1].
     """
     shares = [correct / total for correct, total in counts]
-    mean = sum(shares) / len(shares)
-    variance = sum(p * (1 - p) / n for p, (_, n) in zip(shares, counts)) / len(shares) ** 2
+    value = constant + sum(w * p for w, p in zip(weights, shares))
+    variance = sum(w * w * p * (1 - p) / n for w, p, (_, n) in zip(weights, shares, counts))
     reach = 1.959963984540054 * math.sqrt(variance)
-    return mean, max(0.0, mean - reach), min(1.0, mean + reach)
+    low, high = value - reach, value + reach
+    if constant == 0 and min(weights) >= 0 and math.isclose(sum(weights), 1):
+        low, high = max(0.0, low), min(1.0, high)
+    return value, low, high

@@ -7,7 +7,7 @@ import yaml
 from test_train import photos
 
 from cfmask import ShiftReport
-from cfmask.command import train
+from cfmask.train_command import train
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 # What a config needs that is not at hand here, and what stands in for it.

@@ -10,7 +10,7 @@ from imagenet_trees import Sees, find, paint, plant_one, refusal, score
 from cfmask import SHIFTS, InputError, evaluate
 from cfmask.data.imagenet import ORIGINS, synsets
 from cfmask.data.images import Preprocess
-from cfmask.data.shifts import MEANS, Size
+from cfmask.data.shifts import COMBINATIONS, Size
 from cfmask.metrics import right
 
 
@@ -185,7 +185,7 @@ def test_means_leave_clean_sets_out_and_weigh_the_others_alike(everything):
     assert report.value("m", "mean of 5") == pytest.approx(sum(accuracy.values()) / 5)
     assert report.value("m", "mean of 4") == pytest.approx((2 / 4 + 1 / 3) / 4)
     assert report.value("m", "mean of shifts") == pytest.approx(report.value("m", "mean of 5"))
-    assert report.protocol["means"]["mean of 5"] == list(MEANS["mean of 5"])
+    assert report.protocol["means"]["mean of 5"] == list(COMBINATIONS["mean of 5"].weights)
     assert report.protocol["means"]["mean of 4"] == ["v2", "r", "sketch", "a"]
 
 

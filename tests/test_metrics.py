@@ -6,7 +6,7 @@ import torch
 from scipy.stats import beta
 
 from cfmask import InputError
-from cfmask.metrics import interval, mean_interval, right
+from cfmask.metrics import combined, interval, right
 
 
 def slow_right(logits, labels, classes) -> list[bool]:
@@ -87,25 +87,29 @@ def test_the_interval_of_a_perfect_score_has_a_closed_form():
     assert interval(0, 50) == pytest.approx((0, 1 - 0.025 ** (1 / 50)), abs=1e-9)
 
 
+def mean(counts):
+    return combined(counts, [1 / len(counts)] * len(counts))
+
+
 def test_a_mean_interval_is_that_of_independent_binomials():
     counts = [(80, 100), (30, 60), (199, 200)]
     share = np.array([0.8, 0.5, 0.995])
     deviation = np.sqrt((share * (1 - share) / [100, 60, 200]).sum()) / 3
     expected = (share.mean(), share.mean() - 1.96 * deviation, share.mean() + 1.96 * deviation)
-    assert mean_interval(counts) == pytest.approx(expected, abs=1e-5)
+    assert mean(counts) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_mean_weighs_sets_alike_whatever_their_size():
-    assert mean_interval([(1, 1), (0, 999)])[0] == 0.5
+    assert mean([(1, 1), (0, 999)])[0] == 0.5
 
 
 def test_a_mean_interval_stays_in_the_unit_range():
-    assert mean_interval([(99, 100), (100, 100)])[2] == 1
-    assert mean_interval([(1, 100), (0, 100)])[1] == 0
+    assert mean([(99, 100), (100, 100)])[2] == 1
+    assert mean([(1, 100), (0, 100)])[1] == 0
 
 
 def test_the_mean_interval_of_one_set_is_near_the_exact_one():
-    _, low, high = mean_interval([(600, 1000)])
+    _, low, high = mean([(600, 1000)])
     assert (low, high) == pytest.approx(interval(600, 1000), abs=0.002)
 
 
@@ -114,6 +118,13 @@ def test_a_mean_interval_holds_the_truth_in_95_percent_of_experiments():
     truth, totals = np.array([0.9, 0.6, 0.35]), np.array([200, 400, 300])
     holds = 0
     for correct in rng.binomial(totals, truth, (2000, 3)):
-        _, low, high = mean_interval(list(zip(correct.tolist(), totals.tolist())))
+        _, low, high = mean(list(zip(correct.tolist(), totals.tolist())))
         holds += low <= truth.mean() <= high
     assert 0.935 < holds / 2000 < 0.965
+
+
+def test_a_combination_is_its_formula():
+    value, low, high = combined([(30, 40), (10, 40)], [1.0, -1.0], 0.25)
+    assert value == pytest.approx(0.75)
+    reach = 1.96 * (0.75 * 0.25 / 40 * 2) ** 0.5
+    assert (low, high) == pytest.approx((0.75 - reach, 0.75 + reach), abs=1e-4)

@@ -10,7 +10,8 @@ import torch
 from test_train import FAST, photos
 
 import cfmask
-from cfmask import command
+from cfmask.eval_command import evaluate_run
+from cfmask.train_command import train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -39,7 +40,7 @@ def options(line: str, tmp_path: Path) -> list[str]:
 def run(line: str, tmp_path: Path) -> None:
     program, *args = shlex.split(line)[1:]
     args += options(line, tmp_path)
-    {"train.py": command.train, "eval.py": command.evaluate_run}[program](args)
+    {"train.py": train, "eval.py": evaluate_run}[program](args)
 
 
 def test_the_two_lines_stand_at_the_top():
@@ -99,7 +100,7 @@ def test_a_mask_of_ones_own_works_by_its_import_path(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     mask = "--model.counterfactual.mask=my_module.MyMask"
     args = ["--config", str(ROOT / "configs" / "demo.yaml"), mask, "--run=run", *FAST]
-    command.train(args)
+    train(args)
     assert "my_module.MyMask" in (tmp_path / "run" / "config.yaml").read_text()
     assert "my_module" in sys.modules
 

@@ -10,7 +10,7 @@ from PIL import Image
 from cfmask import SHIFTS, InputError, find_shifts
 from cfmask.data import digits
 from cfmask.data.images import Preprocess
-from cfmask.data.shifts import MEANS, Request
+from cfmask.data.shifts import COMBINATIONS, Request
 
 SMALL = Preprocess((8, 8))
 DIGITS = Request(class_names=digits.CLASS_NAMES, images=20)
@@ -55,7 +55,7 @@ def test_a_family_gives_all_its_sets_with_one_reference():
     names = [shift.name for shift in found]
     assert names == ["id", "v2", "counter", "sketch", "rendition", "corruption"]
     assert [shift.name for shift in found if shift.in_distribution] == ["id"]
-    assert set(MEANS["O3"]) <= set(names) - {"id"}
+    assert set(COMBINATIONS["O3"].weights) <= set(names) - {"id"}
 
 
 def test_single_sets_come_in_the_order_they_are_asked_for():

@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 
 from cfmask import MaskedDistillation, ShiftReport, load_classifier
-from cfmask.command import evaluate_run, train
+from cfmask.eval_command import evaluate_run
+from cfmask.train_command import train
 
 DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
 FAST = [

@@ -51,6 +51,11 @@ class Shift:
         source: where to get the set.
         licence: of the set, as its authors state it.
         missing: names of the sets that were asked for with this one but are not there.
+        groups: number of the group of each image, in the order of the dataset, for worst-group
+            accuracy; None if the set has no groups.
+        group_names: names of the groups by number.
+        part_of: name of the collection of which this set is one of many ("c" for a corruption at
+            one severity); tables then show the collection's combinations alone.
     """
 
     name: str
@@ -64,6 +69,22 @@ class Shift:
     source: str = ""
     licence: str = ""
     missing: tuple[str, ...] = ()
+    groups: tuple[int, ...] | None = None
+    group_names: tuple[str, ...] = ()
+    part_of: str = ""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A figure made of several sets: constant + sum of weight · accuracy.
+
+    Attributes:
+        weights: weight by name of the set.
+        constant: what is added.
+    """
+
+    weights: Mapping[str, float]
+    constant: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -147,13 +168,19 @@ SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
     "imagenet": imagenet_shifts,
 }
 
-# Means that reports show, if all their sets are there. The mean of all shift sets always is.
-# Papers on ImageNet give the mean of five sets, or leave ObjectNet out: never compare one with the
-# other.
-MEANS: dict[str, tuple[str, ...]] = {
-    "O3": ("counter", "sketch", "rendition"),
-    "mean of 5": ("v2", "r", "sketch", "a", "objectnet"),
-    "mean of 4": ("v2", "r", "sketch", "a"),
+
+def mean_of(*sets: str) -> Combination:
+    """The unweighted mean of sets."""
+    return Combination(dict.fromkeys(sets, 1 / len(sets)))
+
+
+# What reports show beside the sets, if all sets of it are there. The mean of all shift sets always
+# is. Papers on ImageNet give the mean of five sets, or leave ObjectNet out: never compare one with
+# the other.
+COMBINATIONS: dict[str, Combination] = {
+    "O3": mean_of("counter", "sketch", "rendition"),
+    "mean of 5": mean_of("v2", "r", "sketch", "a", "objectnet"),
+    "mean of 4": mean_of("v2", "r", "sketch", "a"),
 }
 
 
