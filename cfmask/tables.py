@@ -1,0 +1,242 @@
+"""Tables: a report's figures, models by sets -> CSV, Markdown and LaTeX text.
+
+Figures are rounded here and nowhere else; the CSV holds them whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cfmask.report import Row, ShiftReport
+
+MARK = "†"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How the figures of one metric are shown.
+
+    Attributes:
+        title: in words, with the unit.
+        scale: by which a value is multiplied; 100 for per cent.
+        digits: after the decimal point.
+        better: 1 if more is better, -1 if less is, 0 if neither.
+        signed: True shows a plus before gains.
+    """
+
+    title: str
+    scale: float = 100
+    digits: int = 1
+    better: int = 1
+    signed: bool = False
+
+    def text(self, value: float) -> str:
+        """The value, scaled and rounded, with a true minus sign."""
+        sign = "+" if self.signed else ""
+        shown = f"{self.scale * value:{sign}.{self.digits}f}"
+        zero = re.fullmatch(r"-0\.?0*", shown)
+        return sign + shown[1:] if zero else shown.replace("-", "−")
+
+
+MEASURES: dict[str, Measure] = {
+    "accuracy": Measure("Top-1 accuracy, %"),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Figures of one metric.
+
+    Attributes:
+        metric: its name.
+        models: names of the rows.
+        shifts: names of the columns.
+        cells: figure by (model, shift); not every model need have every set.
+    """
+
+    metric: str
+    models: list[str]
+    shifts: list[str]
+    cells: dict[tuple[str, str], Row]
+
+    @property
+    def measure(self) -> Measure:
+        """How the figures are shown; a metric unknown to `MEASURES` is shown as it is."""
+        return MEASURES.get(self.metric, Measure(self.metric, scale=1, digits=3, better=0))
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether any figure has an interval."""
+        return any(row.low < row.high for row in self.cells.values())
+
+    def figure(self, model: str, shift: str) -> str:
+        """Text of a figure; empty if there is none."""
+        row = self.cells.get((model, shift))
+        return "" if row is None else self.measure.text(row.value)
+
+    def interval(self, model: str, shift: str) -> str:
+        """Text of a figure's interval, low to high; empty if there is none."""
+        row = self.cells.get((model, shift))
+        if row is None or not row.low < row.high:
+            return ""
+        return f"{self.measure.text(row.low)}–{self.measure.text(row.high)}"
+
+    def is_best(self, model: str, shift: str) -> bool:
+        """Whether no model of several has a better figure on the set."""
+        column = [self.cells[m, shift].value for m in self.models if (m, shift) in self.cells]
+        row, better = self.cells.get((model, shift)), self.measure.better
+        if row is None or better == 0 or len(column) < 2:
+            return False
+        return row.value * better == max(value * better for value in column)
+
+
+def grids(report: ShiftReport) -> list[Grid]:
+    """One grid for each metric, in the order of `MEASURES` and then of the report."""
+    found = dict.fromkeys(row.metric for row in report.rows)
+    order = [name for name in MEASURES if name in found]
+    return [_grid(report, name) for name in [*order, *(m for m in found if m not in MEASURES)]]
+
+
+def _grid(report: ShiftReport, metric: str) -> Grid:
+    rows = [row for row in report.rows if row.metric == metric]
+    models = list(dict.fromkeys(row.model for row in rows))
+    shifts = list(dict.fromkeys(row.shift for row in rows))
+    return Grid(metric, models, shifts, {(row.model, row.shift): row for row in rows})
+
+
+def incomplete(report: ShiftReport) -> dict[str, str]:
+    """Sets and combinations that are not whole, with what is wrong; empty if all are.
+
+    Returns:
+        Words by name of the set or combination, in the order of the protocol.
+    """
+    sets: dict[str, dict[str, Any]] = report.protocol.get("sets", {})
+    words = {name: _missing(facts["size"]) for name, facts in sets.items() if _is_part(facts)}
+    for name, parts in report.protocol.get("means", {}).items():
+        partly = [part for part in parts if part in words]
+        if partly:
+            words[name] = f"made of sets that are not whole: {', '.join(partly)}"
+    return words
+
+
+def _is_part(facts: dict[str, Any]) -> bool:
+    return not facts.get("size", {}).get("complete", True)
+
+
+def _missing(size: dict[str, Any]) -> str:
+    """How much was found of how much."""
+    found, expected = size["found"], size["expected"]
+    return (
+        f"{found['images']:,} of {expected['images']:,} images, "
+        f"{found['classes']:,} of {expected['classes']:,} classes"
+    )
+
+
+def heading(report: ShiftReport, shift: str) -> str:
+    """Name of a set as a column's head: the reference and sets that are not whole are marked."""
+    mark = MARK if shift in incomplete(report) else ""
+    return f"{shift}{mark} (ID)" if shift == report.reference else f"{shift}{mark}"
+
+
+def footnotes(report: ShiftReport) -> list[str]:
+    """What must be said below a table, one sentence an entry."""
+    notes = [f"{MARK} {name} is not whole: {words}." for name, words in incomplete(report).items()]
+    interval = report.protocol.get("interval")
+    return [*notes, f"In brackets: intervals, {interval}."] if interval else notes
+
+
+def as_csv(report: ShiftReport) -> str:
+    """One line a figure, values whole and as fractions, with counts and completeness."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    fields = ("model", "shift", "metric", "value", "low", "high", "correct", "total")
+    writer.writerow([*fields, "complete"])
+    partly = incomplete(report)
+    for row in report.rows:
+        values = [getattr(row, name) for name in fields]
+        whole = "false" if row.shift in partly else "true"
+        writer.writerow(["" if value is None else value for value in values] + [whole])
+    return stream.getvalue()
+
+
+def as_markdown(report: ShiftReport) -> str:
+    """A table for each metric, then the footnotes."""
+    parts = [_markdown_table(report, grid) for grid in grids(report)]
+    notes = [f"- {_markdown(note)}" for note in footnotes(report)]
+    return "\n\n".join([*parts, "\n".join(notes)]).rstrip() + "\n"
+
+
+def _markdown_table(report: ShiftReport, grid: Grid) -> str:
+    head = ["model", *(_markdown(heading(report, shift)) for shift in grid.shifts)]
+    lines = [head, ["---", *("---:" for _ in grid.shifts)]]
+    for model in grid.models:
+        cells = [_bracketed(grid, model, shift, "**{}**") for shift in grid.shifts]
+        lines.append([_markdown(model), *cells])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"**{_markdown(grid.measure.title)}**\n\n{table}"
+
+
+def _bracketed(grid: Grid, model: str, shift: str, bold: str) -> str:
+    """Figure, in bold if it is the best, and its interval in brackets."""
+    figure, interval = grid.figure(model, shift), grid.interval(model, shift)
+    shown = bold.format(figure) if grid.is_best(model, shift) else figure
+    return f"{shown} [{interval}]" if interval else shown
+
+
+def _markdown(text: str) -> str:
+    """Text in which nothing is taken for markup; a line break becomes a space."""
+    return re.sub(r"([\\`*_{}\[\]<>|~#&$])", r"\\\1", " ".join(text.split()))
+
+
+def as_latex(report: ShiftReport) -> str:
+    r"""A `tabular` in the manner of booktabs for each metric; rows can be taken one by one."""
+    lines = [r"% Needs \usepackage{booktabs}."]
+    for grid in grids(report):
+        lines += ["", f"% {_latex(grid.measure.title)}", *_latex_table(report, grid)]
+    notes = [f"% {_latex(note)}" for note in footnotes(report)]
+    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+
+
+def _latex_table(report: ShiftReport, grid: Grid) -> Iterator[str]:
+    yield rf"\begin{{tabular}}{{l{'r' * len(grid.shifts)}}}"
+    yield r"\toprule"
+    yield _latex_row(["model", *(heading(report, shift) for shift in grid.shifts)])
+    yield r"\midrule"
+    for model in grid.models:
+        cells = [_latex_cell(grid, model, shift) for shift in grid.shifts]
+        yield " & ".join([_latex(model), *cells]) + r" \\"
+    yield r"\bottomrule"
+    yield r"\end{tabular}"
+
+
+def _latex_row(texts: Sequence[str]) -> str:
+    return " & ".join(map(_latex, texts)) + r" \\"
+
+
+def _latex_cell(grid: Grid, model: str, shift: str) -> str:
+    cell = _latex(_bracketed(grid, model, shift, "\0{}\1"))
+    return cell.replace("\0", r"\textbf{").replace("\1", "}")
+
+
+LATEX = {
+    **{character: rf"\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "–": "--",
+    "−": r"$-$",
+    MARK: r"\textsuperscript{\dag}",
+}
+
+
+def _latex(text: str) -> str:
+    """Text in which nothing is taken for markup; a line break becomes a space."""
+    return "".join(LATEX.get(character, character) for character in " ".join(text.split()))
