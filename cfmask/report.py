@@ -6,11 +6,29 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
 from cfmask.errors import InputError
+
+Transform = Literal["logit", "probit"]
+
+# Metrics by name, with what a reader needs to know of each.
+METRICS: dict[str, str] = {
+    "accuracy": "top-1 accuracy among the classes of the set",
+    "accuracy_unrestricted": "top-1 accuracy among all classes of the head",
+    "top5": "top-5 accuracy among the classes of the set",
+    "nll": "mean of −log of the probability of the right classes",
+    "ece": "expected calibration error, 15 equal-width bins over the whole set",
+    "class_mean": "unweighted mean of the accuracies of the classes",
+    "worst_class": "accuracy of the class with the lowest one",
+    "worst_group": "accuracy of the group of images with the lowest one",
+    "selective_accuracy": "accuracy on the 90 % of images with the highest confidence",
+    "auroc_max_logit": "chance that an image of the reference set has a higher maximum logit",
+    "effective_robustness_logit": "accuracy above that of the logit fit",
+    "effective_robustness_probit": "accuracy above that of the probit fit",
+}
 
 
 @dataclass(frozen=True)
@@ -19,45 +37,173 @@ class Row:
 
     Attributes:
         model: name of the model's row.
-        shift: name of the set, or of a mean of sets.
-        metric: "accuracy".
-        value: as a fraction in [0, 1].
-        correct: number of images classified right; None for means.
-        total: number of images; None for means.
-        low: lower end of the 95 % interval.
+        shift: name of the set, or of a combination of sets.
+        metric: a key of `METRICS`.
+        value: as a fraction: shares in [0, 1], differences in [-1, 1]; `nll` in nats.
+        correct: number of images classified right; None where the figure is no share of images.
+        total: number of images; None likewise.
+        low: lower end of the 95 % interval; None for metrics without one.
         high: upper end of it.
+        note: what else a reader must know: which class is the worst, or that a fit is extrapolated.
     """
 
     model: str
     shift: str
     metric: str
     value: float
-    correct: int | None
-    total: int | None
+    correct: int | None = None
+    total: int | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two models on the same images of a set.
+
+    Attributes:
+        first: name of the first model, which is the first row of the report.
+        second: name of the other.
+        shift: name of the set.
+        only_first: number of images that only the first gets right.
+        only_second: number of images that only the second gets right.
+        total: number of images.
+        difference: accuracy of the second minus that of the first, in [-1, 1].
+        low: lower end of its 95 % interval.
+        high: upper end of it.
+        p_value: of the exact McNemar test, two-sided.
+    """
+
+    first: str
+    second: str
+    shift: str
+    only_first: int
+    only_second: int
+    total: int
+    difference: float
     low: float
     high: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A line through accuracies of models: what a shift accuracy is to be expected.
+
+    transform(shift) = slope · transform(reference) + intercept, accuracies as fractions.
+
+    Attributes:
+        shift: name of the shift set.
+        reference: name of the set that predicts it.
+        transform: of both accuracies.
+        slope: of the line.
+        intercept: of the line.
+        r2: share of the variance that the line explains; None if not known.
+        low: least reference accuracy of the models of the fit; None if not known.
+        high: greatest one.
+        source: where the line comes from.
+        note: what a reader must know of it.
+    """
+
+    shift: str
+    reference: str
+    transform: Transform
+    slope: float
+    intercept: float
+    r2: float | None = None
+    low: float | None = None
+    high: float | None = None
+    source: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Models between two: WiSE-FT.
+
+    Attributes:
+        alphas: weight of the tuned model at each point, ascending, in [0, 1].
+        models: name of the row of each point.
+        chosen: name of the row with the best accuracy on `chosen_on`, of equal ones the one with
+            the least alpha; None where there is no reference set.
+        chosen_on: name of the in-distribution set of the report that alone chose it.
+    """
+
+    alphas: list[float]
+    models: list[str]
+    chosen: str | None = None
+    chosen_on: str | None = None
+
+
+# Fields of a report that are lists of their own kind; older files lack some.
+PARTS: dict[str, Any] = {"rows": Row, "differences": Difference, "fits": Fit, "curves": Curve}
 
 
 @dataclass(frozen=True)
 class ShiftReport:
-    """Rows of figures and the protocol they were taken by.
+    """Figures and the protocol they were taken by.
 
     Attributes:
         rows: the figures.
         protocol: what a reader needs to know to compare them.
         reference: name of the in-distribution set, if there is one.
+        details: model -> set -> counts behind the figures. "classes" holds "names", "correct" and
+            "total" of the classes that the set has; "groups" the same of its groups, if it has
+            any; "bins" holds "count", "confidence" (sum) and "correct" of 15 equal-width bins of
+            confidence.
+        differences: every other model against the first, on every set.
+        fits: lines that effective robustness is held against.
+        curves: WiSE-FT curves.
+        run: versions, hardware, processes, images, seconds, images per second, command or config.
     """
 
     rows: list[Row] = field(default_factory=list)
     protocol: dict[str, Any] = field(default_factory=dict)
     reference: str | None = None
+    details: dict[str, dict[str, dict[str, dict[str, list[Any]]]]] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    fits: list[Fit] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    run: dict[str, Any] = field(default_factory=dict)
 
-    def value(self, model: str, shift: str) -> float:
-        """Accuracy in [0, 1] of a model on a set or mean; a KeyError if it is not there."""
+    def row(self, model: str, shift: str, metric: str = "accuracy") -> Row:
+        """The figure of a model on a set or combination; a KeyError if it is not there."""
         for row in self.rows:
-            if (row.model, row.shift) == (model, shift):
-                return row.value
-        raise KeyError(f"{model} on {shift}")
+            if (row.model, row.shift, row.metric) == (model, shift, metric):
+                return row
+        raise KeyError(f"{metric} of {model} on {shift}")
+
+    def value(self, model: str, shift: str, metric: str = "accuracy") -> float:
+        """Value of `row`; a KeyError if it is not there."""
+        return self.row(model, shift, metric).value
+
+    def of(self, metric: str) -> list[Row]:
+        """All rows of a metric."""
+        return [row for row in self.rows if row.metric == metric]
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models, in order."""
+        return list(dict.fromkeys(row.model for row in self.rows))
+
+    @property
+    def incomplete(self) -> list[str]:
+        """Names of the sets whose number of images or classes is not the published one."""
+        sets = self.protocol.get("sets", {})
+        return [name for name in sets if not sets[name].get("size", {}).get("complete", True)]
+
+    def columns(self, metric: str = "accuracy") -> list[str]:
+        """Sets and combinations that tables show: no parts of large collections."""
+        sets = self.protocol.get("sets", {})
+        names = dict.fromkeys(row.shift for row in self.of(metric))
+        return [name for name in names if not sets.get(name, {}).get("part_of")]
+
+    def worst_classes(self, model: str, shift: str, count: int = 5) -> list[tuple[str, int, int]]:
+        """Name, right ones and images of the classes with the lowest accuracy, lowest first."""
+        classes = self.details[model][shift].get("classes", {})
+        rows = list(zip(*(classes.get(key, []) for key in ("names", "correct", "total"))))
+        return sorted(rows, key=lambda row: row[1] / row[2])[:count]
 
     def save(self, path: Path) -> None:
         """Write as JSON; an older file is replaced only when done."""
@@ -67,29 +213,65 @@ class ShiftReport:
 
     @classmethod
     def load(cls, path: Path) -> ShiftReport:
-        """Read what `save` wrote.
+        """Read what `save` wrote, or what an older version did.
 
         Raises:
             InputError: no such file, or another kind of file.
         """
         try:
             content = json.loads(path.read_text())
-            rows = [Row(**row) for row in content["rows"]]
-            return cls(rows, content["protocol"], content["reference"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            parts = {
+                key: [kind(**part) for part in content.get(key, [])] for key, kind in PARTS.items()
+            }
+            whole = {key: content[key] for key in ("rows", "protocol", "reference")}
+            return cls(**{**content, **whole, **parts})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"Cannot read a report from {path}: {error}.") from error
 
-    def table(self, title: str = "Top-1 accuracy, %") -> Table:
-        """Models by sets: accuracy, and its 95 % interval below it."""
-        table = Table(title=title, caption="Below each figure: its 95 % interval.", show_lines=True)
+    def table(self, metric: str = "accuracy") -> Table:
+        """Models by sets: a figure in percent (`nll`: in nats), below it its 95 % interval."""
+        title = f"{METRICS[metric].capitalize()}, {'nats' if metric == 'nll' else '%'}"
+        table = Table(title=title, caption=self._caption(metric), show_lines=True)
         table.add_column("model")
-        shifts = list(dict.fromkeys(row.shift for row in self.rows))
+        shifts = self.columns(metric)
         for shift in shifts:
-            table.add_column(f"{shift} (ID)" if shift == self.reference else shift, justify="right")
-        for model in dict.fromkeys(row.model for row in self.rows):
-            cells = {row.shift: row for row in self.rows if row.model == model}
-            table.add_row(model, *(_cell(cells.get(shift)) for shift in shifts))
+            name = f"{shift}*" if shift in self.incomplete else shift
+            table.add_column(f"{name} (ID)" if shift == self.reference else name, justify="right")
+        for model in dict.fromkeys(row.model for row in self.of(metric)):
+            cells = {row.shift: row for row in self.of(metric) if row.model == model}
+            table.add_row(self._label(model), *(self._cell(cells.get(s)) for s in shifts))
         return table
+
+    def _label(self, model: str) -> str:
+        """A model's name, marked if it was chosen out of a curve that was asked for."""
+        chosen = {curve.chosen for curve in self.curves if len(curve.models) > 3}
+        return f"{model}\n[dim]chosen by {self.reference}[/dim]" if model in chosen else model
+
+    def _cell(self, row: Row | None) -> str:
+        if row is None:
+            return ""
+        scale, digits = (1, 3) if row.metric == "nll" else (100, 1)
+        mark = "†" if self._differs(row) else ""
+        text = f"{scale * row.value:.{digits}f}{mark}"
+        if row.low is None or row.high is None:
+            return text
+        ends = f"{scale * row.low:.{digits}f}–{scale * row.high:.{digits}f}"
+        return f"{text}\n[dim]{ends}[/dim]"
+
+    def _differs(self, row: Row) -> bool:
+        """Whether an accuracy differs from the first model's by more than chance."""
+        return row.metric == "accuracy" and any(
+            (d.second, d.shift) == (row.model, row.shift) and d.p_value < 0.05
+            for d in self.differences
+        )
+
+    def _caption(self, metric: str) -> str:
+        lines = ["Below a figure: its 95 % interval."]
+        if any(self._differs(row) for row in self.of(metric)):
+            lines.append(f"† differs from {self.models[0]} (McNemar's exact test, p < 0.05).")
+        if set(self.columns(metric)) & set(self.incomplete):
+            lines.append("* INCOMPLETE: not the published number of images or classes.")
+        return " ".join(lines)
 
     def plot_trade_off(self, path: Path) -> bool:
         """Draw accuracy in distribution against the mean under shift, one point a model.
@@ -105,15 +287,11 @@ class ShiftReport:
         figure = Figure(figsize=(5.2, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for name, x, y in points:
-            bars = (
-                [[100 * (p.value - p.low)] for p in (x, y)],
-                [[100 * (p.high - p.value)] for p in (x, y)],
-            )
             axes.errorbar(
                 100 * x.value,
                 100 * y.value,
-                xerr=[bars[0][0], bars[1][0]],
-                yerr=[bars[0][1], bars[1][1]],
+                xerr=_reach(x),
+                yerr=_reach(y),
                 fmt="o",
                 capsize=3,
                 label=name,
@@ -134,13 +312,14 @@ class ShiftReport:
         return True
 
     def _points(self) -> Iterable[tuple[str, Row, Row]]:
-        for model in dict.fromkeys(row.model for row in self.rows):
-            cells = {row.shift: row for row in self.rows if row.model == model}
+        for model in self.models:
+            cells = {row.shift: row for row in self.of("accuracy") if row.model == model}
             if self.reference in cells and "mean of shifts" in cells:
                 yield model, cells[self.reference], cells["mean of shifts"]
 
 
-def _cell(row: Row | None) -> str:
-    if row is None:
-        return ""
-    return f"{100 * row.value:.1f}\n[dim]{100 * row.low:.1f}–{100 * row.high:.1f}[/dim]"
+def _reach(row: Row) -> list[list[float]]:
+    """How far the interval reaches below and above the figure, in percent."""
+    low = row.value if row.low is None else row.low
+    high = row.value if row.high is None else row.high
+    return [[100 * (row.value - low)], [100 * (high - row.value)]]

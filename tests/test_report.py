@@ -2,240 +2,14 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
-from torch import nn
+from test_evaluate import ReadsTheLabel, Sees, models, painted
 
-from cfmask import Classifier, InputError, ShiftReport, evaluate
-from cfmask.classifier import Layout
-from cfmask.data.datamodule import Tensors
-from cfmask.data.images import Preprocess
-from cfmask.data.shifts import Shift
-from cfmask.metrics import interval
-from cfmask.report import Row
-
-CLASSES = 5
-SIDE = 4
-
-
-class ReadsTheLabel(nn.Module):
-    """Features (B, K): one-hot of the label painted in the first pixel.
-
-    Where the second pixel is white, an encoder that can be misled says the class after it.
-    """
-
-    def __init__(self, misled: bool) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-        self.misled = misled
-
-    def forward(self, images):
-        assert not self.training
-        labels = (images[:, 0, 0, 0] * 255).round().long()
-        if self.misled:
-            labels = labels + (images[:, 0, 0, 1] == 1).long()
-        return nn.functional.one_hot(labels % CLASSES, CLASSES) * self.scale
-
-
-class Sees(Classifier):
-    """A classifier around any encoder of images (B, 3, side, side), with features as logits."""
-
-    def __init__(self, encoder: nn.Module, side: int = SIDE, head: nn.Module | None = None) -> None:
-        spec = {
-            "family": "Sees",
-            "model": type(encoder).__name__,
-            "class_names": [str(k) for k in range(CLASSES)],
-            "preprocess": {**asdict(Preprocess()), "size": [side, side]},
-            "mean": [0.0] * 3,
-            "std": [1.0] * 3,
-        }
-        super().__init__(encoder, head or nn.Identity(), spec)
-        self.eval()
-
-    @classmethod
-    def architecture(cls, spec):
-        raise NotImplementedError("the tests do not rebuild it")
-
-    @classmethod
-    def layout_of(cls, encoder, image_size):
-        return Layout((1, 1), "")
-
-
-def random_images(count: int, seed: int = 0) -> Tensors:
-    rng = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 255, (count, 3, SIDE, SIDE), generator=rng, dtype=torch.uint8)
-    return Tensors(images, torch.randint(CLASSES, (count,), generator=rng))
-
-
-def painted(name: str, count: int, misleading: int = 0, reference: bool = False) -> Shift:
-    """A set whose images have their label in the first pixel; the last ones mislead."""
-    data = random_images(count)
-    data.images[:, 0, 0, 0] = data.labels
-    data.images[count - misleading :, 0, 0, 1] = 255
-    return Shift(name, lambda preprocess: data, reference)
-
-
-def models() -> dict[str, Classifier]:
-    return {"good": Sees(ReadsTheLabel(False)), "misled": Sees(ReadsTheLabel(True))}
-
-
-def counts(report: ShiftReport) -> dict[tuple[str, str], tuple[int | None, int | None]]:
-    return {(row.model, row.shift): (row.correct, row.total) for row in report.rows}
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 250])
-def test_every_image_counts_once_whatever_the_batch_size(batch_size):
-    shifts = [painted("id", 53, 4, reference=True), painted("sketch", 20, 20)]
-    report = evaluate(models(), shifts, batch_size)
-    assert counts(report) == {
-        ("good", "id"): (53, 53),
-        ("misled", "id"): (49, 53),
-        ("good", "sketch"): (20, 20),
-        ("misled", "sketch"): (0, 20),
-    }
-    assert report.value("misled", "id") == 49 / 53
-    assert report.reference == "id"
-    for row in report.rows:
-        assert (row.low, row.high) == interval(row.correct, row.total)
-
-
-def linear_classifier(side: int = SIDE) -> Sees:
-    torch.manual_seed(3)
-    return Sees(nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, CLASSES)), side)
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 250])
-@pytest.mark.parametrize("classes", [None, (0, 2, 3)])
-def test_accuracy_is_that_of_numpy(batch_size, classes):
-    model, data = linear_classifier(), random_images(101)
-    allowed = list(classes or range(CLASSES))
-    data.labels = torch.tensor(allowed)[data.labels % len(allowed)]
-    layer = model.encoder[1]
-    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
-    logits = data.images.numpy().reshape(101, -1) / 255 @ weight.T + bias
-    guesses = np.array(allowed)[logits[:, allowed].argmax(1)]
-    expected = int((guesses == data.labels.numpy()).sum())
-    assert 0 < expected < 101
-    shift = Shift("x", lambda preprocess: data, classes=classes)
-    assert counts(evaluate({"m": model}, [shift], batch_size)) == {("m", "x"): (expected, 101)}
-
-
-def test_a_set_with_fewer_classes_is_judged_among_them():
-    data = random_images(30)
-    data.labels %= 2
-    data.images[:, 0, 0, 0] = 4
-    whole = Shift("all", lambda preprocess: data)
-    part = Shift("part", lambda preprocess: data, classes=(0, 1))
-    report = evaluate({"m": Sees(ReadsTheLabel(False))}, [whole, part])
-    assert report.value("m", "all") == 0
-    # With neither class favoured, the first one wins.
-    assert report.value("m", "part") == (data.labels == 0).double().mean()
-    assert report.protocol["sets"]["part"]["classes"] == 2
-    assert report.protocol["sets"]["all"]["classes"] == "all"
-
-
-def test_a_set_of_other_classes_says_which_of_the_head_are_right():
-    data = random_images(30)
-    data.images[:, 0, 0, 0] = data.labels
-    data.labels = 100 + data.labels // 3
-    accepts = {100: (0, 2), 101: (3, 4)}
-    shift = Shift("x", lambda preprocess: data, accepts=accepts)
-    report = evaluate({"m": Sees(ReadsTheLabel(False))}, [shift])
-    expected = int((data.images[:, 0, 0, 0] != 1).sum())
-    assert 0 < expected < 30
-    assert counts(report) == {("m", "x"): (expected, 30)}
-
-
-def test_models_of_other_sizes_get_their_own_images():
-    asked = []
-
-    def load(preprocess):
-        asked.append(preprocess.size)
-        side = preprocess.size[0]
-        images = torch.zeros(11, 3, side, side, dtype=torch.uint8)
-        images[:, 0, 0, 0] = torch.arange(11) % CLASSES
-        return Tensors(images, torch.arange(11) % CLASSES)
-
-    both = {"small": Sees(ReadsTheLabel(False)), "large": Sees(ReadsTheLabel(False), 8)}
-    report = evaluate({**both, "small too": both["small"]}, [Shift("x", load)])
-    assert asked == [(4, 4), (8, 8)]
-    assert set(counts(report).values()) == {(11, 11)}
-
-
-def test_means_weigh_sets_alike():
-    sizes = {
-        "id": (40, 0),
-        "counter": (10, 5),
-        "sketch": (20, 4),
-        "rendition": (8, 8),
-        "v2": (5, 0),
-    }
-    shifts = [painted(name, *size, reference=name == "id") for name, size in sizes.items()]
-    report = evaluate({"m": Sees(ReadsTheLabel(True))}, shifts)
-    assert report.value("m", "O3") == pytest.approx((0.5 + 0.8 + 0) / 3)
-    assert report.value("m", "mean of shifts") == pytest.approx((0.5 + 0.8 + 0 + 1) / 4)
-    assert report.protocol["means"]["O3"] == ["counter", "sketch", "rendition"]
-    assert set(report.protocol["means"]["mean of shifts"]) == set(sizes) - {"id"}
-
-
-def test_there_is_no_mean_of_one_set():
-    shifts = [painted("id", 5, reference=True), painted("sketch", 5)]
-    report = evaluate({"m": Sees(ReadsTheLabel(False))}, shifts)
-    assert [row.shift for row in report.rows] == ["id", "sketch"]
-    assert report.protocol["means"] == {}
-
-
-def test_reduced_precision_runs_the_encoder_alone_in_it():
-    seen = {}
-
-    class Layer(nn.Linear):
-        def forward(self, x):
-            out = super().forward(x)
-            seen[self.out_features] = out.dtype
-            return out
-
-    model = Sees(nn.Sequential(nn.Flatten(), Layer(3 * SIDE * SIDE, 7)), head=Layer(7, CLASSES))
-    report = evaluate({"m": model}, [painted("x", 9)], precision="bf16")
-    assert seen == {7: torch.bfloat16, CLASSES: torch.float32}
-    assert report.protocol["precision"] == "bf16"
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_models_are_left_as_they_were(fails):
-    model = linear_classifier()
-    model.encoder.append(nn.Dropout(0.5))
-    model.train()
-    model.encoder[0].eval()
-    model.encoder[1].bias.requires_grad_(False)
-    modes = [module.training for module in model.modules()]
-    flags = [parameter.requires_grad for parameter in model.parameters()]
-    weights = [parameter.clone() for parameter in model.parameters()]
-    data = random_images(10)
-    if fails:
-        data.labels[0] = CLASSES
-        with pytest.raises(InputError, match="other classes"):
-            evaluate({"m": model}, [Shift("x", lambda preprocess: data)])
-    else:
-        shifts = [Shift("x", lambda preprocess: data)]
-        assert evaluate({"m": model}, shifts).rows == evaluate({"m": model}, shifts).rows
-    assert [module.training for module in model.modules()] == modes
-    assert [parameter.requires_grad for parameter in model.parameters()] == flags
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert all(torch.equal(*pair) for pair in zip(weights, model.parameters()))
-
-
-def test_nothing_to_evaluate_is_refused():
-    with pytest.raises(InputError, match="at least one"):
-        evaluate({}, [painted("x", 3)])
-    with pytest.raises(InputError, match="at least one"):
-        evaluate(models(), [])
-    with pytest.raises(InputError, match="empty one"):
-        evaluate(models(), [painted("empty one", 0)])
+from cfmask import InputError, ShiftReport, evaluate
+from cfmask.report import METRICS, Curve, Difference, Fit, Row
 
 
 def small_report() -> ShiftReport:
@@ -248,10 +22,50 @@ def small_report() -> ShiftReport:
     return ShiftReport(rows, {"means": {"mean of shifts": ["sketch"]}, "Ünï": [1, None]}, "id")
 
 
-def test_a_report_comes_back_as_it_was_saved(tmp_path):
-    small_report().save(tmp_path / "report.json")
-    assert ShiftReport.load(tmp_path / "report.json") == small_report()
+def full_report() -> ShiftReport:
+    """A report that has something of everything."""
+    sets = {"id": {}, "sketch": {"size": {"complete": False}}, "noise 1": {"part_of": "c"}}
+    ten = {"names": ["ant", "bee", "cat"], "correct": [3, 0, 4], "total": [4, 2, 4]}
+    bins = {key: [1] * 15 for key in ("count", "confidence", "correct")}
+    rows = [
+        *small_report().rows,
+        Row("tuned", "noise 1", "accuracy", 0.5, 8, 16, 0.2, 0.8),
+        Row("tuned", "sketch", "nll", 1.23456, low=1.1, high=1.3),
+        Row("tuned", "sketch", "ece", 0.0625),
+        Row("tuned", "sketch", "worst_class", 0.0, 0, 2, 0.0, 0.8, "bee"),
+    ]
+    differences = [
+        Difference("zero-shot", "tuned", "id", 0, 3, 16, 0.1875, -0.02, 0.4, 0.25),
+        Difference("zero-shot", "tuned", "sketch", 9, 1, 16, -0.5, -0.7, -0.1, 0.0215),
+    ]
+    return ShiftReport(
+        rows,
+        {"sets": sets},
+        "id",
+        {"tuned": {"sketch": {"classes": ten, "bins": bins}}},
+        differences,
+        [Fit("sketch", "id", "logit", 1.071, -2.37, 0.869, 0.565, 0.847, "somewhere")],
+        [Curve([0, 0.5, 0.75, 1], ["zero-shot", "a", "b", "tuned"], "tuned", "id")],
+        {"seconds": 1.5},
+    )
+
+
+@pytest.mark.parametrize("report", [small_report(), full_report()], ids=["small", "full"])
+def test_a_report_comes_back_as_it_was_saved(tmp_path, report):
+    report.save(tmp_path / "report.json")
+    assert ShiftReport.load(tmp_path / "report.json") == report
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_report_of_an_older_version_still_loads(tmp_path):
+    old = {"model": "m", "shift": "id", "metric": "accuracy", "value": 0.5}
+    old |= {"correct": 1, "total": 2, "low": 0.1, "high": 0.9}
+    content = {"rows": [old], "protocol": {"metric": "top-1"}, "reference": "id"}
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    row = Row("m", "id", "accuracy", 0.5, 1, 2, 0.1, 0.9)
+    assert ShiftReport.load(tmp_path / "report.json") == ShiftReport(
+        [row], {"metric": "top-1"}, "id"
+    )
 
 
 def test_the_report_of_an_evaluation_comes_back_as_it_was_saved(tmp_path):
@@ -300,11 +114,23 @@ def test_a_value_that_is_not_there_is_named():
         small_report().value("zero-shot", "sketch")
 
 
-def cells(report: ShiftReport) -> list[list[str]]:
-    """What stands in the printed table, line by line."""
+def test_the_worst_classes_come_first_by_name():
+    report = full_report()
+    assert report.worst_classes("tuned", "sketch", 2) == [("bee", 0, 2), ("ant", 3, 4)]
+    assert len(report.worst_classes("tuned", "sketch")) == 3
+    with pytest.raises(KeyError):
+        report.worst_classes("tuned", "id")
+
+
+def printed(report: ShiftReport, metric: str = "accuracy") -> str:
     stream = io.StringIO()
-    Console(file=stream, width=120).print(report.table())
-    lines = stream.getvalue().replace("┃", "│").splitlines()
+    Console(file=stream, width=120).print(report.table(metric))
+    return stream.getvalue()
+
+
+def cells(report: ShiftReport, metric: str = "accuracy") -> list[list[str]]:
+    """What stands in the printed table, line by line."""
+    lines = printed(report, metric).replace("┃", "│").splitlines()
     return [[part.strip() for part in line.split("│")[1:-1]] for line in lines if "│" in line]
 
 
@@ -318,8 +144,27 @@ def test_the_table_has_the_figures_above_their_intervals():
     ]
 
 
-def test_the_table_has_the_title_it_is_given():
-    assert small_report().table("A title").title == "A title"
+def test_the_table_marks_what_a_reader_must_know():
+    report = full_report()
+    found = cells(report)
+    # Parts of a collection are left out, incomplete sets and the chosen alpha are marked.
+    assert found[0] == ["model", "id (ID)", "mean of shifts", "sketch*"]
+    assert found[3:] == [
+        ["tuned", "100.0", "", "25.0†"],
+        ["chosen by id", "79.4–100.0", "", "7.3–52.4"],
+    ]
+    assert "† differs from zero-shot" in " ".join(printed(report).split())
+    assert "* INCOMPLETE" in printed(report)
+    assert "†" not in printed(small_report())
+    assert "INCOMPLETE" not in printed(small_report())
+
+
+@pytest.mark.parametrize(
+    ("metric", "figures"), [("nll", ["1.235", "1.100–1.300"]), ("ece", ["6.2", ""]), ("top5", [])]
+)
+def test_every_metric_has_a_table(metric, figures):
+    assert [row[1] for row in cells(full_report(), metric)[1:]] == figures
+    assert METRICS[metric].split()[0].capitalize() in printed(full_report(), metric)
 
 
 def test_the_trade_off_picture_has_a_point_for_each_model(tmp_path):
