@@ -237,7 +237,10 @@ def test_training_images_are_shuffled_and_validation_images_are_not(tmp_path):
     plant(tmp_path / "val", {"ant": 5, "bee": 5})
     data = FolderData(str(tmp_path), batch_size=40, workers=0)
     data.prepare(SMALL)
-    torch.manual_seed(0)
-    first, second = (next(iter(data.train_dataloader()))[1] for _ in range(2))
+    loader = data.train_dataloader()
+    first = next(iter(loader))[1]
+    loader.sampler.set_epoch(1)
+    second = next(iter(loader))[1]
+    assert sorted(first.tolist()) == sorted(second.tolist()) == [0] * 20 + [1] * 20
     assert not torch.equal(first, second)
     assert next(iter(data.val_dataloader()))[1].tolist() == [0] * 5 + [1] * 5

@@ -16,9 +16,10 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from cfmask.data import digits
+from cfmask.data.epochs import EpochSampler, Seeded, run_seed
 from cfmask.data.folders import Folder, class_folders, hold_out
 from cfmask.data.images import Preprocess
 from cfmask.errors import InputError
@@ -59,13 +60,20 @@ class TrainingData(pl.LightningDataModule, ABC):
         self.prepare(method.classifier.preprocess if method else Preprocess())
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled; an incomplete last batch of one image, which has no donor, is dropped."""
-        rest = len(self.train_set) % self.batch_size  # type: ignore[arg-type]
-        return self._loader(self.train_set, shuffle=True, drop_last=rest == 1)
+        """Shuffled, in an order and with a chance that depend on seed and epoch alone."""
+        assert self.train_set is not None, "setup was not called"
+        seed, trainer = run_seed(), self.trainer
+        data = Seeded(self.train_set, seed)
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        sampler = EpochSampler(len(data), self.batch_size, seed, rank, world)
+        # Lightning sets the epoch too, but after workers began to read.
+        sampler.set_epoch(trainer.current_epoch if trainer else 0)
+        return self._loader(data, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """In order."""
-        return self._loader(self.val_set, shuffle=False, drop_last=False)
+        assert self.val_set is not None, "setup was not called"
+        return self._loader(self.val_set)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Bytes to floats in [0, 1], on the device."""
@@ -73,14 +81,12 @@ class TrainingData(pl.LightningDataModule, ABC):
         return to_unit(images), labels
 
     def _loader(
-        self, data: Dataset[Sample] | None, shuffle: bool, drop_last: bool
+        self, data: Dataset[Sample], sampler: Sampler[int] | None = None
     ) -> DataLoader[Sample]:
-        assert data is not None, "setup was not called"
         return DataLoader(
             data,
             self.batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
+            sampler=sampler,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
         )

@@ -1,0 +1,112 @@
+"""Epochs: the order and the chance of training, functions of seed, epoch and image alone.
+
+A run that stops anywhere can so go on as if it had not, with any number of workers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+
+from cfmask.errors import InputError
+
+
+class EpochSampler(DistributedSampler[int]):
+    """The order of the training images in each epoch, for one of several devices.
+
+    All devices read from one permutation, device r of W its entries r, r + W, r + 2 W, …: a step
+    sees the same images however many devices share them. Images that do not fill a row of W are
+    left out of the epoch, so that all devices make equally many steps; so is a last batch of one
+    image on a device, which has no donor. The next epoch leaves out others.
+
+    Draws are numbers `epoch * count + index`: `Seeded` wants to know the epoch too.
+
+    Args:
+        count: number N of images.
+        batch_size: images a step on one device.
+        seed: of the run.
+        rank: number of this device.
+        world: number W of devices.
+
+    Attributes:
+        skip: draws that the next pass leaves out at its start, for a run that goes on within an
+            epoch. The length remains that of the whole epoch.
+
+    Raises:
+        InputError: too few images for one batch on every device.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        super().__init__(range(count), world, rank, seed=seed)  # type: ignore[arg-type]
+        self.count = count
+        self.skip = 0
+        each = count // world
+        self.num_samples = each - 1 if batch_size > 1 and each % batch_size == 1 else each
+        self.total_size = self.num_samples * world
+        if self.num_samples < 1:
+            least = world * min(2, batch_size)
+            raise InputError(
+                f"Expected at least {least} training images for batches of {batch_size} on {world} "
+                f"device{'s' * (world > 1)}, but got {count}; add images."
+            )
+
+    def order(self) -> Tensor:
+        """Indices int64 of this device's images in the epoch that `set_epoch` chose."""
+        rng = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
+        return torch.randperm(self.count, generator=rng)[
+            self.rank : self.total_size : self.num_replicas
+        ]
+
+    def __iter__(self) -> Iterator[int]:
+        """Draws of the epoch."""
+        draws = (self.order() + self.epoch * self.count)[self.skip :]
+        self.skip = 0
+        return iter(draws.tolist())
+
+
+class Seeded(Dataset[tuple[Tensor, int]]):
+    """A training set whose chance depends on the image and the epoch alone.
+
+    Item `epoch * N + index` is image `index`, made while torch's generator is seeded by seed,
+    epoch and index; the generator is put back. Transforms that draw from it, as torchvision's do,
+    give the same in every order and in every worker.
+
+    Args:
+        data: the images, N of them.
+        seed: of the run.
+    """
+
+    def __init__(self, data: Dataset[tuple[Tensor, int]], seed: int) -> None:
+        self.data = data
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitem__(self, draw: int) -> tuple[Tensor, int]:
+        """Image uint8 (3, H, W) and its label."""
+        epoch, index = divmod(draw, len(self))
+        state = torch.get_rng_state()
+        # Seeding through torch.manual_seed would touch the generators of all devices.
+        torch.default_generator.manual_seed(mixed(self.seed, epoch, index))
+        try:
+            return self.data[index]
+        finally:
+            torch.set_rng_state(state)
+
+
+def run_seed() -> int:
+    """The seed that Lightning's `seed_everything` was given, the same on all devices; 0 if none."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+
+def mixed(*numbers: int) -> int:
+    """One seed in [0, 2^64) from several numbers of at least 0; neighbours give unlike streams."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
