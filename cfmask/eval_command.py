@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from cfmask.check_command import check_data
 from cfmask.command import OneLineParser, one_line_errors, print_table, quiet
 from cfmask.run_folder import RunFolder
 
@@ -18,8 +19,13 @@ def evaluate_run(args: Sequence[str] | None = None) -> None:
     """
     quiet()
     args = sys.argv[1:] if args is None else list(args)
+    if "--check" in args:
+        return check_data(args)
     with one_line_errors():
-        parser = OneLineParser(prog="eval.py", description="Evaluate a run under shift.")
+        parser = OneLineParser(
+            prog="eval.py",
+            description="Evaluate a run under shift. Checks sets: eval.py --check --help.",
+        )
         parser.add_argument("run", type=str, help="run folder")
         parser.add_method_arguments(RunFolder, "evaluate", as_group=False)
         first = argparse.ArgumentParser(add_help=False)

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from imagenet_trees import plant_one
+from imagenet_trees import ORIGINS, plant_one
 
 from cfmask import OpenClipClassifier, TimmClassifier
 from cfmask.data import digits
-from cfmask.data.imagenet import ORIGINS
 
 # On shared cores, threads that wait for each other make tiny models many times slower.
 torch.set_num_threads(1)

@@ -18,12 +18,15 @@ from torch import nn
 
 from cfmask import Classifier, InputError, evaluate, find_shifts
 from cfmask.classifier import Layout
-from cfmask.data.imagenet import ORIGINS, subset, synsets
+from cfmask.data.imagenet import IMAGENET
 from cfmask.data.images import Preprocess
 from cfmask.data.shifts import Request, Shift
+from cfmask.data.wordnet import real_labels, subset, synsets
 
 SIDE = 8
 R, A = subset("r"), subset("a")
+# The sets that have files of their own.
+ORIGINS = {name: origin for name, origin in IMAGENET.items() if not origin.made_of}
 RED = (255, 0, 0)
 # ObjectNet's folders here: classes of the head that each is, none for one that ImageNet lacks.
 OBJECTS = {"bicycle": (444, 671), "chair": (423, 559, 765), "mug": (504,), "loofah": ()}
@@ -90,6 +93,14 @@ def plant(folder: Path, classes: Sequence[int], names: Mapping[int, str] | None 
     """Class folders with a picture for each time that a class is named."""
     for i, k in enumerate(classes):
         paint(folder / (names or dict(enumerate(synsets())))[k] / f"{i}.JPEG", k)
+
+
+def plant_val(folder: Path, classes: Sequence[int]) -> None:
+    """Class folders with files named as in val, by numbers whose ReaL label is that class alone."""
+    real = real_labels()
+    for i, k in enumerate(classes):
+        number = [n for n, seen in enumerate(real, 1) if seen == (k,)][classes[:i].count(k)]
+        paint(folder / synsets()[k] / f"ILSVRC2012_val_{number:08d}.JPEG", k)
 
 
 def plant_objectnet(folder: Path) -> None:
@@ -164,6 +175,8 @@ def plant_one(root: Path, name: str) -> None:
     place = root / ORIGINS[name].places[0]
     if name == "objectnet":
         plant_objectnet(place)
+    elif name == "val":
+        plant_val(place, VAL)
     else:
         plant(place, PLANTED[name], numbered if name.startswith("v2") else None)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from imagenet_trees import (
+    ORIGINS,
     SIDE,
     VAL,
     A,
@@ -25,9 +26,11 @@ from torchvision.datasets import imagenet as reference
 
 from cfmask import evaluate
 from cfmask.data.folders import Folder
-from cfmask.data.imagenet import ORIGINS, Pictures, synsets
+from cfmask.data.imagenet import IMAGENET
 from cfmask.data.images import Preprocess
+from cfmask.data.pictures import Pictures
 from cfmask.data.shifts import Size
+from cfmask.data.wordnet import real_labels, synsets
 
 
 def test_the_class_lists_are_those_of_timm():
@@ -71,7 +74,7 @@ def test_the_family_holds_the_published_sets_and_clean_images_of_their_classes(e
     assert clean == ["val", "val on R classes", "val on A classes"]
 
 
-@pytest.mark.parametrize("name", [*ORIGINS, "val on R classes", "val on A classes"])
+@pytest.mark.parametrize("name", IMAGENET)
 def test_each_set_can_be_asked_for_alone(everything, name):
     (shift,) = find(everything, f"imagenet/{name}")
     assert shift.name == name
@@ -129,7 +132,7 @@ def test_two_pixels_of_border_are_cropped_from_objects(everything, border, corre
     (shift,) = find(everything, "imagenet/objectnet")
 
     def load(preprocess):
-        return Pictures(shift.load(preprocess).samples, border, preprocess)
+        return Pictures(shift.load(preprocess).samples, preprocess, border)
 
     assert score(replace(shift, load=load)) == (correct, 6)
     assert shift.load(Preprocess()).border == 2
@@ -219,3 +222,46 @@ def test_a_file_of_another_name_in_flat_val_is_refused(tmp_path):
     plant_devkit(tmp_path, VAL)
     paint(tmp_path / "val" / "holiday.jpg", 0)
     assert "holiday.jpg" in refusal(tmp_path, "imagenet/val")
+
+
+def plant_real(folder: Path) -> None:
+    """Val in one class folder: painted in its first ReaL class, in its last, or without one."""
+    real = real_labels()
+    single = next(n for n, seen in enumerate(real) if len(seen) == 1)
+    several = [n for n, seen in enumerate(real) if len(seen) > 1][:2]
+    none = next(n for n, seen in enumerate(real) if not seen)
+    for n, k in [
+        (single, real[single][0]),
+        (several[0], real[several[0]][0]),
+        (several[1], real[several[1]][-1]),
+        (none, 0),
+    ]:
+        paint(folder / synsets()[7] / f"ILSVRC2012_val_{n + 1:08d}.JPEG", k)
+
+
+def test_any_real_label_is_right_and_images_without_one_are_left_out(tmp_path):
+    plant_real(tmp_path / "val")
+    (shift,) = find(tmp_path, "imagenet/real")
+    assert shift.in_distribution
+    assert score(shift) == (3, 3)
+    first = {label: classes[:1] for label, classes in shift.accepts.items()}
+    assert score(replace(shift, accepts=first)) == (2, 3)
+    assert score(find(tmp_path, "imagenet/val")[0]) == (0, 4)
+
+
+def test_real_labels_cover_the_published_number_of_images(tmp_path):
+    folder = tmp_path / "val" / synsets()[0]
+    folder.mkdir(parents=True)
+    for number in range(1, 50_001):
+        (folder / f"ILSVRC2012_val_{number:08d}.JPEG").touch()
+    (shift,) = find(tmp_path, "imagenet/real", small=False)
+    assert shift.found == shift.expected == Size(46_837, 1000)
+    # What a plain loop over the published lists says of some of them.
+    for path, label in shift.load(Preprocess()).samples[::997]:
+        number = int(Path(path).stem[-8:])
+        assert shift.accepts[label] == real_labels()[number - 1]
+
+
+def test_real_labels_need_the_original_file_names(tmp_path):
+    paint(tmp_path / "val" / synsets()[0] / "1.JPEG", 0)
+    assert "ILSVRC2012_val_00000001.JPEG" in refusal(tmp_path, "imagenet/real")

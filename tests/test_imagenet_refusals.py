@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 import torch
-from imagenet_trees import Sees, find, paint, plant_one, refusal, score
+from imagenet_trees import ORIGINS, Sees, find, paint, plant_one, refusal, score
 
 from cfmask import SHIFTS, InputError, evaluate
-from cfmask.data.imagenet import ORIGINS, synsets
+from cfmask.data.imagenet import IMAGENET
 from cfmask.data.images import Preprocess
 from cfmask.data.shifts import COMBINATIONS, Size
+from cfmask.data.wordnet import synsets
 from cfmask.metrics import right
 
 
@@ -77,7 +78,7 @@ def test_a_wrong_number_of_images_is_refused_unless_allowed(tmp_path):
 
 
 def test_the_published_sizes():
-    sizes = {name: (o.expected.images, o.expected.classes) for name, o in ORIGINS.items()}
+    sizes = {name: (o.expected.images, o.expected.classes) for name, o in IMAGENET.items()}
     assert sizes == {
         "val": (50_000, 1000),
         "v2": (10_000, 1000),
@@ -85,6 +86,9 @@ def test_the_published_sizes():
         "sketch": (50_889, 1000),
         "a": (7500, 200),
         "objectnet": (18_574, 113),
+        "real": (46_837, 1000),
+        "val on R classes": (10_000, 200),
+        "val on A classes": (10_000, 200),
         "v2-threshold0.7": (10_000, 1000),
         "v2-top-images": (10_000, 1000),
     }

@@ -154,18 +154,18 @@ def folder_shifts(request: Request) -> list[Shift]:
     return [Shift(name, partial(load, name), name == reference) for name in names]
 
 
-def imagenet_shifts(request: Request) -> list[Shift]:
-    """ImageNet val and its shift sets, those that are there: see `cfmask.data.imagenet`."""
+def published(family: str, request: Request) -> list[Shift]:
+    """Sets of ImageNet classes, those that are there: see `cfmask.data.published`."""
     # That module builds on this one, so it cannot be imported above.
-    from cfmask.data import imagenet
+    from cfmask.data.published import published_shifts
 
-    return imagenet.imagenet_shifts(request)
+    return published_shifts(family, request)
 
 
 SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
     "digits": digits_shifts,
     "folders": folder_shifts,
-    "imagenet": imagenet_shifts,
+    "imagenet": partial(published, "imagenet"),
 }
 
 

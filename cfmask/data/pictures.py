@@ -1,0 +1,102 @@
+"""Picture files with labels, as they lie in the folders of the published sets.
+
+Pictures are decoded as published results have it: as RGB, with neither EXIF orientation nor
+transparency applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from cfmask.data.folders import class_folders
+from cfmask.data.images import Preprocess
+from cfmask.errors import InputError
+
+Samples = list[tuple[str, int]]
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Picture files with labels.
+
+    Args:
+        samples: path and label of each.
+        preprocess: picture -> uint8 (3, H, W).
+        border: pixels to crop from each side before anything else is done.
+    """
+
+    def __init__(self, samples: Samples, preprocess: Preprocess, border: int = 0) -> None:
+        self.samples = samples
+        self.preprocess = preprocess
+        self.border = border
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image uint8 (3, H, W) and its label.
+
+        Raises:
+            InputError: the file is no readable image.
+        """
+        path, label = self.samples[index]
+        return self.preprocess(read_picture(path, self.border)), label
+
+
+def read_picture(path: str, border: int = 0) -> Image.Image:
+    """Decode a picture to RGB as it is stored, less a border.
+
+    Args:
+        path: the file.
+        border: pixels to crop from each side.
+
+    Raises:
+        InputError: the file is no readable image; the path is named.
+    """
+    try:
+        with Image.open(path) as file:
+            box = (border, border, file.width - border, file.height - border)
+            image: Image.Image = file.convert("RGB").crop(box)
+    except Exception as error:  # PIL's decoders raise errors of any kind on broken files
+        raise InputError(f"Cannot read image {path}: {error}. Replace it.") from error
+    return image
+
+
+def pictures(folder: Path) -> list[str]:
+    """Picture files of a folder, sorted, but for the hidden ones that some archives have."""
+    paths = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(str(path) for path in paths if path.suffix.lower() in IMG_EXTENSIONS)
+
+
+def labelled(
+    folder: Path, labels: Mapping[str, int], what: str, ignored: frozenset[str] = frozenset()
+) -> tuple[Samples, str]:
+    """Pictures of the class folders, labelled by the name of their folder.
+
+    Args:
+        folder: of the class folders.
+        labels: label by the name of the class folder.
+        what: what these names are, for the complaint.
+        ignored: names of folders that may be there but are not read.
+
+    Returns:
+        The samples, and a complaint that names the folders that do not belong there; it is empty
+        if there are none.
+
+    Raises:
+        InputError: no such folder, or no folder in it.
+    """
+    names = class_folders(folder)
+    other = [name for name in names if name not in labels and name not in ignored]
+    complaint = other and (
+        f"Expected the folders of {folder} to be {what}, but got {', '.join(other[:8])}"
+        f"{', …' if len(other) > 8 else ''}; remove or rename them."
+    )
+    own = [name for name in names if name in labels]
+    samples = [(path, labels[name]) for name in own for path in pictures(folder / name)]
+    return samples, complaint or ""

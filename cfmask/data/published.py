@@ -1,0 +1,67 @@
+"""Published sets: family and name -> the sets that lie under a data root."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cfmask.data.imagenet import IMAGENET
+from cfmask.data.origin import Origin
+from cfmask.data.shifts import Request, Shift
+from cfmask.data.wordnet import synsets
+from cfmask.errors import InputError, unknown
+
+# The sets of each family, by the name that they have in reports.
+PUBLISHED: dict[str, dict[str, Origin]] = {"imagenet": IMAGENET}
+
+
+def published_shifts(family: str, request: Request) -> list[Shift]:
+    """The sets of a family that lie under `request.data_root`, or the one that is asked for.
+
+    Raises:
+        InputError: no such folder, a classifier of other classes, nothing found, an unknown or
+            missing set, files or folders that do not belong there, or too few or too many images
+            where `request.allow_incomplete` is False.
+    """
+    root, origins = request.data_root, PUBLISHED[family]
+    if root is None or not root.is_dir():
+        raise InputError(f"Expected data_root to be the folder of the ImageNet sets, got {root}.")
+    _check_classes(request.class_names)
+    if request.only and request.only not in origins:
+        known = [f"{family}/{name}" for name in origins]
+        raise unknown("shift", f"{family}/{request.only}", known)
+    if request.only:
+        return [origins[request.only].shift(request.only, root, request.allow_incomplete)]
+    found, missing = _there(family, root)
+    shifts = [origins[name].shift(name, root, request.allow_incomplete) for name in found]
+    return [replace(shift, missing=missing) for shift in shifts]
+
+
+def _there(family: str, root: Path) -> tuple[list[str], tuple[str, ...]]:
+    """The sets that come with the family, and what would come if it were there."""
+    origins = PUBLISHED[family]
+    wanted = {name: origin for name, origin in origins.items() if not origin.on_request}
+    there = [name for name, origin in wanted.items() if origin.place(root)]
+    found = [name for name in there if not wanted[name].beside or wanted[name].beside in there]
+    if not found:
+        places = dict.fromkeys(origin.places[0] for origin in wanted.values())
+        raise InputError(
+            f"Expected sets of {family} in {root}, such as {', '.join(places)}, but found none. "
+            f"What is there: python eval.py --check --data_root {root}"
+        )
+    own = [name for name, origin in wanted.items() if not origin.made_of]
+    return found, tuple(f"{family}/{name}" for name in own if name not in found)
+
+
+def _check_classes(names: Sequence[str]) -> None:
+    if len(names) != len(synsets()):
+        raise InputError(
+            f"Expected a classifier of the {len(synsets())} ImageNet classes for the ImageNet "
+            f"sets, but got one of {len(names)} classes."
+        )
+    if set(names) == set(synsets()) and tuple(names) != synsets():
+        raise InputError(
+            "Expected the WordNet ids of the classifier in sorted order, as its labels are, but "
+            "got another order."
+        )

@@ -1,0 +1,41 @@
+"""The 1000 ImageNet classes: WordNet ids in the order of the head, subsets, ReaL labels.
+
+The lists are those that timm ships.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+
+
+@cache
+def synsets() -> tuple[str, ...]:
+    """The 1000 WordNet ids in the order of the head classes, which is their sorted order."""
+    return tuple(_timm_file("imagenet_synsets.txt").split())
+
+
+@cache
+def numbers() -> dict[str, int]:
+    """Head class by WordNet id."""
+    return {wnid: k for k, wnid in enumerate(synsets())}
+
+
+@cache
+def subset(name: str) -> tuple[int, ...]:
+    """The 200 head classes of ImageNet-R ("r") or ImageNet-A ("a"), sorted."""
+    return tuple(sorted(map(int, _timm_file(f"imagenet_{name}_indices.txt").split())))
+
+
+@cache
+def real_labels() -> tuple[tuple[int, ...], ...]:
+    """ReaL labels: the head classes seen in each of the 50,000 validation images, by its number.
+
+    They are those of Beyer et al., "Are we done with ImageNet?" (2020). Some images have none.
+    """
+    return tuple(map(tuple, json.loads(_timm_file("imagenet_real_labels.json"))))
+
+
+def _timm_file(name: str) -> str:
+    return (files("timm") / "data" / "_info" / name).read_text()
