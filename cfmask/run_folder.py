@@ -24,6 +24,7 @@ from cfmask.data.shifts import Request, find_shifts
 from cfmask.errors import InputError
 from cfmask.evaluate import Precision, evaluate
 from cfmask.report import ShiftReport
+from cfmask.summary import SUMMARY, Announce
 
 CONFIG = "config.yaml"
 
@@ -84,7 +85,7 @@ class RunFolder:
         ]
 
     def callbacks(self) -> list[pl.Callback]:
-        """Progress bar; checkpoints of the last epoch and of the best by validation accuracy."""
+        """Summary, progress bar, checkpoints of the last and of the best epoch by validation."""
         best = ModelCheckpoint(
             self.path / "checkpoints",
             filename="best",
@@ -93,7 +94,7 @@ class RunFolder:
             save_last=True,
             enable_version_counter=False,
         )
-        return [RichProgressBar(leave=True), best]
+        return [Announce(self.path / SUMMARY), RichProgressBar(leave=True), best]
 
     def finish(self) -> Classifier:
         """Write the weights of the best epoch as weights.safetensors and give the classifier."""
