@@ -12,7 +12,6 @@ import statistics
 import time
 
 import torch
-import torch.nn.functional as F
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
@@ -45,8 +44,7 @@ def methods(model: str) -> dict[str, Method]:
 def step(method: Method, images: Tensor, labels: Tensor, precision: str = "fp32") -> None:
     """Forward and backward of one step, without the optimiser."""
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        logits, losses = method.losses(images, labels)
-        loss = F.cross_entropy(logits, labels) + sum(losses.values())
+        loss = torch.stack(list(method.losses(images, labels).values())).sum()
     loss.backward()
     method.zero_grad()
 

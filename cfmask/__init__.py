@@ -18,7 +18,14 @@ from cfmask.evaluate import evaluate
 from cfmask.families.openclip import OpenClipClassifier
 from cfmask.families.timm import TimmClassifier
 from cfmask.methods import Distillation, FineTuning, LinearProbe, MaskedDistillation, Method
-from cfmask.relevance import AttentionRelevance, GradCAM, Relevance
+from cfmask.relevance import (
+    AttentionRelevance,
+    AttentionRollout,
+    GradCAM,
+    HiResCAM,
+    LayerCAM,
+    Relevance,
+)
 from cfmask.report import ShiftReport
 
 __version__ = "0.1.0"
@@ -26,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SHIFTS",
     "AttentionRelevance",
+    "AttentionRollout",
     "Classifier",
     "ContextMask",
     "Counterfactual",
@@ -34,7 +42,9 @@ __all__ = [
     "FineTuning",
     "FolderData",
     "GradCAM",
+    "HiResCAM",
     "InputError",
+    "LayerCAM",
     "LinearProbe",
     "MaskedDistillation",
     "Method",

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 
 class AttentionMaps(TorchFunctionMode):
@@ -40,6 +41,16 @@ class AttentionMaps(TorchFunctionMode):
         super().__init__()
         self.hidden = hidden
         self.maps: list[Tensor] = []
+
+    def __enter__(self) -> AttentionMaps:
+        self._eager = eager()
+        self._eager.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._eager.__exit__(*error)
 
     def __torch_function__(
         self,
@@ -133,3 +144,20 @@ class AttentionMaps(TorchFunctionMode):
         )
         out = self._attend(q, k, v, attn_mask, dropout_p if training else 0.0)
         return F.linear(out.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias), None
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Context in which compiled modules run as written, so that hooks and modes see each step."""
+    inside: bool = torch.compiler.is_compiling()
+    return nullcontext() if inside else torch.compiler.set_stance("force_eager")
+
+
+def replayed() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Contexts of a checkpointed block's forward pass and of its repetition (`context_fn`).
+
+    The repetition must compute attention just as the forward pass did, or it saves other tensors.
+    """
+    active = [
+        mode for mode in _get_current_function_mode_stack() if isinstance(mode, AttentionMaps)
+    ]
+    return nullcontext(), AttentionMaps(active[-1].hidden) if active else nullcontext()

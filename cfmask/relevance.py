@@ -1,27 +1,27 @@
 """Relevance: how much each patch speaks for the true class, from the model as it is now.
 
-Letters: B images, K classes, (h, w) patch grid, P = h · w patches, L tokens (prefix tokens first).
-Relevance is float (B, h, w) in [0, 1]; the largest patch of an image is 1 (0 where nothing is
-relevant at all).
+Letters: B images, K classes, (h, w) patch grid, P = h · w patches, L tokens (prefix tokens first),
+C channels. Relevance is float (B, h, w) in [0, 1]; the largest patch of an image is 1 (0 where
+nothing is relevant at all).
 """
 
 from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cfmask.attention import AttentionMaps
+from cfmask.attention import AttentionMaps, eager
 from cfmask.classifier import Classifier, full_precision
 from cfmask.errors import InputError
 
 
 class Relevance(ABC):
-    """Explains the logit of the true class by patches.
+    """Explains the true class by patches.
 
     A subclass gives `explain`, which runs the one forward pass that the task loss uses too. It
     leaves the model as it was: no gradient is written, no hook stays, no mode changes.
@@ -31,7 +31,7 @@ class Relevance(ABC):
     def explain(
         self, classifier: Classifier, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Classify the images and explain the logit of their labels.
+        """Classify the images and explain their labels.
 
         Args:
             classifier: the model to explain.
@@ -47,7 +47,84 @@ class Relevance(ABC):
         """
 
 
-class AttentionRelevance(Relevance):
+class Trace:
+    """What a forward pass left behind, waiting for a gradient to run back through it.
+
+    A gradient is reduced as soon as it is there, so that those of all blocks never live at once.
+
+    Args:
+        tensors: parts of the graph, in order of computation.
+        reduce: gradient and value of one of them -> its contribution, without graph.
+        finish: contributions, in order of computation -> relevance, not yet normalised.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        reduce: Callable[[Tensor, Tensor], Tensor],
+        finish: Callable[[list[Tensor]], Tensor],
+    ) -> None:
+        self.tensors = list(tensors)
+        self.reduce = reduce
+        self.finish = finish
+        self.contributions: dict[int, Tensor] = {}
+
+    @contextlib.contextmanager
+    def listen(self, logits: Tensor, labels: Tensor) -> Iterator[None]:
+        """Context in which a gradient is taken, of any objective of the logits (B, K).
+
+        Gradients are read in units of the objective's gradient by the true logit, image by image.
+        For the sum of the true logits that unit is 1. For the cross-entropy it makes the objective
+        the true logit minus the other logits' mean, weighted by their probability.
+        """
+        unit = logits.new_ones(len(labels))
+
+        def take_unit(gradient: Tensor) -> None:
+            true = full_precision(gradient.gather(1, labels.unsqueeze(1)).squeeze(1))
+            # The cross-entropy of an image that is certain to float precision has no gradient.
+            unit.copy_(torch.where(true == 0, true, 1 / true))
+
+        def receive(index: int, gradient: Tensor) -> None:
+            with torch.no_grad():
+                scale = unit.to(gradient.dtype).view(-1, *[1] * (gradient.ndim - 1))
+                value = self.tensors[index].detach()
+                self.contributions[index] = self.reduce(gradient * scale, value)
+
+        handles = [logits.register_hook(take_unit)]
+        for index, tensor in enumerate(self.tensors):
+            handles.append(tensor.register_hook(lambda g, index=index: receive(index, g)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def relevance(self) -> Tensor:
+        """Relevance float (B, h, w) in [0, 1], once the gradient has passed."""
+        with torch.no_grad():
+            return normalise(self.finish([self.contributions[k] for k in range(len(self.tensors))]))
+
+
+class GradientRelevance(Relevance):
+    """Relevance by the gradient of the true logit. A subclass gives `watch`."""
+
+    @abstractmethod
+    def watch(self, classifier: Classifier, images: Tensor) -> tuple[Tensor, Trace]:
+        """Run the forward pass: logits (B, K) with their graph, and what the gradient must meet."""
+
+    def explain(
+        self, classifier: Classifier, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `Relevance.explain`."""
+        with torch.enable_grad():
+            logits, trace = self.watch(classifier, images)
+            score = logits.gather(1, labels.unsqueeze(1)).sum()
+            with trace.listen(logits, labels):
+                torch.autograd.grad(score, trace.tensors[:1], retain_graph=True)
+        return logits, trace.relevance()
+
+
+class AttentionRelevance(GradientRelevance):
     """Gradient-weighted attention, multiplied through all blocks (for transformers).
 
     With a_l the attention of block l and g_l its gradient, A_l = mean over heads of max(g_l · a_l,
@@ -57,36 +134,38 @@ class AttentionRelevance(Relevance):
     Source: Chefer et al. 2021 (arXiv 2103.15679), as used by arXiv 2303.03052.
     """
 
+    def watch(self, classifier: Classifier, images: Tensor) -> tuple[Tensor, Trace]:
+        """See `GradientRelevance.watch`."""
+        _check_attention(classifier, type(self).__name__)
+        with torch.enable_grad(), AttentionMaps() as attention:
+            logits = classifier(images)
+        return logits, Trace(attention.maps, _positive, lambda maps: _flow(classifier, maps))
+
+
+class AttentionRollout(Relevance):
+    """Attention multiplied through all blocks, half of each being the residual (for transformers).
+
+    It needs no gradient and does not know the class: what is relevant is what the model looks at.
+    With a_l the attention of block l, R_l = (mean over heads of a_l + I) / 2 · R_{l-1}.
+
+    Source: Abnar and Zuidema 2020 (arXiv 2005.00928).
+    """
+
     def explain(
         self, classifier: Classifier, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """See `Relevance.explain`."""
-        tokens = classifier.tokens
-        if tokens is None:
-            raise InputError(
-                f"Expected an encoder with attention maps for AttentionRelevance, but got "
-                f"{classifier.name}, which has none; use GradCAM."
-            )
-        with torch.enable_grad(), AttentionMaps() as attention:
+        """See `Relevance.explain`. The labels are not read."""
+        _check_attention(classifier, type(self).__name__)
+        with AttentionMaps() as attention:
             logits = classifier(images)
-        gradients = torch.autograd.grad(_score(logits, labels), attention.maps, retain_graph=True)
         with torch.no_grad():
-            row = tokens.readout(images.device).expand(len(images), 1, -1).to(logits.dtype)
-            for weights, gradient in zip(reversed(attention.maps), reversed(gradients)):
-                step = full_precision((gradient * weights).clamp(min=0).mean(1))
-                # A last block that computes the class token alone gives just its row.
-                row = row + (step if step.shape[1] == 1 else row @ step)
-            return logits, normalise(row[:, 0, tokens.prefix :].unflatten(1, tokens.grid))
+            # A block's half of the residual scales all patches alike, and the map is normalised.
+            means = [full_precision(a.mean(1)) for a in attention.maps]
+            return logits, normalise(_flow(classifier, means))
 
 
-class GradCAM(Relevance):
-    """Gradient-weighted class activation map.
-
-    Channel weights are the mean gradient over positions; the map is relu of the weighted sum of the
-    activation's channels. Reads the last stage of a CNN, or the input of a transformer's last
-    attention.
-
-    Source: Selvaraju et al. 2017 (arXiv 1610.02391).
+class _ActivationMap(GradientRelevance):
+    """What the maps of one layer share: which layer, and how its gradient is caught.
 
     Args:
         layer: name of the module inside `classifier.encoder` whose output is read, for a finer or
@@ -96,19 +175,26 @@ class GradCAM(Relevance):
     def __init__(self, layer: str | None = None) -> None:
         self.layer = layer
 
-    def explain(
-        self, classifier: Classifier, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """See `Relevance.explain`."""
-        with torch.enable_grad(), self._tap(classifier) as taps:
+    @abstractmethod
+    def weigh(self, gradient: Tensor, activation: Tensor) -> Tensor:
+        """Map (B, h, w) of a gradient and an activation (B, C, h, w)."""
+
+    def watch(self, classifier: Classifier, images: Tensor) -> tuple[Tensor, Trace]:
+        """See `GradientRelevance.watch`."""
+        with torch.enable_grad(), eager(), self._tap(classifier) as taps:
             logits = classifier(images)
-        (gradient,) = torch.autograd.grad(_score(logits, labels), taps, retain_graph=True)
-        with torch.no_grad():
-            activation, gradient = (
-                _as_map(full_precision(x), classifier) for x in (taps[0], gradient)
+        if not taps:
+            raise InputError(
+                f"Expected a layer that {classifier.name} runs, but {self.layer} is not called; "
+                "name another with `layer`."
             )
-            weights = gradient.mean((2, 3), keepdim=True)
-            return logits, normalise((weights * activation).sum(1).clamp(min=0))
+        _as_map(taps[0], classifier)
+
+        def reduce(gradient: Tensor, activation: Tensor) -> Tensor:
+            maps = (_as_map(full_precision(x), classifier) for x in (gradient, activation))
+            return self.weigh(*maps).clamp(min=0)
+
+        return logits, Trace(taps, reduce, lambda maps: maps[0])
 
     @contextlib.contextmanager
     def _tap(self, classifier: Classifier) -> Iterator[list[Tensor]]:
@@ -128,15 +214,82 @@ class GradCAM(Relevance):
             handle.remove()
 
 
+class GradCAM(_ActivationMap):
+    """Gradient-weighted class activation map.
+
+    Channel weights are the mean gradient over positions; the map is relu of the weighted sum of the
+    activation's channels. Reads the last stage of a CNN, or the input of a transformer's last
+    attention.
+
+    Source: Selvaraju et al. 2017 (arXiv 1610.02391).
+
+    Args:
+        layer: name of the module inside `classifier.encoder` whose output is read, for a finer or
+            coarser grid; the default is the encoder's last stage.
+    """
+
+    def weigh(self, gradient: Tensor, activation: Tensor) -> Tensor:
+        """Sum over channels of the mean gradient times the activation."""
+        return (gradient.mean((2, 3), keepdim=True) * activation).sum(1)
+
+
+class HiResCAM(_ActivationMap):
+    """Gradient times activation, position by position: Grad-CAM without the mean over positions.
+
+    Source: Draelos and Carin 2020 (arXiv 2011.08891).
+
+    Args:
+        layer: see `GradCAM`.
+    """
+
+    def weigh(self, gradient: Tensor, activation: Tensor) -> Tensor:
+        """Sum over channels of gradient times activation."""
+        return (gradient * activation).sum(1)
+
+
+class LayerCAM(_ActivationMap):
+    """Positive gradient times activation, position by position; sharp in early layers too.
+
+    Source: Jiang et al. 2021, "LayerCAM: Exploring Hierarchical Class Activation Maps for
+    Localization" (IEEE TIP 30), equation 6.
+
+    Args:
+        layer: see `GradCAM`.
+    """
+
+    def weigh(self, gradient: Tensor, activation: Tensor) -> Tensor:
+        """Sum over channels of the positive part of the gradient times the activation."""
+        return (gradient.clamp(min=0) * activation).sum(1)
+
+
 def normalise(relevance: Tensor) -> Tensor:
     """Divide each map (B, h, w) of non-negative values by its own maximum."""
     return relevance / (relevance.amax((1, 2), keepdim=True) + 1e-8)
 
 
-def _score(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum over the batch of the true class's logit."""
-    with torch.enable_grad():
-        return logits.gather(1, labels.unsqueeze(1)).sum()
+def _positive(gradient: Tensor, attention: Tensor) -> Tensor:
+    """Mean over heads of the positive part of gradient times attention, (B, Q, L)."""
+    return full_precision((gradient * attention).clamp(min=0).mean(1))
+
+
+def _flow(classifier: Classifier, maps: Sequence[Tensor]) -> Tensor:
+    """Row of the product of all (I + map) that the pooled feature reads, as (B, h, w)."""
+    tokens = classifier.tokens
+    assert tokens is not None
+    row = tokens.readout(maps[0].device).expand(len(maps[0]), 1, -1).to(maps[0].dtype)
+    for step in reversed(maps):
+        # A last block that computes the class token alone gives just its row.
+        row = row + (step if step.shape[1] == 1 else row @ step)
+    patches: Tensor = row[:, 0, tokens.prefix :].unflatten(1, tokens.grid)
+    return patches
+
+
+def _check_attention(classifier: Classifier, name: str) -> None:
+    if classifier.tokens is None:
+        raise InputError(
+            f"Expected an encoder with attention maps for {name}, but got {classifier.name}, which "
+            "has none; use GradCAM."
+        )
 
 
 def _as_map(activation: Tensor, classifier: Classifier) -> Tensor:
@@ -148,6 +301,6 @@ def _as_map(activation: Tensor, classifier: Classifier) -> Tensor:
         spread: Tensor = patches.unflatten(2, classifier.tokens.grid)
         return spread
     raise InputError(
-        f"Expected a layer with spatial output (B, C, h, w) for GradCAM, but got one of shape "
-        f"{tuple(activation.shape)}; name another with `layer`."
+        f"Expected a layer with spatial output (B, C, h, w) for a class activation map, but got "
+        f"one of shape {tuple(activation.shape)}; name another with `layer`."
     )

@@ -130,7 +130,7 @@ def _gallery(cli: TrainCLI, tuned: Classifier, folder: RunFolder) -> None:
                 folder.path / "gallery.png",
                 tuned,
                 cli.model.relevance,
-                cli.model.counterfactual,
+                cli.model.counterfactuals[0],
                 images.float() / 255,
                 labels,
             )

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cfmask.attention import AttentionMaps
+from cfmask.attention import AttentionMaps, replayed
 from cfmask.classifier import Classifier, Layout, Tokens
 from cfmask.data.images import Preprocess
 from cfmask.errors import InputError, unknown
@@ -101,15 +102,15 @@ class OpenClipClassifier(Classifier):
         """Features (B, D) of embedded tokens (B, L, width), the class token first."""
         tower: Any = self.encoder
         *blocks, last = tower.transformer.resblocks
+        again = tower.transformer.grad_checkpointing and torch.is_grad_enabled()
         for block in blocks:
-            checkpointed = tower.transformer.grad_checkpointing and torch.is_grad_enabled()
-            tokens = (
-                checkpoint(block, tokens, use_reentrant=False) if checkpointed else block(tokens)
-            )
-        known = last.ln_1(tokens)
-        attended = last.attn(known[:, :1], known, known, need_weights=False)[0]
-        token = tokens[:, :1] + last.ls_1(attended)
-        token = token + last.ls_2(last.mlp(last.ln_2(token)))
+            if again:
+                tokens = checkpoint(
+                    _run_block, block, tokens, use_reentrant=False, context_fn=replayed
+                )
+            else:
+                tokens = _run_block(block, tokens)
+        token = _run_block(last, tokens, only_class=True)
         features: Tensor = tower._pool(token)[0]
         return features if tower.proj is None else features @ tower.proj
 
@@ -140,6 +141,27 @@ class OpenClipClassifier(Classifier):
         return Layout(
             grid, last, Tokens(grid, 1, "average" if tower.pool_type == "avg" else "token")
         )
+
+
+def _run_block(block: Any, tokens: Tensor, only_class: bool = False) -> Tensor:
+    """Tokens (B, L, width) after a residual block, or the class token (B, 1, width) alone.
+
+    Its attention is computed batch first: `nn.MultiheadAttention` turns the batch round, and where
+    no gradient is wanted torch then multiplies each position by its own copy of the weights.
+    """
+    attn, known = block.attn, block.ln_1(tokens)
+    weight, bias, width = attn.in_proj_weight, attn.in_proj_bias, known.shape[-1]
+    if only_class:
+        tokens = tokens[:, :1]
+        query = F.linear(known[:, :1], weight[:width], bias[:width])
+        key, value = F.linear(known, weight[width:], bias[width:]).chunk(2, -1)
+    else:
+        query, key, value = F.linear(known, weight, bias).chunk(3, -1)
+    q, k, v = (x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    tokens = tokens + block.ls_1(attn.out_proj(attended))
+    after: Tensor = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+    return after
 
 
 def _reads_class_token(tower: Any) -> bool:

@@ -33,6 +33,10 @@ class Method(pl.LightningModule, ABC):
         betas: AdamW's.
         warmup: share of the steps in which the learning rate rises, in [0, 1].
         task_weight: weight of the cross-entropy on clean images.
+        compile: run encoders through `torch.compile` where no attention map or class activation
+            map has to be read.
+        grad_checkpointing: keep less of each block and compute it again for its gradient: less
+            memory, more time; for large transformers.
     """
 
     def __init__(
@@ -43,6 +47,8 @@ class Method(pl.LightningModule, ABC):
         betas: tuple[float, float] = (0.9, 0.999),
         warmup: float = 0.02,
         task_weight: float = 1.0,
+        compile: bool = False,
+        grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if lr <= 0:
@@ -55,26 +61,51 @@ class Method(pl.LightningModule, ABC):
         self.betas = betas
         self.warmup = warmup
         self.task_weight = task_weight
+        self.compile_encoders = compile
+        if grad_checkpointing:
+            checkpoint_blocks(classifier)
         classes = max(2, len(classifier.class_names))
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         # The teacher is not in the checkpoint.
         self.strict_loading = False
 
     @abstractmethod
-    def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """One forward pass.
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """All losses of a batch by name, each weighted; "task" is the cross-entropy.
+
+        A part that `backward_now` has dealt with already comes without its graph.
 
         Args:
             images: float (B, 3, H, W) in [0, 1].
             labels: int64 (B,).
+        """
+
+    def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Weighted cross-entropy of logits (B, K) and labels int64 (B,)."""
+        return self.task_weight * F.cross_entropy(logits, labels)
+
+    def backward_now(self, loss: Tensor) -> Tensor:
+        """Add the gradient of one part of the loss at once, so that its graph is freed.
+
+        Several processes share gradients in the last part's backward pass, which therefore has to
+        reach all parameters: the head's with a gradient of zero.
 
         Returns:
-            Logits (B, K) of the clean images, and further losses by name, each weighted already.
+            The loss without its graph.
         """
+        if self._trainer is None:
+            loss.backward()
+            return loss.detach()
+        self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, None)
+        if self.trainer.world_size == 1:
+            return loss.detach()
+        return loss.detach() + sum(0 * p.sum() for p in self.classifier.head.parameters())
 
     def on_fit_start(self) -> None:
         """Pretrained classifiers come in eval mode; Lightning would leave them in it."""
         self.train()
+        if self.compile_encoders:
+            compile_encoder(self.classifier)
 
     def check(self, data: TrainingData) -> None:
         """Raise an InputError for data that this method cannot train on."""
@@ -110,8 +141,7 @@ class Method(pl.LightningModule, ABC):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Sum, check and log the losses of a batch."""
         images, labels = batch
-        logits, losses = self.losses(images, labels)
-        losses = {"task": self.task_weight * F.cross_entropy(logits, labels), **losses}
+        losses = self.losses(images, labels)
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
             parts = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
@@ -143,6 +173,14 @@ class Method(pl.LightningModule, ABC):
         )
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then clear the gradients: before a step they may hold its first part already."""
+        super().optimizer_step(*args, **kwargs)
+        self.zero_grad()
+
+    def optimizer_zero_grad(self, *args: Any) -> None:
+        """Nothing: `optimizer_step` has cleared them."""
+
     def train(self, mode: bool = True) -> Method:
         """Set the mode; batch norm stays in eval mode."""
         super().train(mode)
@@ -164,3 +202,30 @@ class Method(pl.LightningModule, ABC):
 def frozen_copy(classifier: Classifier) -> Classifier:
     """A teacher: copy in eval mode whose parameters get no gradient."""
     return copy.deepcopy(classifier).eval().requires_grad_(False)
+
+
+def checkpoint_blocks(classifier: Classifier) -> None:
+    """Make the encoder compute its blocks again for their gradients.
+
+    Raises:
+        InputError: the encoder has no such option.
+    """
+    option = getattr(classifier.encoder, "set_grad_checkpointing", None)
+    if option is None:
+        raise InputError(
+            f"Expected an encoder with gradient checkpointing, but {classifier.name} has none; "
+            "leave out grad_checkpointing."
+        )
+    option(True)
+
+
+def compile_encoder(classifier: Classifier) -> None:
+    """Compile the encoder of whole images; where patches are removed it runs as written."""
+    plain = classifier.encode
+    fast = torch.compile(lambda normalised: plain(normalised, None))
+
+    def encode(normalised: Tensor, hidden: Tensor | None) -> Tensor:
+        features: Tensor = fast(normalised) if hidden is None else plain(normalised, hidden)
+        return features
+
+    classifier.encode = encode  # type: ignore[method-assign]

@@ -10,6 +10,6 @@ from cfmask.methods.base import Method
 class FineTuning(Method):
     """Cross-entropy on clean images, all weights trained."""
 
-    def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """See `Method.losses`."""
-        return self.classifier(images), {}
+        return {"task": self.task_loss(self.classifier(images), labels)}

@@ -31,11 +31,11 @@ class LinearProbe(Method):
         super().__init__(classifier, lr, weight_decay, betas, warmup)
         classifier.encoder.requires_grad_(False)
 
-    def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """See `Method.losses`."""
         with torch.no_grad():
             features = self.classifier.features(images)
-        return self.classifier.classify(features), {}
+        return {"task": self.task_loss(self.classifier.classify(features), labels)}
 
     def train(self, mode: bool = True) -> LinearProbe:
         """The frozen encoder stays in eval mode."""

@@ -1,0 +1,248 @@
+"""The masked training step in all its forms gives the gradients of the plain formula."""
+
+from __future__ import annotations
+
+import copy
+import os
+from functools import partial
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.multiprocessing
+from torch.utils.data import DataLoader, TensorDataset
+
+from cfmask import (
+    AttentionRelevance,
+    AttentionRollout,
+    ContextMask,
+    Counterfactual,
+    FineTuning,
+    GradCAM,
+    InputError,
+    MaskedDistillation,
+    NoFill,
+    ObjectMask,
+    SingleFill,
+    TimmClassifier,
+)
+from cfmask.data import digits
+
+OBJECT = Counterfactual(ObjectMask(0.3), NoFill())
+CONTEXT = Counterfactual(ContextMask(0.5), NoFill())
+
+
+def masked(classifier, **options):
+    """Masked distillation without chance, away from its teacher."""
+    options.setdefault("counterfactual", OBJECT)
+    method = MaskedDistillation(copy.deepcopy(classifier), distill_weight=3.0, **options)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in method.teacher.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    method.log = lambda *args, **kwargs: None
+    return method
+
+
+def gradient(method, batch):
+    """The step's whole gradient, flat."""
+    method.zero_grad()
+    loss = torch.stack(list(method.losses(*batch).values())).sum()
+    loss.backward()
+    parts = [p.grad for p in method.classifier.parameters()]
+    return torch.cat([torch.zeros(0) if g is None else g.flatten() for g in parts])
+
+
+def expected(classifier, teacher, batch, makers):
+    """Loss and gradient by the formula, one graph for all."""
+    images, labels = batch
+    _, relevance = AttentionRelevance().explain(classifier, images, labels)
+    loss = torch.nn.functional.cross_entropy(classifier(images), labels)
+    for make in makers:
+        _, hidden = make(images, relevance)
+        target = teacher.features(images, hidden).detach()
+        distance = (classifier.features(images, hidden) - target).square().mean()
+        loss = loss + 3.0 * distance / len(makers)
+    return torch.cat(
+        [g.flatten() for g in torch.autograd.grad(loss, list(classifier.parameters()))]
+    )
+
+
+@pytest.mark.parametrize("makers", [[OBJECT], [OBJECT, CONTEXT]])
+@pytest.mark.parametrize("two", [True, False])
+def test_the_gradient_is_that_of_the_formula(tiny_clip, digit_batch, makers, two):
+    tiny_clip.double()
+    batch = (digit_batch[0].double(), digit_batch[1])
+    method = masked(tiny_clip, counterfactual=makers, two_backwards=two)
+    want = expected(method.classifier, method.teacher, batch, makers)
+    got = gradient(method, batch)
+    assert (got - want).norm() < 1e-6 * want.norm()
+
+
+def test_copies_average_over_donors(tiny_clip, digit_batch):
+    make = Counterfactual(ObjectMask(0.3), SingleFill())
+    many = masked(tiny_clip, counterfactual=make, copies=3)
+    torch.manual_seed(0)
+    got = many.losses(*digit_batch)["distill"].item()
+    torch.manual_seed(0)
+    one = masked(tiny_clip, counterfactual=make)
+    torch.manual_seed(0)
+    singles = [one.losses(*digit_batch)["distill"].item() for _ in range(3)]
+    assert len(set(singles)) == 3
+    assert got == pytest.approx(sum(singles) / 3, rel=1e-5)
+
+
+def train(method, batches, tmp_path, **options):
+    trainer = pl.Trainer(
+        max_epochs=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        **options,
+    )
+    trainer.fit(method, batches)
+    return torch.cat([p.detach().flatten() for p in method.classifier.parameters()])
+
+
+def loader(batch, size):
+    return DataLoader(TensorDataset(*batch), size)
+
+
+@pytest.mark.parametrize("two", [True, False])
+def test_accumulated_steps_equal_one_step_of_all(tiny_clip, digit_batch, tmp_path, two):
+    # Adam's first step forgets the gradient's size, so plain SGD shows it.
+    results = []
+    for size, accumulate in ((8, 1), (2, 4)):
+        method = masked(tiny_clip, two_backwards=two)
+        method.configure_optimizers = lambda m=method: torch.optim.SGD(m.classifier.parameters(), 1)
+        options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": 0.5}
+        results.append(train(method, loader(digit_batch, size), tmp_path, **options))
+    start = torch.cat([p.detach().flatten() for p in tiny_clip.parameters()])
+    # Clipping once a step: the step has just the length of the limit.
+    assert (results[0] - start).norm() == pytest.approx(0.5, rel=1e-3)
+    assert (results[0] - results[1]).norm() < 1e-4
+
+
+def _rank(rank, world, port, classifier, batch, two, out):
+    """One of several processes: its share of the batch, then the first writes the weights."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
+    torch.set_num_threads(1)
+    method = masked(classifier, two_backwards=two)
+    method.configure_optimizers = lambda: torch.optim.SGD(method.classifier.parameters(), 0.1)
+    share = tuple(x[rank::world] for x in batch)
+    options = {"strategy": "ddp", "devices": world, "use_distributed_sampler": False}
+    weights = train(method, loader(share, len(share[1])), out.parent, **options)
+    if rank == 0:
+        torch.save(weights, out)
+
+
+def test_two_processes_take_the_step_of_one(tiny_clip, digit_batch, tmp_path):
+    method = masked(tiny_clip)
+    method.configure_optimizers = lambda: torch.optim.SGD(method.classifier.parameters(), 0.1)
+    alone = train(method, loader(digit_batch, 8), tmp_path)
+    port = 20000 + os.getpid() % 20000
+    args = (2, port, tiny_clip, digit_batch, True, tmp_path / "weights.pt")
+    torch.multiprocessing.spawn(_rank, args, nprocs=2)
+    together = torch.load(tmp_path / "weights.pt", weights_only=True)
+    start = torch.cat([p.detach().flatten() for p in tiny_clip.parameters()])
+    assert (alone - together).norm() < 1e-5 * (alone - start).norm() + 1e-6
+
+
+def test_recomputed_blocks_give_the_same_gradient(tiny_clip, digit_batch):
+    plain = gradient(masked(tiny_clip), digit_batch)
+    again = gradient(masked(tiny_clip, grad_checkpointing=True), digit_batch)
+    assert torch.allclose(plain, again, atol=1e-6)
+
+
+def test_an_encoder_that_cannot_recompute_is_refused(tiny_clip):
+    tiny_clip.encoder = torch.nn.Flatten()
+    with pytest.raises(InputError, match="leave out grad_checkpointing"):
+        FineTuning(tiny_clip, grad_checkpointing=True)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_encoders_give_the_same_weights(
+    tiny_clip, digit_batch, tmp_path, monkeypatch, backend
+):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    results = []
+    for compile in (False, True):
+        make = Counterfactual(ObjectMask(0.3), SingleFill())
+        method = masked(tiny_clip, counterfactual=make, compile=compile)
+        torch.manual_seed(0)
+        results.append(train(method, loader(digit_batch, 4), tmp_path))
+    assert (results[0] - results[1]).norm() < 1e-4 * results[0].norm()
+
+
+def test_a_bf16_teacher_is_what_autocast_makes_of_it(tiny_clip, digit_batch, tmp_path):
+    images, _ = digit_batch
+    method = masked(tiny_clip, bf16_teacher=True)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        want = method.teacher.features(images)
+    before = sum(p.nbytes for p in method.teacher.parameters())
+    train(method, loader(digit_batch, 8), tmp_path)
+    assert sum(p.nbytes for p in method.teacher.parameters()) < 0.6 * before
+    assert torch.equal(method.teach(images), want)
+    assert all(p.dtype == torch.float32 for p in method.classifier.parameters())
+
+
+def test_the_relevance_of_the_loss_is_that_of_the_margin(tiny_clip, digit_batch):
+    images, labels = digit_batch
+    tiny_clip.double()
+    images = images.double()
+    logits, trace = AttentionRelevance().watch(tiny_clip, images)
+    with trace.listen(logits, labels):
+        torch.nn.functional.cross_entropy(logits, labels).backward()
+    got = trace.relevance()
+    # True logit minus the others' mean by probability, whose weights are constants.
+    others = tiny_clip(images).softmax(-1).detach()
+    others[range(8), labels] = 0
+    others = others / others.sum(1, keepdim=True)
+
+    class Margin(torch.nn.Module):
+        def forward(self, values):
+            return values - (others * values).sum(1, keepdim=True)
+
+    head = tiny_clip.head
+    tiny_clip.head = torch.nn.Sequential(head, Margin())
+    want = AttentionRelevance().explain(tiny_clip, images, labels)[1]
+    assert torch.allclose(got, want, atol=1e-6)
+
+
+def test_the_relevance_of_the_loss_saves_a_backward_pass(tiny_clip, digit_batch):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    costs = {}
+    for of in ("logit", "loss"):
+        method = masked(tiny_clip, relevance_of=of)
+        with FlopCounterMode(display=False) as counter:
+            gradient(method, digit_batch)
+        costs[of] = counter.get_total_flops()
+        assert all(p.grad is not None for p in method.classifier.parameters())
+    with FlopCounterMode(display=False) as counter:
+        method.classifier(digit_batch[0])
+    assert costs["logit"] - costs["loss"] > 0.7 * counter.get_total_flops()
+
+
+def test_what_the_loss_cannot_explain_is_refused(tiny_clip):
+    for options in ({"relevance": AttentionRollout()}, {"two_backwards": False}):
+        with pytest.raises(InputError, match="relevance_of: loss"):
+            masked(tiny_clip, relevance_of="loss", **options)
+    with pytest.raises(InputError, match="at least one"):
+        masked(tiny_clip, copies=0)
+
+
+def test_a_cnn_takes_the_same_step(digit_batch):
+    torch.manual_seed(0)
+    cnn = TimmClassifier("test_resnet", False, digits.CLASS_NAMES, image_size=96).double()
+    images = torch.nn.functional.interpolate(digit_batch[0].double(), (96, 96))
+    batch = (images, digit_batch[1])
+    gradients = [
+        gradient(masked(cnn, relevance=GradCAM(), two_backwards=two), batch)
+        for two in (True, False)
+    ]
+    assert (gradients[0] - gradients[1]).norm() < 1e-6 * gradients[1].norm()
