@@ -18,7 +18,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
@@ -324,11 +323,9 @@ def _step(method: Method, count: int, dtype: torch.dtype | None) -> None:
     """Forward and backward of one step, without the optimiser."""
     images = torch.rand(count, 3, *method.classifier.image_size)
     labels = torch.zeros(count, dtype=torch.long)
-    trained = [p for p in method.parameters() if p.requires_grad]
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
-        logits, losses = method.losses(images, labels)
-        loss = F.cross_entropy(logits, labels) + sum(losses.values())
-    torch.autograd.grad(loss, trained, allow_unused=True)
+        loss = torch.stack(list(method.losses(images, labels).values())).sum()
+    method.backward_now(loss)
 
 
 def _flash_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
@@ -343,15 +340,22 @@ def _flash_backward_flops(
 
 @contextlib.contextmanager
 def _countable(method: Method) -> Iterator[None]:
-    """Nothing is logged, which the trainer refuses before training; no matrix product is hidden."""
+    """Nothing is logged or kept as a gradient; no matrix product is hidden."""
     fast = torch.backends.mha.get_fastpath_enabled()
     # Without gradients torch runs a whole attention as one operation, which nobody counts.
     torch.backends.mha.set_fastpath_enabled(False)
+    trained = [p for p in method.parameters() if p.requires_grad]
+
+    def backward(loss: Tensor) -> Tensor:
+        torch.autograd.grad(loss, trained, allow_unused=True)
+        return loss.detach()
+
     method.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    method.backward_now = backward  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del method.log
+        del method.log, method.backward_now
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
