@@ -187,8 +187,7 @@ def find(root: Path | None, *names: str, class_names: Sequence[str] = NAMES, sma
 
 def score(shift: Shift, distraction: int | None = None, side: int = SIDE) -> tuple[int, int]:
     """Right ones and all."""
-    rows = evaluate({"m": Sees(distraction, side)}, [shift]).rows
-    (row,) = (row for row in rows if row.metric == "accuracy")
+    (row,) = evaluate({"m": Sees(distraction, side)}, [shift]).of("accuracy")
     return row.correct, row.total
 
 
