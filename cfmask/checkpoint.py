@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,50 @@ ALIKE = ("family", "config", "head", "class_names", "mean", "std")
 
 
 def save_classifier(classifier: Classifier, path: Path) -> None:
-    """Write weights and spec to one safetensors file; an older file is replaced only when done."""
+    """Write weights and spec to one safetensors file; an older file is replaced only when done.
+
+    Raises:
+        InputError: it cannot be written, as on a full disk.
+    """
     tensors = {k: v.detach().cpu().contiguous() for k, v in classifier.state_dict().items()}
+    metadata = {"classifier": json.dumps(classifier.spec)}
+    write_whole(path, lambda partial: save_file(tensors, partial, metadata))
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file whole or not at all, also where the power fails.
+
+    Args:
+        path: the file; one that is there is replaced when the new one is safe on the disk.
+        write: writes to the path that it is given.
+
+    Raises:
+        InputError: it cannot be written, as on a full disk. The older file is as it was.
+    """
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"classifier": json.dumps(classifier.spec)})
-    # safetensors makes files that nobody else may read.
-    partial.chmod(0o644)
-    partial.replace(path)
+    try:
+        write(partial)
+        # safetensors makes files that nobody else may read.
+        partial.chmod(0o644)
+        _sync(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    # Of torch's and safetensors' errors, only some are an OSError.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        line = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"Cannot write {path}: {line}. What was there before is whole; make room on the disk."
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def load_classifier(path: str | Path, weights: str = WEIGHTS) -> Classifier:
@@ -54,7 +94,7 @@ def load_classifier(path: str | Path, weights: str = WEIGHTS) -> Classifier:
     if not file.is_file():
         raise InputError(f"Expected a run folder or a weights file, but {file} does not exist.")
     if file.suffix == ".ckpt":
-        checkpoint = _read_checkpoint(file)
+        checkpoint = read_checkpoint(file)
         spec = checkpoint.get("classifier")
         state = checkpoint.get("state_dict", {})
         prefix = "classifier."
@@ -114,7 +154,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         InputError: truncated, not weights, or a pickle that would execute code.
     """
     if path.suffix != ".safetensors":
-        return {k: v for k, v in _read_checkpoint(path).items() if isinstance(v, Tensor)}
+        return {k: v for k, v in read_checkpoint(path).items() if isinstance(v, Tensor)}
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -131,9 +171,20 @@ def _read_spec(path: Path) -> Any:
         raise InputError(f"Cannot read weights from {path}: {error}. Is it truncated?") from error
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
+    """The dictionary of a torch file, tensors on the CPU.
+
+    Args:
+        path: the file.
+        mapped: leave the tensors on the disk until they are read.
+
+    Raises:
+        InputError: truncated, no dictionary, or a pickle that would execute code.
+    """
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=mapped
+        )
     except pickle.UnpicklingError as error:
         raise InputError(
             f"Refused {path}: it is a pickle that holds more than weights and could execute code; "
@@ -146,3 +197,17 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise InputError(f"Expected a dictionary of weights in {path}, but got {type(checkpoint)}.")
     return checkpoint
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a torch file by the checksums (CRC-32) of all its parts; None if nothing.
+
+    Torch itself does not compare them when it reads.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            part = file.testzip()
+    # Damaged archives make zipfile raise errors of any kind.
+    except Exception as error:
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return f"the checksum of {part} is wrong" if part else None

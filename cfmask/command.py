@@ -39,7 +39,9 @@ def quiet() -> None:
     """Lightning's advice on hardware and workers is not for the user of these commands."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    for advice in ("does not have many workers", "in eval mode at the start of training"):
+    advices = ("does not have many workers", "in eval mode at the start of training")
+    # The loader can begin within an epoch; Lightning does not know how.
+    for advice in (*advices, "your dataloader is not resumable"):
         warnings.filterwarnings("ignore", f".*{advice}.*")
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import os
 import shutil
-from collections.abc import Sequence
+import socket
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from cfmask.checkpoint import (
     PRETRAINED,
@@ -22,12 +28,15 @@ from cfmask.checkpoint import (
 from cfmask.classifier import Classifier
 from cfmask.data.shifts import Request, find_shifts
 from cfmask.errors import InputError
-from cfmask.evaluate import evaluate
-from cfmask.inference import Precision
+from cfmask.evaluate import Precision, evaluate
 from cfmask.report import ShiftReport
+from cfmask.resume import BestCheckpoint, Position, checkpoints_of, leads, newest
 from cfmask.summary import SUMMARY, Announce
 
 CONFIG = "config.yaml"
+LOCK = ".lock"
+# Settings that a run may change when it goes on: they do not touch the training.
+FREE = ("run", "evaluation", "checkpoints")
 
 
 class RunFolder:
@@ -43,39 +52,92 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def check(self, config: str, overwrite: bool) -> None:
-        """Refuse a folder that holds another run.
+    def check(self, config: str, overwrite: bool, resume: bool = False) -> None:
+        """Refuse a folder that holds another run, an unfinished one, or one at work.
 
         Args:
             config: the YAML text of the run that is to begin.
-            overwrite: True allows it.
+            overwrite: True allows to replace what is there.
+            resume: True allows an unfinished run, if it has the same settings.
 
         Raises:
-            InputError: the folder holds files that are not a run's, or another run's.
+            InputError: the folder holds files that are not a run's, another run's, or those of an
+                unfinished run that nobody wants to resume.
         """
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
         file = self.path / CONFIG
-        if not file.is_file():
+        if not file.is_file() and [path.name for path in self.path.iterdir()] != [LOCK]:
             raise InputError(
                 f"Expected a new folder or a run folder, but {self.path} holds other files."
             )
-        if not overwrite and _settings(file.read_text()) != _settings(config):
+        with self.held():
+            pass
+        if overwrite or not file.is_file():
+            return
+        other = _difference(_settings(file.read_text()), _settings(config))
+        if other:
             raise InputError(
-                f"{self.path} holds a run of another config; give another --run, or --overwrite."
+                f"{self.path} holds a run of another config ({other}); give another --run, or "
+                "--overwrite true."
+            )
+        if not resume and self.checkpoints() and not (self.path / WEIGHTS).is_file():
+            raise InputError(
+                f"{self.path} holds an unfinished run; go on with --resume true, or start again "
+                "with --overwrite true."
             )
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other process from running here, until the context or the process ends.
+
+        Raises:
+            InputError: another process runs here.
+        """
+        if os.name != "posix" or not leads():
+            yield
+            return
+        import fcntl
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("a+") as file:
+            try:
+                # The system frees it when a process dies, and its workers do not inherit it.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                raise InputError(
+                    f"Expected no other run in {self.path}, but {file.read() or error} is at work "
+                    "there; wait for it, or give another --run."
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+    @rank_zero_only
     def start(self, config: str, classifier: Classifier) -> None:
         """Clear what an older run left, then write the config and the starting point."""
-        if self.path.is_dir() and (self.path / CONFIG).is_file():
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
         (self.path / CONFIG).write_text(config)
         save_classifier(classifier, self.path / PRETRAINED)
 
+    def checkpoints(self) -> list[Path]:
+        """Files from which the run could go on, whole or not."""
+        return sorted(checkpoints_of(self.path).glob("*.ckpt"))
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole; see `cfmask.resume.newest`."""
+        return newest(checkpoints_of(self.path))
+
+    @rank_zero_only
     def clear_unless_trained(self) -> None:
         """Remove the folder if the run ended before its first checkpoint."""
-        if not any((self.path / "checkpoints").glob("*.ckpt")):
+        if not self.checkpoints():
             shutil.rmtree(self.path, ignore_errors=True)
 
     def loggers(self) -> list[Any]:
@@ -85,21 +147,35 @@ class RunFolder:
             CSVLogger(self.path, name=None, version="csv"),
         ]
 
+    @rank_zero_only
+    def rewind_metrics(self, logger: Any, step: int) -> None:
+        """Keep the metrics of the first steps for a run that goes on; Lightning would drop all.
+
+        Args:
+            logger: the CSV logger, which has written nothing yet.
+            step: optimiser steps of the checkpoint.
+        """
+        file = self.path / "csv" / "metrics.csv"
+        rows = list(csv.DictReader(file.read_text().splitlines())) if file.is_file() else []
+        kept = [row for row in rows if int(row["step"]) < step]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logger.experiment.metrics += [{k: v for k, v in row.items() if v} for row in kept]
+        logger.save()
+
     def callbacks(self) -> list[pl.Callback]:
-        """Summary, progress bar, checkpoints of the last and of the best epoch by validation."""
-        best = ModelCheckpoint(
-            self.path / "checkpoints",
-            filename="best",
-            monitor="val/accuracy",
-            mode="max",
-            save_last=True,
-            enable_version_counter=False,
-        )
-        return [Announce(self.path / SUMMARY), RichProgressBar(leave=True), best]
+        """Summary, progress bar, seeds, checkpoints of the last and of the best epoch."""
+        return [
+            Announce(self.path / SUMMARY),
+            RichProgressBar(leave=True),
+            Position(),
+            BestCheckpoint(checkpoints_of(self.path)),
+        ]
 
     def finish(self) -> Classifier:
         """Write the weights of the best epoch as weights.safetensors and give the classifier."""
-        tuned = load_classifier(self.path / "checkpoints" / "best.ckpt")
+        best = checkpoints_of(self.path) / "best.ckpt"
+        tuned = load_classifier(best if best.is_file() else best.with_name("last.ckpt"))
         save_classifier(tuned, self.path / WEIGHTS)
         return tuned
 
@@ -161,5 +237,21 @@ class RunFolder:
 
 
 def _settings(config: str) -> dict[str, Any]:
-    """The settings of a config, but for the path of the run folder itself."""
-    return {key: value for key, value in yaml.safe_load(config).items() if key != "run"}
+    """The settings of a config that make the training, flat: `a.b.c` -> value."""
+    content = yaml.safe_load(config)
+    return _flat({key: value for key, value in content.items() if key not in FREE})
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = value if isinstance(value, dict) and value else None
+        flat |= _flat(inner, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first settings in which two runs differ, in words."""
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    texts = [f"{key} is {old.get(key)} there and {new.get(key)} here" for key in keys[:2]]
+    return "; ".join(texts) + (f"; and {len(keys) - 2} more" if len(keys) > 2 else "")

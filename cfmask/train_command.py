@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from cfmask.checkpoint import PRETRAINED, load_classifier, read_checkpoint
 from cfmask.classifier import Classifier
 from cfmask.command import OneLineParser, one_line_errors, print_table, quiet
 from cfmask.data.datamodule import TrainingData
 from cfmask.data.shifts import Request, find_shifts
 from cfmask.errors import InputError
 from cfmask.methods import MaskedDistillation, Method
+from cfmask.resume import CheckpointFiles, StepCheckpoints, leads
 from cfmask.run_folder import RunFolder
 from cfmask.show import draw_gallery, first_of_each_class
 
 RECIPE = {"max_epochs": 10, "gradient_clip_val": 1.0, "log_every_n_steps": 10}
+# 128 + SIGTERM, as a shell says of a process that the signal ended.
+STOPPED = 143
 
 
 def train(args: Sequence[str] | None = None) -> None:
@@ -40,19 +47,13 @@ def train(args: Sequence[str] | None = None) -> None:
             trainer_defaults=RECIPE,
             args=None if args is None else list(args),
         )
-        folder = RunFolder(cli.config.run)
-        _check(cli, folder)
-        if cli.config.probe:
-            cli.model.probe(cli.datamodule)
-        folder.start(cli.config_text(), cli.model.classifier)
-        try:
-            cli.trainer.fit(cli.model, cli.datamodule)
-        except InputError:
-            folder.clear_unless_trained()
-            raise
-        _gallery(cli, folder.finish(), folder)
-        report = folder.evaluate(**cli.config.evaluation.as_dict())
-        print_table(report.table(), folder.path)
+        cli.check()
+        with cli.folder.held():
+            with _faults(cli):
+                cli.begin()
+                cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
+            if leads():
+                _conclude(cli)
 
 
 class TrainParser(LightningArgumentParser, OneLineParser):
@@ -80,6 +81,14 @@ class TrainCLI(LightningCLI):
             default=False,
             help="fit the head to the frozen encoder's features first, as a fresh head needs",
         )
+        parser.add_argument(
+            "--resume",
+            type=bool,
+            default=False,
+            help="go on from the newest checkpoint of this run, or begin if there is none",
+        )
+        parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
+        parser.link_arguments("run", "checkpoints.run")
         parser.add_method_arguments(RunFolder, "evaluate", "evaluation")
         parser.link_arguments(
             "data",
@@ -89,36 +98,83 @@ class TrainCLI(LightningCLI):
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Trainer that logs and saves in the run folder."""
-        folder = RunFolder(self.config.run)
-        own = self.config_init.trainer.callbacks or []
+        """Trainer that logs and saves in the run folder, once this is known to be free."""
+        self.folder = RunFolder(self.config.run)
+        if leads():
+            self.folder.check(self.config_text(), self.config.overwrite, self.config.resume)
+        wanted = self.config_init.trainer
         return super().instantiate_trainer(
-            logger=folder.loggers(), callbacks=[*own, *folder.callbacks()], **kwargs
+            logger=self.folder.loggers(),
+            callbacks=[*(wanted.callbacks or []), *self.folder.callbacks()],
+            plugins=[*_listed(wanted.plugins), CheckpointFiles()],
+            **kwargs,
         )
 
+    def check(self) -> None:
+        """All that can be wrong, before anything is written or trained."""
+        self.model.check(self.datamodule)
+        wanted = self.config.evaluation
+        root = Path(wanted.data_root) if wanted.data_root else None
+        names = self.model.classifier.class_names
+        request = Request(root, names, wanted.images, wanted.seed, wanted.allow_incomplete)
+        find_shifts(wanted.shifts, request)
+        self.datamodule.prepare(self.model.classifier.preprocess)
+
+    def begin(self) -> None:
+        """Write the starting point of a new run, or read that of one that goes on.
+
+        Raises:
+            InputError: the run cannot be read.
+        """
+        self.checkpoint = self.folder.newest() if self.config.resume else None
+        if self.checkpoint:
+            self.model.start_from(load_classifier(self.folder.path, PRETRAINED))
+            step = read_checkpoint(self.checkpoint, mapped=True)["global_step"]
+            self.folder.rewind_metrics(self.trainer.loggers[1], step)
+            return
+        if self.config.probe:
+            self.model.probe(self.datamodule)
+        self.folder.start(self.config_text(), self.model.classifier)
+
     def config_text(self) -> str:
-        """The whole configuration as YAML, but for where it is kept."""
+        """The whole configuration as YAML, but for where it is kept and how it was begun."""
         config = self.config.clone()
-        for key in ("config", "overwrite"):
+        for key in ("config", "overwrite", "resume"):
             config.pop(key, None)
         text: str = self.parser.dump(config, skip_link_targets=True, skip_none=False)
         return text
 
 
+@contextlib.contextmanager
+def _faults(cli: TrainCLI) -> Iterator[None]:
+    """What may end a training early, each with its line and exit code."""
+    try:
+        yield
+    except InputError:
+        cli.folder.clear_unless_trained()
+        raise
+    except SIGTERMException as error:
+        print(
+            f"stopped by SIGTERM at step {cli.trainer.global_step}; the checkpoint is written, go "
+            "on with --resume true",
+            file=sys.stderr,
+        )
+        raise SystemExit(STOPPED) from error
+
+
+def _conclude(cli: TrainCLI) -> None:
+    """Weights, pictures and report of a trained model."""
+    _gallery(cli, cli.folder.finish(), cli.folder)
+    report = cli.folder.evaluate(**cli.config.evaluation.as_dict())
+    print_table(report.table(), cli.folder.path)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 def _class_names(data: TrainingData) -> list[str]:
     return list(data.class_names)
-
-
-def _check(cli: TrainCLI, folder: RunFolder) -> None:
-    """All that can be wrong, before anything is written or trained."""
-    folder.check(cli.config_text(), cli.config.overwrite)
-    cli.model.check(cli.datamodule)
-    wanted = cli.config.evaluation
-    root = Path(wanted.data_root) if wanted.data_root else None
-    names = cli.model.classifier.class_names
-    request = Request(root, names, wanted.images, wanted.seed, wanted.allow_incomplete)
-    find_shifts(wanted.shifts, request)
-    cli.datamodule.prepare(cli.model.classifier.preprocess)
 
 
 def _gallery(cli: TrainCLI, tuned: Classifier, folder: RunFolder) -> None:

@@ -16,10 +16,10 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from cfmask.data import digits
-from cfmask.data.epochs import EpochSampler, Seeded, run_seed
+from cfmask.data.epochs import EpochLoader, EpochSampler, Seeded, run_seed
 from cfmask.data.folders import Folder, class_folders, hold_out
 from cfmask.data.images import Preprocess
 from cfmask.errors import InputError
@@ -68,12 +68,12 @@ class TrainingData(pl.LightningDataModule, ABC):
         sampler = EpochSampler(len(data), self.batch_size, seed, rank, world)
         # Lightning sets the epoch too, but after workers began to read.
         sampler.set_epoch(trainer.current_epoch if trainer else 0)
-        return self._loader(data, sampler)
+        return self._loader(EpochLoader, data, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """In order."""
         assert self.val_set is not None, "setup was not called"
-        return self._loader(self.val_set)
+        return self._loader(DataLoader, self.val_set)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Bytes to floats in [0, 1], on the device."""
@@ -81,14 +81,14 @@ class TrainingData(pl.LightningDataModule, ABC):
         return to_unit(images), labels
 
     def _loader(
-        self, data: Dataset[Sample], sampler: Sampler[int] | None = None
+        self, kind: type[DataLoader[Sample]], data: Dataset[Sample], **options: Any
     ) -> DataLoader[Sample]:
-        return DataLoader(
+        return kind(
             data,
             self.batch_size,
-            sampler=sampler,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            **options,
         )
 
 

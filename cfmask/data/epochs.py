@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from cfmask.errors import InputError
 
@@ -100,6 +101,25 @@ class Seeded(Dataset[tuple[Tensor, int]]):
             return self.data[index]
         finally:
             torch.set_rng_state(state)
+
+
+class EpochLoader(DataLoader[tuple[Tensor, int]]):
+    """A loader that can begin within an epoch, where a run that was stopped goes on.
+
+    A pass starts with its first batch, not before: Lightning asks for one too early.
+
+    Attributes:
+        skip: batches that the next pass leaves out at its start.
+    """
+
+    skip = 0
+
+    def __iter__(self) -> Any:
+        """Batches of the epoch that the sampler was set to."""
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.skip = self.skip * cast(int, self.batch_size)
+        self.skip = 0
+        yield from super().__iter__()
 
 
 def run_seed() -> int:

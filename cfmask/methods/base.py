@@ -138,6 +138,10 @@ class Method(pl.LightningModule, ABC):
             head, torch.cat([f for f, _ in batches]), torch.cat([k for _, k in batches])
         )
 
+    def start_from(self, start: Classifier) -> None:
+        """Take the weights of the starting point of a run that goes on."""
+        self.classifier.load_state_dict(start.state_dict())
+
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Sum, check and log the losses of a batch."""
         images, labels = batch

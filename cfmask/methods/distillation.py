@@ -72,6 +72,11 @@ class Distillation(Method):
         super().probe(data)
         self.teacher.head.load_state_dict(self.classifier.head.state_dict())
 
+    def start_from(self, start: Classifier) -> None:
+        """See `Method.start_from`. It is the teacher too."""
+        super().start_from(start)
+        self.teacher.load_state_dict(start.state_dict())
+
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """See `Method.losses`."""
         features = self.classifier.features(images)
