@@ -3,15 +3,12 @@
 from cfmask.checkpoint import interpolate, load_classifier, save_classifier
 from cfmask.classifier import Classifier
 from cfmask.counterfactual import (
-    BlurFill,
-    ConstantFill,
     ContextMask,
     Counterfactual,
     MultiFill,
     NoFill,
     ObjectMask,
     RandomMask,
-    ShuffleFill,
     SingleFill,
 )
 from cfmask.data.datamodule import DigitsData, FolderData
@@ -30,7 +27,6 @@ from cfmask.relevance import (
     Relevance,
 )
 from cfmask.report import ShiftReport
-from cfmask.saved_relevance import SavedRelevance, save_relevance
 
 __version__ = "0.1.0"
 
@@ -38,9 +34,7 @@ __all__ = [
     "SHIFTS",
     "AttentionRelevance",
     "AttentionRollout",
-    "BlurFill",
     "Classifier",
-    "ConstantFill",
     "ContextMask",
     "Counterfactual",
     "DigitsData",
@@ -60,9 +54,7 @@ __all__ = [
     "OpenClipClassifier",
     "RandomMask",
     "Relevance",
-    "SavedRelevance",
     "ShiftReport",
-    "ShuffleFill",
     "SingleFill",
     "TimmClassifier",
     "evaluate",
@@ -70,5 +62,4 @@ __all__ = [
     "interpolate",
     "load_classifier",
     "save_classifier",
-    "save_relevance",
 ]

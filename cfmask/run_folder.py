@@ -28,7 +28,8 @@ from cfmask.checkpoint import (
 from cfmask.classifier import Classifier
 from cfmask.data.shifts import Request, find_shifts
 from cfmask.errors import InputError
-from cfmask.evaluate import Precision, evaluate
+from cfmask.evaluate import evaluate
+from cfmask.inference import Precision
 from cfmask.report import ShiftReport
 from cfmask.resume import BestCheckpoint, Position, checkpoints_of, leads, newest
 from cfmask.summary import SUMMARY, Announce

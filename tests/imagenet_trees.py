@@ -59,12 +59,12 @@ class ReadsTheColour(nn.Module):
 class Sees(Classifier):
     """A classifier of 1000 classes with the encoder's features as logits."""
 
-    def __init__(self, distraction: int | None = None) -> None:
+    def __init__(self, distraction: int | None = None, side: int = SIDE) -> None:
         spec = {
             "family": "Sees",
             "model": "ReadsTheColour",
             "class_names": [f"class {k}" for k in range(1000)],
-            "preprocess": {**asdict(Preprocess()), "size": [SIDE, SIDE]},
+            "preprocess": {**asdict(Preprocess()), "size": [side, side]},
             "mean": [0.0] * 3,
             "std": [1.0] * 3,
         }
@@ -185,9 +185,9 @@ def find(root: Path | None, *names: str, class_names: Sequence[str] = NAMES, sma
     return find_shifts(list(names), Request(root, class_names, allow_incomplete=small))
 
 
-def score(shift: Shift, distraction: int | None = None) -> tuple[int, int]:
+def score(shift: Shift, distraction: int | None = None, side: int = SIDE) -> tuple[int, int]:
     """Right ones and all."""
-    (row,) = evaluate({"m": Sees(distraction)}, [shift]).rows
+    (row,) = evaluate({"m": Sees(distraction, side)}, [shift]).of("accuracy")
     return row.correct, row.total
 
 

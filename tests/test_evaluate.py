@@ -80,7 +80,7 @@ def models() -> dict[str, Classifier]:
 
 
 def counts(report: ShiftReport) -> dict[tuple[str, str], tuple[int | None, int | None]]:
-    return {(row.model, row.shift): (row.correct, row.total) for row in report.rows}
+    return {(row.model, row.shift): (row.correct, row.total) for row in report.of("accuracy")}
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 250])
@@ -95,7 +95,7 @@ def test_every_image_counts_once_whatever_the_batch_size(batch_size):
     }
     assert report.value("misled", "id") == 49 / 53
     assert report.reference == "id"
-    for row in report.rows:
+    for row in report.of("accuracy"):
         assert (row.low, row.high) == interval(row.correct, row.total)
 
 
@@ -181,7 +181,7 @@ def test_means_weigh_sets_alike():
 def test_there_is_no_mean_of_one_set():
     shifts = [painted("id", 5, reference=True), painted("sketch", 5)]
     report = evaluate({"m": Sees(ReadsTheLabel(False))}, shifts)
-    assert [row.shift for row in report.rows] == ["id", "sketch"]
+    assert [row.shift for row in report.of("accuracy")] == ["id", "sketch"]
     assert report.protocol["means"] == {}
 
 

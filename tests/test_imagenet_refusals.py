@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import torch
 from imagenet_trees import ORIGINS, Sees, find, paint, plant_one, refusal, score
 
 from cfmask import SHIFTS, InputError, evaluate
@@ -12,7 +11,6 @@ from cfmask.data.imagenet import IMAGENET
 from cfmask.data.images import Preprocess
 from cfmask.data.shifts import COMBINATIONS, Size
 from cfmask.data.wordnet import synsets
-from cfmask.metrics import right
 
 
 @pytest.mark.parametrize("root", [None, "nowhere"])
@@ -191,31 +189,6 @@ def test_means_leave_clean_sets_out_and_weigh_the_others_alike(everything):
     assert report.value("m", "mean of shifts") == pytest.approx(report.value("m", "mean of 5"))
     assert report.protocol["means"]["mean of 5"] == list(COMBINATIONS["mean of 5"].weights)
     assert report.protocol["means"]["mean of 4"] == ["v2", "r", "sketch", "a"]
-
-
-def test_accepted_classes_are_what_a_plain_loop_finds():
-    rng = torch.Generator().manual_seed(0)
-    logits = torch.randint(0, 3, (200, 6), generator=rng).float()
-    accepts = {0: (1, 4), 1: (5,), 2: (), 7: (0, 1, 2, 3, 4, 5)}
-    labels = torch.tensor(list(accepts))[torch.randint(4, (200,), generator=rng)]
-    for classes in (None, (1, 4, 5), (0, 1, 2, 3, 4, 5)):
-        expected = []
-        for row, label in zip(logits.tolist(), labels.tolist()):
-            best = max(classes or range(6), key=lambda k, row=row: (row[k], -k))
-            expected.append(best in accepts[label])
-        got = right(logits, labels, classes, accepts)
-        assert got.dtype == torch.bool
-        assert got.tolist() == expected
-
-
-def test_labels_that_accept_nothing_known_are_refused():
-    with pytest.raises(InputError, match="labels among the 2 classes of the set"):
-        right(torch.zeros(2, 3), torch.tensor([0, 2]), None, {0: (0,), 1: (1,)})
-
-
-def test_classes_that_the_head_lacks_are_refused():
-    with pytest.raises(InputError, match="class 3"):
-        right(torch.zeros(1, 3), torch.tensor([0]), (0, 3))
 
 
 def test_two_families_with_a_set_of_the_same_name_are_refused(everything, monkeypatch):

@@ -2,73 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import beta
 
-from cfmask import InputError
-from cfmask.metrics import combined, interval, right
-
-
-def slow_right(logits, labels, classes) -> list[bool]:
-    """Image by image: the first of the allowed classes with the largest logit is the label."""
-    found = []
-    for row, label in zip(logits.tolist(), labels.tolist()):
-        best = None
-        for k in range(len(row)):
-            if k in classes and (best is None or row[k] > row[best]):
-                best = k
-        found.append(best == label)
-    return found
-
-
-@pytest.mark.parametrize("classes", [None, (0, 1, 2, 3, 4, 5), (1, 4), (5, 2, 0), (3,)])
-def test_right_is_what_a_plain_loop_finds(classes):
-    rng = torch.Generator().manual_seed(0)
-    # Small whole numbers, so that there are many ties.
-    logits = torch.randint(0, 3, (200, 6), generator=rng).float()
-    allowed = range(6) if classes is None else classes
-    labels = torch.tensor(sorted(allowed))[torch.randint(len(allowed), (200,), generator=rng)]
-    got = right(logits, labels, classes)
-    assert got.dtype == torch.bool
-    assert got.tolist() == slow_right(logits, labels, allowed)
-
-
-def test_a_class_outside_the_subset_does_not_compete():
-    logits = torch.tensor([[1.0, 9.0, 2.0]])
-    assert right(logits, torch.tensor([2])).tolist() == [False]
-    assert right(logits, torch.tensor([2]), classes=(0, 2)).tolist() == [True]
-
-
-@pytest.mark.parametrize(
-    ("labels", "classes"), [([0, 3], None), ([-1, 0], None), ([0, 1], (0, 2)), ([0], ())]
-)
-def test_labels_outside_the_classes_are_refused(labels, classes):
-    with pytest.raises(InputError, match="labels among"):
-        right(torch.zeros(len(labels), 3), torch.tensor(labels), classes)
-
-
-@pytest.mark.parametrize("classes", [None, (0, 1, 4, 5)])
-def test_a_label_may_accept_several_classes_of_the_head(classes):
-    rng = torch.Generator().manual_seed(1)
-    logits = torch.randint(0, 3, (200, 6), generator=rng).float()
-    labels = torch.randint(7, 10, (200,), generator=rng)
-    accepts = {7: (0,), 8: (1, 5), 9: (4, 0, 5)}
-    allowed = range(6) if classes is None else classes
-    ways = [slow_right(logits, torch.full((200,), k), allowed) for k in range(6)]
-    expected = [any(ways[k][i] for k in accepts[int(label)]) for i, label in enumerate(labels)]
-    assert 0 < sum(expected) < 200
-    assert right(logits, labels, classes, accepts).tolist() == expected
-
-
-def test_a_label_that_accepts_nothing_is_refused():
-    with pytest.raises(InputError, match="labels among"):
-        right(torch.zeros(2, 3), torch.tensor([5, 6]), accepts={5: (0,)})
-
-
-@pytest.mark.parametrize("classes", [(0, 3), (-1, 0)])
-def test_classes_that_the_head_does_not_have_are_refused(classes):
-    with pytest.raises(InputError, match="head"):
-        right(torch.zeros(1, 3), torch.tensor([0]), classes)
+from cfmask.metrics import combined, interval
 
 
 @pytest.mark.parametrize("confidence", [0.95, 0.8])

@@ -78,7 +78,8 @@ def check_sets(
         progress: show a bar.
 
     Returns:
-        One check a set. Sets that are made of another set's images are left out.
+        One check a set, and one for all sets of a collection (ImageNet-C) together. Sets that are
+        made of another set's images are left out.
 
     Raises:
         InputError: no such folder, or an unknown name.
@@ -91,8 +92,8 @@ def check_sets(
         if decode and contents is not None:
             broken = _unreadable(contents, name, workers, progress)
             check = replace(check, unreadable=tuple(broken))
-        checks.append(check)
-    return checks
+        checks.append((origin, check))
+    return _by_collection(checks)
 
 
 def _wanted(names: Sequence[str]) -> dict[str, Origin]:
@@ -125,6 +126,46 @@ def _look(name: str, origin: Origin, root: Path) -> tuple[Contents | None, SetCh
     found = contents.found if contents is not None else None
     facts = (path, origin.places, found, origin.expected, tuple(problems), (), origin.source)
     return contents, SetCheck(name, origin.title, *facts)
+
+
+def _by_collection(checks: Sequence[tuple[Origin, SetCheck]]) -> list[SetCheck]:
+    """The checks, those of one collection as one; of its optional parts only what is there."""
+    alone: dict[str, list[SetCheck]] = {}
+    for origin, check in checks:
+        if not (origin.part_of and origin.on_request and check.path is None):
+            alone.setdefault(origin.part_of or check.name, []).append(check)
+    return [
+        parts[0] if parts[0].name == name else _together(name, parts)
+        for name, parts in alone.items()
+    ]
+
+
+def _together(name: str, parts: Sequence[SetCheck]) -> SetCheck:
+    if parts[0].name == name:
+        return parts[0]
+    there = [part for part in parts if part.path is not None]
+    absent = [part.name.split("/")[-1] for part in parts if part.path is None]
+    problems = [f"{part.name}: {line}" for part in there for line in part.problems]
+    if there and absent:
+        problems.insert(0, f"sets missing: {_some(absent)}")
+    return replace(
+        parts[0],
+        name=name,
+        title=name,
+        path=there[0].path if there else None,
+        found=_sum(part.found for part in there),
+        expected=_sum(part.expected for part in parts),
+        problems=tuple(problems),
+        unreadable=tuple(path for part in parts for path in part.unreadable),
+    )
+
+
+def _sum(sizes: Iterable[Size | None]) -> Size | None:
+    """Images of all sets together; the classes are those of the set that has most."""
+    known = [size for size in sizes if size is not None]
+    if not known:
+        return None
+    return Size(sum(size.images for size in known), max(size.classes for size in known))
 
 
 def _problems(contents: Contents, origin: Origin, path: Path, root: Path) -> Iterable[str]:
@@ -199,7 +240,7 @@ class _Broken(Dataset[str]):
 
     def __init__(self, contents: Contents) -> None:
         self.samples = contents.samples
-        self.images = contents.dataset(contents.samples, Preprocess((32, 32)))
+        self.images = contents.dataset(contents.samples, Preprocess())
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -46,6 +48,34 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         """
         path, label = self.samples[index]
         return self.preprocess(read_picture(path, self.border)), label
+
+
+class AsStored(Pictures):
+    """Picture files that were cut to the size of classifiers when the set was made.
+
+    They are neither resized nor cropped: a second time would take away part of the object.
+
+    Args:
+        samples: path and label of each.
+        preprocess: that of the classifier, of which only the size is heeded.
+    """
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image uint8 (3, H, W) and its label.
+
+        Raises:
+            InputError: the file is no readable image, or of another size than the classifier's.
+        """
+        path, label = self.samples[index]
+        image = read_picture(path)
+        if (image.height, image.width) != self.preprocess.size:
+            height, width = self.preprocess.size
+            raise InputError(
+                f"Expected {path} to be {width} x {height} pixels, as the classifier takes them, "
+                f"because its set is evaluated as stored, but got {image.width} x {image.height}; "
+                "evaluate a classifier of that size."
+            )
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1), label
 
 
 def read_picture(path: str, border: int = 0) -> Image.Image:

@@ -7,17 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from cfmask.data.imagenet import IMAGENET
+from cfmask.data.imagenet_c import IMAGENET_C, IMAGENET_C_MADE
 from cfmask.data.origin import Origin
-from cfmask.data.shifts import Request, Shift
+from cfmask.data.shifts import Request, Shift, is_asked_for
 from cfmask.data.wordnet import synsets
 from cfmask.errors import InputError, unknown
 
 # The sets of each family, by the name that they have in reports.
-PUBLISHED: dict[str, dict[str, Origin]] = {"imagenet": IMAGENET}
+PUBLISHED: dict[str, dict[str, Origin]] = {
+    "imagenet": IMAGENET,
+    "imagenet-c": IMAGENET_C,
+    "imagenet-c-made": IMAGENET_C_MADE,
+}
 
 
 def published_shifts(family: str, request: Request) -> list[Shift]:
-    """The sets of a family that lie under `request.data_root`, or the one that is asked for.
+    """The sets of a family that lie under `request.data_root`, or those that are asked for.
 
     Raises:
         InputError: no such folder, a classifier of other classes, nothing found, an unknown or
@@ -28,11 +33,12 @@ def published_shifts(family: str, request: Request) -> list[Shift]:
     if root is None or not root.is_dir():
         raise InputError(f"Expected data_root to be the folder of the ImageNet sets, got {root}.")
     _check_classes(request.class_names)
-    if request.only and request.only not in origins:
-        known = [f"{family}/{name}" for name in origins]
-        raise unknown("shift", f"{family}/{request.only}", known)
     if request.only:
-        return [origins[request.only].shift(request.only, root, request.allow_incomplete)]
+        asked = [name for name in origins if is_asked_for(request.only, name, family)]
+        if not asked:
+            known = [f"{family}/{name.removeprefix(f'{family}-')}" for name in origins]
+            raise unknown("shift", f"{family}/{request.only}", known)
+        return [origins[name].shift(name, root, request.allow_incomplete) for name in asked]
     found, missing = _there(family, root)
     shifts = [origins[name].shift(name, root, request.allow_incomplete) for name in found]
     return [replace(shift, missing=missing) for shift in shifts]

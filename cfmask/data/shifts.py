@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cfmask.data import digits
+from cfmask.data.combinations import COMBINATIONS as COMBINATIONS
+from cfmask.data.combinations import Combination as Combination
+from cfmask.data.combinations import mean_of as mean_of
 from cfmask.data.datamodule import digits_tensors
 from cfmask.data.folders import Folder, class_folders
 from cfmask.data.images import Preprocess
@@ -72,19 +75,6 @@ class Shift:
     groups: tuple[int, ...] | None = None
     group_names: tuple[str, ...] = ()
     part_of: str = ""
-
-
-@dataclass(frozen=True)
-class Combination:
-    """A figure made of several sets: constant + sum of weight · accuracy.
-
-    Attributes:
-        weights: weight by name of the set.
-        constant: what is added.
-    """
-
-    weights: Mapping[str, float]
-    constant: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -162,30 +152,30 @@ def published(family: str, request: Request) -> list[Shift]:
     return published_shifts(family, request)
 
 
+PUBLISHED_FAMILIES = ("imagenet", "imagenet-c", "imagenet-c-made")
+
 SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
     "digits": digits_shifts,
     "folders": folder_shifts,
-    "imagenet": partial(published, "imagenet"),
+    **{
+        family: partial(published, family)
+        for family in ("imagenet", "imagenet-c", "imagenet-c-made")
+    },
 }
 
 
-def mean_of(*sets: str) -> Combination:
-    """The unweighted mean of sets."""
-    return Combination(dict.fromkeys(sets, 1 / len(sets)))
+def is_asked_for(single: str, name: str, family: str) -> bool:
+    """True if a set is meant by what stands behind the slash of `family/single`.
 
-
-# What reports show beside the sets, if all sets of it are there. The mean of all shift sets always
-# is. Papers on ImageNet give the mean of five sets, or leave ObjectNet out: never compare one with
-# the other.
-COMBINATIONS: dict[str, Combination] = {
-    "O3": mean_of("counter", "sketch", "rendition"),
-    "mean of 5": mean_of("v2", "r", "sketch", "a", "objectnet"),
-    "mean of 4": mean_of("v2", "r", "sketch", "a"),
-}
+    That is the set's name, or its name less the name of the family (`counteranimal/common`); a
+    beginning up to a dash stands for all that go on (`imagenet-c/fog`).
+    """
+    begins = name.startswith(f"{family}-{single}-")
+    return single in ("", name) or name == f"{family}-{single}" or begins
 
 
 def find_shifts(names: Sequence[str], request: Request) -> list[Shift]:
-    """Sets by name: a family (`digits`) or one set of it (`digits/sketch`), each set once.
+    """Sets by name: a family (`digits`) or some of it (`digits/sketch`), each set once.
 
     Raises:
         InputError: an unknown name (the nearest are named), sets whose images are not there, or
@@ -197,7 +187,7 @@ def find_shifts(names: Sequence[str], request: Request) -> list[Shift]:
         if family not in SHIFTS:
             raise unknown("shift", name, SHIFTS)
         shifts = SHIFTS[family](replace(request, only=single))
-        chosen = [shift for shift in shifts if single in ("", shift.name)]
+        chosen = [shift for shift in shifts if is_asked_for(single, shift.name, family)]
         if not chosen:
             raise unknown("shift", name, [f"{family}/{shift.name}" for shift in shifts])
         for shift in chosen:

@@ -1,0 +1,152 @@
+"""Answers: what a model says to every image of a set, and how a set judges it.
+
+Letters: N images, K classes of the head, C of them that compete, M of them right for a label.
+All measures are computed from answers, so that the images are read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from cfmask.errors import InputError
+
+BEST = 5
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers to the images of a set, in the order of the set.
+
+    Attributes:
+        labels: int64 (N,), as the set gives them.
+        best: int64 (N, min(5, C)), competing classes by falling logit.
+        correct: bool (N,), the first of `best` is right.
+        top5: bool (N,), one of `best` is right.
+        unrestricted: bool (N,), the argmax among all classes of the head is right.
+        nll: float32 (N,), -log of the probability of all right classes together, in nats.
+        confidence: float32 (N,) in [0, 1], probability of the answer; see `LabelRule`.
+        max_logit: float32 (N,), among all classes of the head.
+    """
+
+    labels: Tensor
+    best: Tensor
+    correct: Tensor
+    top5: Tensor
+    unrestricted: Tensor
+    nll: Tensor
+    confidence: Tensor
+    max_logit: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The attributes by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def joined(cls, parts: Sequence[Answers]) -> Answers:
+        """Answers to the images of several parts of a set, one after the other."""
+        return cls(*(torch.cat(column) for column in zip(*(p.tensors().values() for p in parts))))
+
+
+class LabelRule:
+    """Which classes of a head compete on a set, and which of them are right for a label.
+
+    Probabilities are a softmax over the competing classes. Where a label has several right classes
+    and no class is right for two labels (ObjectNet), an answer's confidence is the probability of
+    all classes of that label; otherwise it is that of the argmax alone.
+
+    Args:
+        heads: number K of classes of the head.
+        classes: those that compete; None for all.
+        accepts: label -> classes that are right; None where the label itself is.
+
+    Raises:
+        InputError: `classes` that the head does not have.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        classes: Sequence[int] | None = None,
+        accepts: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:
+        competing = range(heads) if classes is None else sorted(classes)
+        if len(competing) and not 0 <= competing[0] <= competing[-1] < heads:
+            raise InputError(
+                f"Expected a head that has class {competing[-1]}, but got one of {heads} classes; "
+                "does the set have other classes than the classifier?"
+            )
+        self.own = accepts is None
+        accepts = {k: (k,) for k in competing} if accepts is None else accepts
+        several = [k for right in accepts.values() for k in right]
+        self.disjoint = len(several) == len(set(several))
+        self.restricted = len(competing) < heads
+        self.classes = torch.tensor(competing, dtype=torch.int64)
+        self.known = torch.tensor(sorted(accepts), dtype=torch.int64)
+        most = max(map(len, accepts.values()), default=0)
+        rows = [[*accepts[k], *[-1] * (most - len(accepts[k]))] for k in self.known.tolist()]
+        self.right = torch.tensor(rows, dtype=torch.int64).view(len(rows), most)
+        # Classes that are right for the same label, as bool (C, C), where that is not the identity.
+        owner = {k: label for label, right in accepts.items() for k in right}
+        owners = torch.tensor([owner.get(k, -1 - i) for i, k in enumerate(competing)])
+        joint = self.disjoint and most > 1
+        self.together = (owners[:, None] == owners).double() if joint else None
+
+    def rows(self, labels: Tensor) -> Tensor:
+        """Row of each label in `right`, int64 (N,).
+
+        Raises:
+            InputError: a label that is no class of the head, or none of the set.
+        """
+        rows = torch.searchsorted(self.known, labels).clamp(max=max(0, len(self.known) - 1))
+        wrong = labels if not len(self.known) else labels[self.known[rows] != labels]
+        if len(wrong):
+            owner = "of the head" if self.own else "of the set"
+            raise InputError(
+                f"Expected labels among the {len(self.known)} classes {owner}, but got "
+                f"{int(wrong[0])}; does the set have other classes than the classifier?"
+            )
+        return rows
+
+    def judge(self, logits: Tensor, labels: Tensor) -> Answers:
+        """Answers on the CPU.
+
+        Args:
+            logits: float (N, K), on any device.
+            labels: int64 (N,).
+
+        Raises:
+            InputError: a label that is no class of the head or of the set; logits that are no
+                numbers.
+        """
+        right = self.right[self.rows(labels.cpu())]
+        logits = logits.float().cpu()
+        if not logits.isfinite().all():
+            raise InputError("Expected finite logits, but the model gave NaN or infinity.")
+        competing = logits[:, self.classes] if self.restricted else logits
+        # A stable sort: of equal logits the class with the least number wins, on every device.
+        order = competing.sort(dim=1, descending=True, stable=True).indices[:, :BEST]
+        best = self.classes[order]
+        hits = (best[:, :, None] == right[:, None, :]).any(2)
+        p = competing.double().softmax(1)
+        # The column after the last class stands for the padding -1.
+        log_p = torch.full((len(logits), logits.shape[1] + 1), -torch.inf, dtype=torch.float64)
+        log_p[:, self.classes] = competing.double().log_softmax(1)
+        if self.together is not None:
+            p = p @ self.together
+        return Answers(
+            labels=labels.cpu(),
+            best=best,
+            correct=hits[:, 0],
+            top5=hits.any(1),
+            unrestricted=(logits.argmax(1)[:, None] == right).any(1),
+            nll=-log_p.gather(1, right % log_p.shape[1]).logsumexp(1).float(),
+            confidence=p.gather(1, order[:, :1])[:, 0].clamp(max=1).float(),
+            max_logit=logits.amax(1),
+        )

@@ -1,0 +1,85 @@
+"""Combinations: figures that reports make of several sets, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A figure made of several sets: constant + sum of weight · accuracy.
+
+    Attributes:
+        weights: weight by name of the set.
+        constant: what is added.
+    """
+
+    weights: Mapping[str, float]
+    constant: float = 0.0
+
+
+def mean_of(*sets: str) -> Combination:
+    """The unweighted mean of sets."""
+    return Combination(dict.fromkeys(sets, 1 / len(sets)))
+
+
+def drop(clean: str, shifted: str) -> Combination:
+    """Accuracy on a set less that on its shifted counterpart."""
+    return Combination({clean: 1.0, shifted: -1.0})
+
+
+# Error of AlexNet on each corruption of ImageNet-C, mean of the five severities: what mCE is
+# normalised by (Hendrycks & Dietterich, 2019; their table gives them in whole per cents).
+ALEXNET_ERRORS = {
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg_compression": 0.606500,
+}
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+def corruption_sets(family: str) -> list[str]:
+    """Names of the 75 sets of ImageNet-C, stored ("imagenet-c") or made ("imagenet-c-made")."""
+    return [f"{family}-{name}-{severity}" for name in ALEXNET_ERRORS for severity in SEVERITIES]
+
+
+def mean_corruption_error(family: str) -> Combination:
+    """mCE: the mean over corruptions of error by AlexNet's error, as a fraction; lower is better.
+
+    Args:
+        family: "imagenet-c" or "imagenet-c-made".
+    """
+    count = len(ALEXNET_ERRORS)
+    weights = {
+        f"{family}-{name}-{severity}": -1 / (count * len(SEVERITIES) * error)
+        for name, error in ALEXNET_ERRORS.items()
+        for severity in SEVERITIES
+    }
+    return Combination(weights, sum(1 / error for error in ALEXNET_ERRORS.values()) / count)
+
+
+# What reports show beside the sets, if all sets of it are there. The mean of all shift sets always
+# is. Papers on ImageNet give the mean of five sets, or leave ObjectNet out: never compare one with
+# the other.
+COMBINATIONS: dict[str, Combination] = {
+    "O3": mean_of("counter", "sketch", "rendition"),
+    "mean of 5": mean_of("v2", "r", "sketch", "a", "objectnet"),
+    "mean of 4": mean_of("v2", "r", "sketch", "a"),
+    "ImageNet-C mean": mean_of(*corruption_sets("imagenet-c")),
+    "ImageNet-C mCE (lower is better)": mean_corruption_error("imagenet-c"),
+    "ImageNet-C made here, mean": mean_of(*corruption_sets("imagenet-c-made")),
+    "ImageNet-C made here, mCE (lower is better)": mean_corruption_error("imagenet-c-made"),
+}

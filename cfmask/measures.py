@@ -1,0 +1,179 @@
+"""Measures: answers of models to sets -> rows of a report, the counts behind them, comparisons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfmask.answers import BEST, Answers
+from cfmask.data.shifts import COMBINATIONS, Combination, Shift, mean_of
+from cfmask.metrics import (
+    auroc,
+    calibration_bins,
+    combined,
+    expected_calibration_error,
+    harmonic,
+    interval,
+    mcnemar,
+    mean_with_interval,
+    paired_difference,
+    selective,
+)
+from cfmask.report import Difference, Row
+
+Counts = dict[str, dict[str, list[Any]]]
+MEAN = "mean of shifts"
+# Answers of every model to every set.
+Table = Mapping[str, Mapping[str, Answers]]
+
+
+def counts_of(shift: Shift, answers: Answers, names: Sequence[str]) -> Counts:
+    """What a report's `details` hold of one model on one set.
+
+    Labels with several right classes are classes of their own if no class is right for two of
+    them, and are named after the first; otherwise (ReaL) the set has no classes to count by.
+
+    Args:
+        shift: the set.
+        answers: to its images.
+        names: of the head's classes.
+    """
+    counts: Counts = {"bins": calibration_bins(answers.confidence, answers.correct)}
+    accepts = shift.accepts or {}
+    several = [k for right in accepts.values() for k in right]
+    if len(several) == len(set(several)):
+        titles = {k: names[accepts[k][0] if k in accepts else k] for k in _present(answers.labels)}
+        counts["classes"] = _shares(answers.labels, answers.correct, titles)
+    if shift.groups is not None:
+        groups = torch.tensor(shift.groups)
+        titles = {g: shift.group_names[g] for g in _present(groups)}
+        counts["groups"] = _shares(groups, answers.correct, titles)
+    return counts
+
+
+def _present(numbers: Tensor) -> list[int]:
+    found: list[int] = numbers.unique().tolist()
+    return found
+
+
+def _shares(numbers: Tensor, correct: Tensor, titles: Mapping[int, str]) -> dict[str, list[Any]]:
+    """Right answers and images of every number that has a title."""
+    keys = torch.tensor(list(titles))
+    total = torch.bincount(numbers)
+    right = torch.bincount(numbers, correct.double(), len(total))
+    return {
+        "names": list(titles.values()),
+        "correct": right[keys].long().tolist(),
+        "total": total[keys].tolist(),
+    }
+
+
+def rows_of(
+    model: str,
+    shift: Shift,
+    answers: Answers,
+    counts: Counts,
+    reference: Answers | None,
+    heads: int,
+) -> list[Row]:
+    """All figures of one model on one set. The first five of five classes say nothing: no top-5.
+
+    Args:
+        model: name of its row.
+        shift: the set.
+        answers: to its images.
+        counts: what `counts_of` gives.
+        reference: answers of the same model to the reference set, if there is one and this is a
+            shift set.
+        heads: number of classes of the head.
+    """
+
+    def row(metric: str, value: float, *ends: float, note: str = "") -> Row:
+        finite = ends if all(map(math.isfinite, ends)) else ()
+        low, high = finite or (None, None)
+        return Row(model, shift.name, metric, value, None, None, low, high, note)
+
+    def share(metric: str, correct: int, total: int, note: str = "") -> Row:
+        ends = interval(correct, total)
+        return Row(model, shift.name, metric, correct / total, correct, total, *ends, note)
+
+    total = len(answers)
+    rows = [share("accuracy", int(answers.correct.sum()), total)]
+    if shift.classes is not None:
+        rows.append(share("accuracy_unrestricted", int(answers.unrestricted.sum()), total))
+    if (heads if shift.classes is None else len(shift.classes)) > BEST:
+        rows.append(share("top5", int(answers.top5.sum()), total))
+    rows.append(row("nll", *mean_with_interval(answers.nll)))
+    rows.append(row("ece", expected_calibration_error(counts["bins"])))
+    if "classes" in counts:
+        classes = counts["classes"]
+        pairs = list(zip(classes["correct"], classes["total"]))
+        rows.append(row("class_mean", *combined(pairs, [1 / len(pairs)] * len(pairs))))
+    for metric, kind in (("worst_class", "classes"), ("worst_group", "groups")):
+        if kind in counts:
+            rows.append(share(metric, *_worst(counts[kind])))
+    rows.append(share("selective_accuracy", *selective(answers.confidence, answers.correct)))
+    if reference is not None:
+        rows.append(row("auroc_max_logit", auroc(reference.max_logit, answers.max_logit)))
+    return rows
+
+
+def _worst(counts: dict[str, list[Any]]) -> tuple[int, int, str]:
+    """Right answers, images and name of the lowest share; of equal ones the first."""
+    triples = zip(counts["correct"], counts["total"], counts["names"])
+    worst: tuple[int, int, str] = min(triples, key=lambda triple: triple[0] / triple[1])
+    return worst
+
+
+def combination_rows(rows: Sequence[Row], shifts: Sequence[Shift]) -> Iterator[Row]:
+    """Accuracies on the `COMBINATIONS` whose sets are all there, and on all shift sets.
+
+    The harmonic mean is of the reference set and the mean of shifts, where there are both.
+    """
+    accuracies = [row for row in rows if row.metric == "accuracy"]
+    reference = next((shift.name for shift in shifts if shift.in_distribution), None)
+    for model in dict.fromkeys(row.model for row in accuracies):
+        own = {row.shift: row for row in accuracies if row.model == model}
+        for name, of in combinations(shifts).items():
+            parts = [own[s] for s in of.weights]
+            counts = [(row.correct or 0, row.total or 1) for row in parts]
+            value, low, high = combined(counts, list(of.weights.values()), of.constant)
+            own[name] = Row(model, name, "accuracy", value, None, None, low, high)
+            yield own[name]
+        if reference and MEAN in own:
+            value, low, high = harmonic(_with_ends(own[reference]), _with_ends(own[MEAN]))
+            yield Row(model, "harmonic mean", "accuracy", value, None, None, low, high)
+
+
+def _with_ends(row: Row) -> tuple[float, float, float]:
+    assert row.low is not None and row.high is not None, "an accuracy has an interval"
+    return row.value, row.low, row.high
+
+
+def combinations(shifts: Sequence[Shift]) -> dict[str, Combination]:
+    """The `COMBINATIONS` whose sets are all there, and the mean of two or more shift sets.
+
+    Parts of a collection (one corruption at one severity) are not in the mean of shifts, where
+    they would outweigh all other sets.
+    """
+    names = {shift.name for shift in shifts}
+    found = {name: of for name, of in COMBINATIONS.items() if set(of.weights) <= names}
+    whole = [shift.name for shift in shifts if not shift.in_distribution and not shift.part_of]
+    return found | ({MEAN: mean_of(*whole)} if len(whole) > 1 else {})
+
+
+def differences(table: Table, shifts: Sequence[Shift]) -> Iterator[Difference]:
+    """Every model against the first, on every set."""
+    first, *others = table
+    for second in others:
+        for shift in shifts:
+            a, b = (table[model][shift.name].correct for model in (first, second))
+            lost, won = int((a & ~b).sum()), int((b & ~a).sum())
+            ends = paired_difference(lost, won, len(a))
+            yield Difference(
+                first, second, shift.name, lost, won, len(a), *ends, mcnemar(lost, won)
+            )

@@ -1,0 +1,90 @@
+"""Processes: evaluation on several at a time, each with its own part of every set.
+
+A set is cut into as many stretches as there are processes, which differ by one image at most and
+are not padded, so that every image counts once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from cfmask.errors import InputError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """Number of this process; 0 where there is one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def count() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def own_part(length: int) -> range:
+    """Which of `length` images are this process's: a stretch of them, empty if they are few."""
+    return range(rank() * length // count(), (rank() + 1) * length // count())
+
+
+def gathered(make: Callable[[], T]) -> list[T]:
+    """What `make` gives in every process, in their order, in every process.
+
+    Raises:
+        InputError: in all processes, if it was raised in one of them.
+    """
+    if count() == 1:
+        return [make()]
+    own: Any
+    try:
+        own = (make(), "")
+    except InputError as error:
+        own = (None, str(error))
+    everyone: list[Any] = [None] * count()
+    dist.all_gather_object(everyone, own, group=_group())
+    for _, refusal in everyone:
+        if refusal:
+            raise InputError(refusal)
+    return [result for result, _ in everyone]
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What `make` gives in the first process, in every process; it runs in that one alone."""
+    if count() == 1:
+        return make()
+    found: list[T | None] = gathered(lambda: make() if rank() == 0 else None)
+    result: Any = found[0]
+    return result  # type: ignore[no-any-return]
+
+
+def device() -> torch.device:
+    """The GPU of this process by LOCAL_RANK, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes that torchrun has started, if it has, and leave them at the end."""
+    started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and count() == 1
+    if started:
+        # Only counts and answers are exchanged, which lie in the main memory.
+        dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        if started:
+            dist.destroy_process_group()
+
+
+def _group() -> Any:
+    """A group that exchanges main memory, where the default one exchanges a GPU's."""
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")

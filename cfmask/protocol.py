@@ -1,0 +1,109 @@
+"""Protocol: what a reader needs to know to compare figures with others, and what a run was."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cfmask import processes
+from cfmask.classifier import Classifier
+from cfmask.data.shifts import Shift
+from cfmask.measures import combinations
+from cfmask.report import METRICS
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow")
+
+
+def protocol_of(
+    models: Mapping[str, Classifier], shifts: Sequence[Shift], precision: str
+) -> dict[str, Any]:
+    """The rules of all sets, means and metrics, as JSON holds them."""
+    return {
+        "metric": "top-1 accuracy, every image counted once",
+        "metrics": METRICS,
+        "interval": "95 % Clopper-Pearson; of means: normal, from the sets' binomial variances",
+        "comparison": "exact McNemar test on the same images; interval of the difference: "
+        "Bonett-Price",
+        "means": {name: list(of.weights) for name, of in combinations(shifts).items()},
+        "sets": {shift.name: set_protocol(shift) for shift in shifts},
+        "missing sets": sorted({name for shift in shifts for name in shift.missing}),
+        "models": {
+            name: {"encoder": model.name, "preprocess": model.spec["preprocess"]}
+            for name, model in models.items()
+        },
+        "precision": precision,
+    }
+
+
+def set_protocol(shift: Shift) -> dict[str, Any]:
+    """The rule of one set; what does not concern it is left out."""
+    facts: dict[str, Any] = {
+        "in_distribution": shift.in_distribution,
+        "classes": "all" if shift.classes is None else len(shift.classes),
+    }
+    if shift.accepts is not None:
+        several = sum(len(classes) > 1 for classes in shift.accepts.values())
+        facts["one_to_many"] = (
+            f"{len(shift.accepts)} classes of the set, {several} of them with several of the "
+            "head's; right if the argmax is one of them; nll of all of them together"
+        )
+    if shift.found is not None and shift.expected is not None:
+        found, expected = asdict(shift.found), asdict(shift.expected)
+        facts["size"] = {"found": found, "expected": expected, "complete": found == expected}
+    if shift.groups is not None:
+        facts["groups"] = list(shift.group_names)
+    texts = {"note": shift.note, "source": shift.source, "licence": shift.licence}
+    texts["part_of"] = shift.part_of
+    return facts | {key: text for key, text in texts.items() if text}
+
+
+def run_facts(images: int, seconds: float, reused: Sequence[str]) -> dict[str, Any]:
+    """Versions, hardware and time of an evaluation.
+
+    Args:
+        images: number of images read and answered.
+        seconds: that this took.
+        reused: sets whose answers came from an earlier evaluation.
+    """
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "hardware": hardware(),
+        "processes": processes.count(),
+        "images": images,
+        "seconds": round(seconds, 2),
+        "images_per_second": round(images / seconds, 1) if images else 0.0,
+        "reused": list(reused),
+    }
+
+
+def hardware() -> str:
+    """The processor with its number of cores in use, and the GPUs."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return ", ".join([f"{_processor()}, {cores} cores, {torch.get_num_threads()} threads", *gpus])
+
+
+def _processor() -> str:
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _versions() -> dict[str, str]:
+    import cfmask  # which imports this module
+
+    found = {"cfmask": cfmask.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,230 @@
+"""Effective robustness: how far a shift accuracy lies above what the reference accuracy predicts.
+
+The prediction is a line through transformed accuracies of models that nobody made robust: the
+built-in lines through ImageNet models, lines of a CSV file, or a line through the models of the
+report.
+
+Source: Taori et al. 2020 (arXiv 2007.00644), section 3.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import NormalDist, correlation, linear_regression
+
+from cfmask.errors import InputError
+from cfmask.report import Fit, Row, Transform
+
+TRANSFORMS: tuple[Transform, ...] = ("logit", "probit")
+
+_SOURCE = (
+    "85 models trained in the standard way of the ImageNet testbed (Taori et al. 2020, its "
+    "published top-1 table); line fitted by cfmask's authors"
+)
+_NOT_LINEAR = (
+    "not linear: the images of A were chosen to fool a ResNet-50, and the testbed fits it in two "
+    "pieces"
+)
+_BETA = "of ObjectNet 1.0-beta"
+
+# Shift, reference, then logit slope, intercept, R2 and probit slope, intercept.
+_LINES: list[tuple[str, str, float, float, float, float, float, str]] = [
+    ("v2", "val", 0.923, -0.498, 0.996, 0.962, -0.325, ""),
+    ("r", "val", 0.912, -1.600, 0.877, 0.942, -1.003, ""),
+    ("r", "val on R classes", 0.637, -2.108, 0.889, 0.772, -1.421, ""),
+    ("sketch", "val", 1.071, -2.370, 0.869, 1.044, -1.426, ""),
+    ("objectnet", "val", 1.199, -2.024, 0.941, 1.221, -1.255, _BETA),
+    ("objectnet", "val on ObjectNet classes", 0.981, -1.928, 0.953, 1.019, -1.205, _BETA),
+    ("a", "val", 3.052, -6.292, 0.773, 2.478, -3.267, _NOT_LINEAR),
+    ("a", "val on A classes", 1.990, -7.632, 0.828, 1.888, -4.160, _NOT_LINEAR),
+]
+
+# The range is of accuracies on the whole of val; on fewer classes it is not known.
+BUILT_IN: list[Fit] = [
+    fit
+    for shift, reference, a, b, r2, c, d, note in _LINES
+    for low, high in [(0.565, 0.847) if reference == "val" else (None, None)]
+    for fit in (
+        Fit(shift, reference, "logit", a, b, r2, low, high, _SOURCE, note),
+        Fit(shift, reference, "probit", c, d, None, low, high, _SOURCE, note),
+    )
+]
+
+
+def transformed(accuracy: float, transform: Transform) -> float:
+    """Logit or probit of an accuracy; 0 and 1 are taken as one millionth from there."""
+    inside = min(max(accuracy, 1e-6), 1 - 1e-6)
+    return math.log(inside / (1 - inside)) if transform == "logit" else NormalDist().inv_cdf(inside)
+
+
+def predicted(fit: Fit, reference: float) -> float:
+    """Accuracy in [0, 1] that a line gives at a reference accuracy in [0, 1]."""
+    value = fit.slope * transformed(reference, fit.transform) + fit.intercept
+    return 1 / (1 + math.exp(-value)) if fit.transform == "logit" else NormalDist().cdf(value)
+
+
+def fits_of(choice: str, rows: Sequence[Row], reference: str | None) -> list[Fit]:
+    """The lines that the accuracies of a report are held against, at most one a set and transform.
+
+    Args:
+        choice: `builtin`, `models` for lines through the models of the report, `none`, or a CSV
+            file.
+        rows: accuracies of single sets.
+        reference: name of the report's reference set.
+
+    Returns:
+        Where there are lines for several references, that of the last one listed: in the built-in
+        table the clean images of the set's own classes, if they were evaluated.
+
+    Raises:
+        InputError: a file that cannot be read; fewer than 3 models for a line.
+    """
+    if choice == "none":
+        return []
+    accuracies: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        accuracies[row.model][row.shift] = row.value
+    if choice == "builtin":
+        fits = BUILT_IN
+    elif choice == "models":
+        fits = lines_through(accuracies, reference, "the models of this report")
+    else:
+        fits = read_fits(Path(choice), reference)
+    shifts = {name for own in accuracies.values() for name in own}
+    there = [fit for fit in fits if {fit.shift, fit.reference} <= shifts]
+    return list({(fit.shift, fit.transform): fit for fit in there}.values())
+
+
+def lines_through(
+    accuracies: Mapping[str, Mapping[str, float]], reference: str | None, source: str
+) -> list[Fit]:
+    """Least-squares lines of every set on the reference set, by either transform.
+
+    Args:
+        accuracies: model -> set -> accuracy in [0, 1].
+        reference: name of the set that predicts the others.
+        source: what a reader is told of where the lines come from.
+
+    Raises:
+        InputError: no reference set; fewer than 3 models, or models that are all equally good.
+    """
+    both = [own for own in accuracies.values() if reference in own]
+    if reference is None or len({own[reference] for own in both}) < 3:
+        raise InputError(
+            "Expected at least 3 models with different accuracies on a reference set to fit a line "
+            f"through, but got {len(both)} on {reference}; evaluate more, or use another --fit."
+        )
+    shifts = [name for name in both[0] if name != reference]
+    return [
+        _line(shift, reference, transform, [(own[reference], own[shift]) for own in both], source)
+        for shift in shifts
+        if all(shift in own for own in both)
+        for transform in TRANSFORMS
+    ]
+
+
+def _line(
+    shift: str,
+    reference: str,
+    transform: Transform,
+    pairs: Sequence[tuple[float, float]],
+    source: str,
+) -> Fit:
+    xs, ys = ([transformed(value, transform) for value in column] for column in zip(*pairs))
+    slope, intercept = linear_regression(xs, ys)
+    # A set on which all models are equally good has no variance to explain.
+    r2 = correlation(xs, ys) ** 2 if len(set(ys)) > 1 else None
+    ends = [value for value, _ in pairs]
+    note = f"through {len(pairs)} models"
+    return Fit(
+        shift, reference, transform, slope, intercept, r2, min(ends), max(ends), source, note
+    )
+
+
+def read_fits(path: Path, reference: str | None) -> list[Fit]:
+    """Lines of a CSV file.
+
+    Either one line a row, in columns shift, reference, transform, slope, intercept and, if known,
+    r2, low, high, source, note; or one model a row, in a column `model` and one column a set with
+    accuracies as fractions, through which lines are fitted.
+
+    Raises:
+        InputError: no such file, other columns, or cells that are no numbers.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            records = list(csv.DictReader(file))
+        columns = set(records[0]) if records else set()
+        if {"shift", "reference", "transform", "slope", "intercept"} <= columns:
+            return [_read(record) for record in records]
+        if "model" in columns:
+            own = {record.pop("model"): record for record in records}
+            numbers = {m: {k: float(v) for k, v in r.items() if v} for m, r in own.items()}
+            return lines_through(numbers, reference, str(path))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"Cannot read fits from {path}: {error}.") from error
+    raise InputError(
+        f"Expected the columns shift, reference, transform, slope, intercept, or model and one a "
+        f"set, in {path}, but got {', '.join(columns) or 'none'}."
+    )
+
+
+def _read(record: Mapping[str, str]) -> Fit:
+    transform = next((t for t in TRANSFORMS if t == record["transform"]), None)
+    if transform is None:
+        raise ValueError(f"transform {record['transform']!r} is neither logit nor probit")
+    r2, low, high = (float(record[k]) if record.get(k) else None for k in ("r2", "low", "high"))
+    slope, intercept = float(record["slope"]), float(record["intercept"])
+    texts = record.get("source") or "", record.get("note") or ""
+    names = record["shift"], record["reference"]
+    return Fit(*names, transform, slope, intercept, r2, low, high, *texts)
+
+
+def robustness_rows(rows: Iterable[Row], fits: Sequence[Fit]) -> list[Row]:
+    """Effective robustness of every model by every line, as differences of accuracy in [-1, 1].
+
+    The interval is by the delta method from those of both accuracies; the line is taken as exact.
+    The note says which reference it is of, if the model lies outside the range of the line's
+    models, and what else must be known of the line.
+
+    Args:
+        rows: accuracies of single sets, with intervals.
+        fits: lines whose sets are among them.
+    """
+    own = {(row.model, row.shift): row for row in rows}
+    return [
+        _residual(own[model, fit.shift], own[model, fit.reference], fit)
+        for model in dict.fromkeys(model for model, _ in own)
+        for fit in fits
+    ]
+
+
+def _residual(row: Row, reference: Row, fit: Fit) -> Row:
+    value = row.value - predicted(fit, reference.value)
+    reach = math.hypot(_half(row), _slope_at(fit, reference.value) * _half(reference))
+    notes = [f"against {fit.reference}"]
+    if fit.low is None or fit.high is None:
+        notes.append("range of the line's models not known")
+    elif not fit.low <= reference.value <= fit.high:
+        notes.append(f"EXTRAPOLATED beyond {100 * fit.low:.1f}–{100 * fit.high:.1f} %")
+    notes += [fit.note] if fit.note else []
+    metric = f"effective_robustness_{fit.transform}"
+    ends = (value - reach, value + reach)
+    return Row(row.model, row.shift, metric, value, None, None, *ends, "; ".join(notes))
+
+
+def _half(row: Row) -> float:
+    return 0.0 if row.low is None or row.high is None else (row.high - row.low) / 2
+
+
+def _slope_at(fit: Fit, reference: float) -> float:
+    """Change of the prediction with the reference accuracy, by a central difference."""
+    step = 1e-4
+    low, high = max(0.0, reference - step), min(1.0, reference + step)
+    return (predicted(fit, high) - predicted(fit, low)) / (high - low)
