@@ -3,12 +3,15 @@
 from cfmask.checkpoint import interpolate, load_classifier, save_classifier
 from cfmask.classifier import Classifier
 from cfmask.counterfactual import (
+    BlurFill,
+    ConstantFill,
     ContextMask,
     Counterfactual,
     MultiFill,
     NoFill,
     ObjectMask,
     RandomMask,
+    ShuffleFill,
     SingleFill,
 )
 from cfmask.data.datamodule import DigitsData, FolderData
@@ -27,6 +30,7 @@ from cfmask.relevance import (
     Relevance,
 )
 from cfmask.report import ShiftReport
+from cfmask.saved_relevance import SavedRelevance, save_relevance
 
 __version__ = "0.1.0"
 
@@ -34,7 +38,9 @@ __all__ = [
     "SHIFTS",
     "AttentionRelevance",
     "AttentionRollout",
+    "BlurFill",
     "Classifier",
+    "ConstantFill",
     "ContextMask",
     "Counterfactual",
     "DigitsData",
@@ -54,7 +60,9 @@ __all__ = [
     "OpenClipClassifier",
     "RandomMask",
     "Relevance",
+    "SavedRelevance",
     "ShiftReport",
+    "ShuffleFill",
     "SingleFill",
     "TimmClassifier",
     "evaluate",
@@ -62,4 +70,5 @@ __all__ = [
     "interpolate",
     "load_classifier",
     "save_classifier",
+    "save_relevance",
 ]

@@ -12,11 +12,21 @@ object 0.3, context 0.6.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cfmask.errors import InputError
+
+Donors = Literal["device", "all"]
+
+# Colours of `ConstantFill` by name, RGB in [0, 1]; mean is that of CLIP's training images.
+COLOURS = {
+    "black": (0.0, 0.0, 0.0),
+    "grey": (0.5, 0.5, 0.5),
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+}
 
 
 class PatchMask(ABC):
@@ -38,7 +48,7 @@ class RandomMask(PatchMask):
     """Each patch is replaced with the same probability.
 
     Args:
-        probability: in [0, 1].
+        probability: in [0, 1); 1 would hide every patch.
         exact: exactly int(P · (1 - probability)) of the P patches of every image are kept, as for
             no fill, where tokens are then dropped.
     """
@@ -46,7 +56,7 @@ class RandomMask(PatchMask):
     needs_relevance = False
 
     def __init__(self, probability: float = 0.5, exact: bool = False) -> None:
-        self.probability = _fraction("probability", probability)
+        self.probability = _below_one("probability", probability)
         self.exact = exact
 
     def __call__(self, relevance: Tensor) -> Tensor:
@@ -55,8 +65,14 @@ class RandomMask(PatchMask):
         if not self.exact:
             return noise < self.probability
         patches = noise[0].numel()
+        kept = int(patches * (1 - self.probability))
+        if kept == 0:
+            raise InputError(
+                f"Expected a probability that keeps some of {patches} patches, but "
+                f"{self.probability} hides every one; lower it."
+            )
         rank = noise.flatten(1).argsort(1).argsort(1).view_as(noise)
-        return rank >= int(patches * (1 - self.probability))
+        return rank >= kept
 
 
 class ObjectMask(PatchMask):
@@ -78,11 +94,11 @@ class ContextMask(PatchMask):
     """All patches but those of `ObjectMask` are replaced: relevance at or below the threshold.
 
     Args:
-        threshold: in [0, 1].
+        threshold: in [0, 1); 1 would hide every patch.
     """
 
     def __init__(self, threshold: float = 0.5) -> None:
-        self.threshold = _fraction("threshold", threshold)
+        self.threshold = _below_one("threshold", threshold)
 
     def __call__(self, relevance: Tensor) -> Tensor:
         """See `PatchMask`."""
@@ -106,30 +122,47 @@ class Fill(ABC):
 
 
 class SingleFill(Fill):
-    """Every replaced patch comes from the same position of one other image of the batch.
+    """Every replaced patch comes from the same position of one other image.
 
-    No image is its own donor, and every image is the donor of one other.
+    No image is its own donor. Within a device every image is the donor of one other.
+
+    Args:
+        donors: `device` takes from the images of the device's own batch, `all` from those of all
+            devices, which need batches of one size.
     """
 
     needs_donors = True
 
+    def __init__(self, donors: Donors = "device") -> None:
+        self.donors = donors
+
     def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
         """See `Fill`.
 
         Raises:
             InputError: a batch of one image, which has no other to take from.
         """
-        check_donors(len(images))
-        order = torch.randperm(len(images), device=images.device)
-        donors = torch.empty_like(order)
-        donors[order] = order.roll(1)
-        return torch.where(pixels(replaced, images), images[donors], images)
+        pool, own = _donors(images, self.donors)
+        if len(pool) == len(images):
+            order = torch.randperm(len(images), device=images.device)
+            donors = torch.empty_like(order)
+            donors[order] = order.roll(1)
+        else:
+            donors = _others(own, len(pool))
+        return torch.where(pixels(replaced, images), pool[donors], images)
 
 
 class MultiFill(Fill):
-    """Every replaced patch comes from the same position of its own random other image."""
+    """Every replaced patch comes from the same position of its own random other image.
+
+    Args:
+        donors: see `SingleFill`.
+    """
 
     needs_donors = True
+
+    def __init__(self, donors: Donors = "device") -> None:
+        self.donors = donors
 
     def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
         """See `Fill`.
@@ -137,17 +170,76 @@ class MultiFill(Fill):
         Raises:
             InputError: a batch of one image, which has no other to take from.
         """
-        check_donors(len(images))
-        count = len(images)
-        own = torch.arange(count, device=images.device).view(-1, 1, 1)
-        donors = (own + torch.randint(1, count, replaced.shape, device=images.device)) % count
-        patches = _patches(images, replaced)
+        pool, own = _donors(images, self.donors)
+        donors = _others(own.view(-1, 1, 1).expand(replaced.shape), len(pool))
         grid = [torch.arange(n, device=images.device) for n in replaced.shape[1:]]
         rows, columns = torch.meshgrid(*grid, indexing="ij")
-        filled: Tensor = torch.where(
-            replaced[..., None, None, None], patches[donors, rows, columns], patches
+        return _replace(images, replaced, _patches(pool, replaced)[donors, rows, columns])
+
+
+class ConstantFill(Fill):
+    """Every replaced patch becomes one colour.
+
+    Args:
+        colour: `black`, `grey`, `mean` (that of CLIP's training images), or RGB in [0, 1].
+    """
+
+    def __init__(
+        self, colour: Literal["black", "grey", "mean"] | tuple[float, float, float] = "mean"
+    ) -> None:
+        self.colour = COLOURS[colour] if isinstance(colour, str) else tuple(colour)
+        if len(self.colour) != 3 or not all(0 <= value <= 1 for value in self.colour):
+            raise InputError(f"Expected three values in [0, 1] for a colour, but got {colour}.")
+
+    def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
+        """See `Fill`."""
+        colour = images.new_tensor(self.colour).view(1, 3, 1, 1)
+        return torch.where(pixels(replaced, images), colour, images)
+
+
+class BlurFill(Fill):
+    """Every replaced patch comes from the blurred image.
+
+    Args:
+        sigma: of the Gaussian, as a share of the image's shorter side, above 0.
+    """
+
+    def __init__(self, sigma: float = 0.05) -> None:
+        if sigma <= 0:
+            raise InputError(f"Expected sigma above 0 for a blur, but got {sigma}.")
+        self.sigma = sigma
+
+    def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
+        """See `Fill`."""
+        from torchvision.transforms.v2.functional import gaussian_blur
+
+        shorter = min(images.shape[2:])
+        # Three sigmas to each side, but no more than reflection at the border can give.
+        reach = min(max(1, round(3 * self.sigma * shorter)), shorter - 1)
+        blurred = gaussian_blur(images, [2 * reach + 1] * 2, [self.sigma * shorter] * 2)
+        return torch.where(pixels(replaced, images), blurred, images)
+
+
+class ShuffleFill(Fill):
+    """The replaced patches of an image change places among themselves.
+
+    Source: the patch shuffle of Qin et al. 2022 (arXiv 2110.07858), of chosen patches only.
+    """
+
+    def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
+        """See `Fill`."""
+        patches, flat = _patches(images, replaced), replaced.flatten(1)
+        noise = torch.rand(flat.shape, device=images.device)
+        # Both orders put the replaced patches first: by position, and at random.
+        places = (~flat).to(noise.dtype).argsort(dim=1, stable=True)
+        drawn = (noise + (~flat).to(noise.dtype)).argsort(1)
+        source = torch.empty_like(places).scatter_(1, places, drawn)
+        image = torch.arange(len(images), device=images.device).view(-1, 1, 1)
+        rows, columns = (
+            part.view(replaced.shape)
+            for part in (source // replaced.shape[2], source % replaced.shape[2])
         )
-        return filled.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+        return _replace(images, replaced, patches[image, rows, columns])
 
 
 class NoFill(Fill):
@@ -165,7 +257,7 @@ class Counterfactual:
 
     Args:
         mask: chooses the patches.
-        fill: replaces them.
+        fill: replaces or removes them.
     """
 
     def __init__(self, mask: PatchMask, fill: Fill) -> None:
@@ -209,6 +301,30 @@ def _patches(images: Tensor, grid: Tensor) -> Tensor:
     return cut.permute(0, 2, 4, 1, 3, 5)
 
 
+def _replace(images: Tensor, replaced: Tensor, patches: Tensor) -> Tensor:
+    """Images with the replaced patches taken from (B, h, w, 3, H/h, W/w)."""
+    chosen = torch.where(replaced[..., None, None, None], patches, _patches(images, replaced))
+    whole: Tensor = chosen.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+    return whole
+
+
+def _donors(images: Tensor, donors: Donors) -> tuple[Tensor, Tensor]:
+    """Images that may give patches, and which of them the given ones are, int64 (B,)."""
+    own = torch.arange(len(images), device=images.device)
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if donors == "all" and distributed:
+        shares = [torch.empty_like(images) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(shares, images.contiguous())
+        images, own = torch.cat(shares), own + torch.distributed.get_rank() * len(own)
+    check_donors(len(images))
+    return images, own
+
+
+def _others(own: Tensor, count: int) -> Tensor:
+    """For each number in [0, count) another one, uniformly."""
+    return (own + torch.randint(1, count, own.shape, device=own.device)) % count
+
+
 def _check_grid(images: Tensor, grid: Tensor) -> None:
     (high, wide), (h, w) = images.shape[2:], grid.shape[1:]
     if high % h or wide % w:
@@ -230,4 +346,10 @@ def check_donors(count: int) -> None:
 def _fraction(name: str, value: float) -> float:
     if not 0 <= value <= 1:
         raise InputError(f"Expected {name} in [0, 1], but got {value}.")
+    return value
+
+
+def _below_one(name: str, value: float) -> float:
+    if _fraction(name, value) == 1:
+        raise InputError(f"Expected {name} below 1, but got 1, which hides every patch.")
     return value

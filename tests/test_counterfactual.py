@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from cfmask import (
+    BlurFill,
+    ConstantFill,
     ContextMask,
     Counterfactual,
     InputError,
     MultiFill,
     ObjectMask,
     RandomMask,
+    ShuffleFill,
     SingleFill,
 )
 from cfmask.counterfactual import PatchMask, pixels
@@ -42,7 +45,6 @@ def test_random_mask_replaces_with_its_probability():
     share = RandomMask(0.25)(zeros).float().mean().item()
     assert abs(share - 0.25) < 4 * (0.25 * 0.75 / zeros.numel()) ** 0.5
     assert not RandomMask(0.0)(zeros).any()
-    assert RandomMask(1.0)(zeros).all()
 
 
 @pytest.mark.parametrize("fill", [SingleFill(), MultiFill()])
@@ -132,3 +134,92 @@ def test_a_grid_that_does_not_divide_the_image_is_refused():
     for fill in (SingleFill(), MultiFill()):
         with pytest.raises(InputError, match="divides images of 10 x 8"):
             Counterfactual(ObjectMask(), fill)(torch.rand(2, 3, 10, 8), torch.rand(2, 4, 4))
+
+
+@pytest.mark.parametrize("mask", [RandomMask, ContextMask])
+def test_masks_that_hide_every_patch_are_refused(mask):
+    with pytest.raises(InputError, match="hides every patch"):
+        mask(1.0)
+    with pytest.raises(InputError, match="hides every one"):
+        RandomMask(0.9, exact=True)(torch.zeros(2, 3, 3))
+
+
+@pytest.mark.parametrize("fill", [ConstantFill(), BlurFill(), ShuffleFill()])
+def test_fills_without_donors_leave_the_rest_and_need_one_image_alone(fill):
+    torch.manual_seed(0)
+    images = torch.rand(1, 3, 12, 20)
+    filled, replaced = Counterfactual(ObjectMask(0.4), fill)(images, torch.rand(1, 3, 5))
+    where = pixels(replaced, images).expand_as(images)
+    assert torch.equal(filled[~where], images[~where])
+    assert (filled[where] != images[where]).float().mean() > 0.5
+    assert not fill.needs_donors
+
+
+def test_a_constant_fill_is_its_colour():
+    for colour, want in (("black", (0, 0, 0)), ("grey", (0.5,) * 3), ((0.1, 0.2, 0.3),) * 2):
+        filled, _ = Counterfactual(Everything(), ConstantFill(colour))(
+            torch.rand(2, 3, 4, 6), torch.rand(2, 2, 3)
+        )
+        assert torch.allclose(filled, torch.tensor(want).float().view(1, 3, 1, 1).expand_as(filled))
+    for wrong in ((0.1, 0.2, 2.0), (0.1, 0.2)):
+        with pytest.raises(InputError, match="three values"):
+            ConstantFill(wrong)
+
+
+def test_a_blur_is_scipys():
+    from scipy.ndimage import gaussian_filter
+
+    image = torch.rand(1, 3, 40, 60)
+    filled, _ = Counterfactual(Everything(), BlurFill(0.05))(image, torch.rand(1, 4, 6))
+    want = gaussian_filter(image[0].numpy(), (0, 2, 2), mode="mirror", radius=(0, 6, 6))
+    assert torch.allclose(filled[0], torch.from_numpy(want), atol=1e-4)
+    with pytest.raises(InputError, match="above 0"):
+        BlurFill(0.0)
+
+
+def test_shuffled_patches_change_places_among_themselves():
+    torch.manual_seed(0)
+    images = named_patches(6, 4, 5, 2)
+    moved = 0
+    for _ in range(20):
+        filled, replaced = Counterfactual(ObjectMask(0.5), ShuffleFill())(
+            images, torch.rand(6, 4, 5)
+        )
+        for n in range(6):
+            before = [tuple(images[n, :, 2 * r, 2 * c].tolist()) for r, c in replaced[n].nonzero()]
+            after = [tuple(filled[n, :, 2 * r, 2 * c].tolist()) for r, c in replaced[n].nonzero()]
+            assert sorted(before) == sorted(after)
+            moved += before != after
+            kept = ~pixels(replaced, images)[n].expand(3, -1, -1)
+            assert torch.equal(filled[n][kept], images[n][kept])
+    assert moved > 110
+
+
+def _share(rank, port, path):
+    """One of two processes: its images tell its number; write which donors they got."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    images = torch.full((2, 3, 4, 4), 2.0 * rank) + torch.arange(2).view(2, 1, 1, 1)
+    seen = []
+    for fill in (SingleFill("all"), MultiFill("all")):
+        for _ in range(40):
+            filled, _ = Counterfactual(Everything(), fill)(images, torch.rand(2, 2, 2))
+            assert (filled != images).all()
+            seen.append(filled.flatten(1)[:, :1])
+    torch.save(torch.cat(seen, 1), path / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_donors_come_from_all_devices_if_asked(tmp_path):
+    import os
+
+    import torch.multiprocessing
+
+    torch.multiprocessing.start_processes(
+        _share, (20000 + os.getpid() % 20000, tmp_path), nprocs=2, start_method="fork"
+    )
+    for rank in range(2):
+        for own, donors in enumerate(torch.load(tmp_path / f"{rank}.pt", weights_only=True)):
+            assert set(donors.tolist()) == {0.0, 1.0, 2.0, 3.0} - {2.0 * rank + own}

@@ -86,7 +86,7 @@ def test_an_image_without_patches_is_finite(tiny_clip, small_cnn):
 
 def test_exact_random_masks_keep_the_promised_number():
     torch.manual_seed(0)
-    for probability, kept in ((0.75, 12), (0.5, 24), (0.0, 49), (1.0, 0)):
+    for probability, kept in ((0.75, 12), (0.5, 24), (0.0, 49)):
         mask = RandomMask(probability, exact=True)(torch.zeros(20, 7, 7))
         assert ((~mask).flatten(1).sum(1) == kept).all()
     share = torch.stack([RandomMask(0.5, exact=True)(torch.zeros(1, 4, 4))[0] for _ in range(800)])

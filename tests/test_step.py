@@ -146,7 +146,7 @@ def test_two_processes_take_the_step_of_one(tiny_clip, digit_batch, tmp_path):
     alone = train(method, loader(digit_batch, 8), tmp_path)
     port = 20000 + os.getpid() % 20000
     args = (2, port, tiny_clip, digit_batch, True, tmp_path / "weights.pt")
-    torch.multiprocessing.spawn(_rank, args, nprocs=2)
+    torch.multiprocessing.start_processes(_rank, args, nprocs=2, start_method="fork")
     together = torch.load(tmp_path / "weights.pt", weights_only=True)
     start = torch.cat([p.detach().flatten() for p in tiny_clip.parameters()])
     assert (alone - together).norm() < 1e-5 * (alone - start).norm() + 1e-6
