@@ -5,34 +5,48 @@ An entry of `PUBLISHERS` makes one file; a new format is one function and one en
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from cfmask.disagreement import Disagreement
+from cfmask.page import as_html
 from cfmask.report import ShiftReport
 from cfmask.tables import as_csv, as_latex, as_markdown
 
+Publishers = dict[str, Callable[[ShiftReport], str]]
+
 # Suffix of the file -> its text.
-PUBLISHERS: dict[str, Callable[[ShiftReport], str]] = {
+PUBLISHERS: Publishers = {
     "csv": as_csv,
     "md": as_markdown,
     "tex": as_latex,
+    "html": as_html,
 }
 
 
-def publish(report: ShiftReport, folder: Path, name: str = "report") -> list[Path]:
+def publish(
+    report: ShiftReport,
+    folder: Path,
+    gallery: Sequence[Disagreement] = (),
+    name: str = "report",
+) -> list[Path]:
     """Write the report in every format of `PUBLISHERS`, beside its JSON.
 
     Args:
         report: what an evaluation gave.
         folder: where the files go; it exists.
+        gallery: images for the page, from `disagreements` of the first two models.
         name: of the files, without suffix.
 
     Returns:
         The files, each replaced only when its text is whole.
     """
-    files = [folder / f"{name}.{suffix}" for suffix in PUBLISHERS]
-    for file, render in zip(files, PUBLISHERS.values()):
-        partial = file.with_name(file.name + ".partial")
-        partial.write_text(render(report), encoding="utf-8")
-        partial.replace(file)
+    pages: Publishers = {"html": partial(as_html, gallery=gallery)}
+    renderers = PUBLISHERS | pages
+    files = [folder / f"{name}.{suffix}" for suffix in renderers]
+    for file, render in zip(files, renderers.values()):
+        unfinished = file.with_name(file.name + ".partial")
+        unfinished.write_text(render(report), encoding="utf-8")
+        unfinished.replace(file)
     return files

@@ -14,7 +14,10 @@ from typing import Any
 
 from cfmask.report import Row, ShiftReport
 
-MARK = "†"
+# After the name of a set that is not whole, and after a figure that chance does not explain.
+INCOMPLETE, DIFFERS = "*", "†"
+# Below this p-value a figure is marked with `DIFFERS`.
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,20 @@ class Measure:
         return sign + shown[1:] if zero else shown.replace("-", "−")
 
 
+# How the metrics of `cfmask.report.METRICS` are shown.
 MEASURES: dict[str, Measure] = {
     "accuracy": Measure("Top-1 accuracy, %"),
+    "accuracy_unrestricted": Measure("Top-1 accuracy among all classes of the head, %"),
+    "top5": Measure("Top-5 accuracy, %"),
+    "class_mean": Measure("Mean of the classes' accuracies, %"),
+    "worst_class": Measure("Accuracy of the worst class, %"),
+    "worst_group": Measure("Accuracy of the worst group, %"),
+    "nll": Measure("Negative log-likelihood, nats", scale=1, digits=3, better=-1),
+    "ece": Measure("Expected calibration error, %", better=-1),
+    "selective_accuracy": Measure("Accuracy on the most confident 90 %, %"),
+    "auroc_max_logit": Measure("AUROC of the maximum logit against the reference, %"),
+    "effective_robustness_logit": Measure("Effective robustness (logit), points", signed=True),
+    "effective_robustness_probit": Measure("Effective robustness (probit), points", signed=True),
 }
 
 
@@ -72,7 +87,7 @@ class Grid:
     @property
     def has_intervals(self) -> bool:
         """Whether any figure has an interval."""
-        return any(row.low < row.high for row in self.cells.values())
+        return any(row.low is not None for row in self.cells.values())
 
     def figure(self, model: str, shift: str) -> str:
         """Text of a figure; empty if there is none."""
@@ -82,7 +97,7 @@ class Grid:
     def interval(self, model: str, shift: str) -> str:
         """Text of a figure's interval, low to high; empty if there is none."""
         row = self.cells.get((model, shift))
-        if row is None or not row.low < row.high:
+        if row is None or row.low is None or row.high is None:
             return ""
         return f"{self.measure.text(row.low)}–{self.measure.text(row.high)}"
 
@@ -96,7 +111,10 @@ class Grid:
 
 
 def grids(report: ShiftReport) -> list[Grid]:
-    """One grid for each metric, in the order of `MEASURES` and then of the report."""
+    """One grid for each metric, in the order of `MEASURES` and then of the report.
+
+    Sets that are parts of a large collection are left to the CSV and the JSON.
+    """
     found = dict.fromkeys(row.metric for row in report.rows)
     order = [name for name in MEASURES if name in found]
     return [_grid(report, name) for name in [*order, *(m for m in found if m not in MEASURES)]]
@@ -105,8 +123,9 @@ def grids(report: ShiftReport) -> list[Grid]:
 def _grid(report: ShiftReport, metric: str) -> Grid:
     rows = [row for row in report.rows if row.metric == metric]
     models = list(dict.fromkeys(row.model for row in rows))
-    shifts = list(dict.fromkeys(row.shift for row in rows))
-    return Grid(metric, models, shifts, {(row.model, row.shift): row for row in rows})
+    return Grid(
+        metric, models, report.columns(metric), {(row.model, row.shift): row for row in rows}
+    )
 
 
 def incomplete(report: ShiftReport) -> dict[str, str]:
@@ -116,16 +135,12 @@ def incomplete(report: ShiftReport) -> dict[str, str]:
         Words by name of the set or combination, in the order of the protocol.
     """
     sets: dict[str, dict[str, Any]] = report.protocol.get("sets", {})
-    words = {name: _missing(facts["size"]) for name, facts in sets.items() if _is_part(facts)}
+    words = {name: _missing(sets[name]["size"]) for name in report.incomplete}
     for name, parts in report.protocol.get("means", {}).items():
         partly = [part for part in parts if part in words]
         if partly:
             words[name] = f"made of sets that are not whole: {', '.join(partly)}"
     return words
-
-
-def _is_part(facts: dict[str, Any]) -> bool:
-    return not facts.get("size", {}).get("complete", True)
 
 
 def _missing(size: dict[str, Any]) -> str:
@@ -139,22 +154,34 @@ def _missing(size: dict[str, Any]) -> str:
 
 def heading(report: ShiftReport, shift: str) -> str:
     """Name of a set as a column's head: the reference and sets that are not whole are marked."""
-    mark = MARK if shift in incomplete(report) else ""
+    mark = INCOMPLETE if shift in incomplete(report) else ""
     return f"{shift}{mark} (ID)" if shift == report.reference else f"{shift}{mark}"
 
 
-def footnotes(report: ShiftReport) -> list[str]:
-    """What must be said below a table, one sentence an entry."""
-    notes = [f"{MARK} {name} is not whole: {words}." for name, words in incomplete(report).items()]
+def differs(report: ShiftReport, row: Row) -> bool:
+    """Whether an accuracy differs from the first model's by more than chance (McNemar)."""
+    return row.metric == "accuracy" and any(
+        (other.second, other.shift) == (row.model, row.shift) and other.p_value < LEVEL
+        for other in report.differences
+    )
+
+
+def footnotes(report: ShiftReport, place: str = "In brackets") -> list[str]:
+    """What must be said below a table, one sentence an entry; `place` is where intervals stand."""
+    parts = incomplete(report).items()
+    notes = [f"{INCOMPLETE} {name} is not whole: {words}." for name, words in parts]
+    if any(differs(report, row) for row in report.rows):
+        test = f"exact McNemar test on the same images, p < {LEVEL}"
+        notes.append(f"{DIFFERS} differs from {report.models[0]} ({test}).")
     interval = report.protocol.get("interval")
-    return [*notes, f"In brackets: intervals, {interval}."] if interval else notes
+    return [*notes, f"{place}: its interval, {interval}."] if interval else notes
 
 
 def as_csv(report: ShiftReport) -> str:
     """One line a figure, values whole and as fractions, with counts and completeness."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    fields = ("model", "shift", "metric", "value", "low", "high", "correct", "total")
+    fields = ("model", "shift", "metric", "value", "low", "high", "correct", "total", "note")
     writer.writerow([*fields, "complete"])
     partly = incomplete(report)
     for row in report.rows:
@@ -175,16 +202,18 @@ def _markdown_table(report: ShiftReport, grid: Grid) -> str:
     head = ["model", *(_markdown(heading(report, shift)) for shift in grid.shifts)]
     lines = [head, ["---", *("---:" for _ in grid.shifts)]]
     for model in grid.models:
-        cells = [_bracketed(grid, model, shift, "**{}**") for shift in grid.shifts]
+        cells = [_bracketed(report, grid, model, shift, "**{}**") for shift in grid.shifts]
         lines.append([_markdown(model), *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"**{_markdown(grid.measure.title)}**\n\n{table}"
 
 
-def _bracketed(grid: Grid, model: str, shift: str, bold: str) -> str:
-    """Figure, in bold if it is the best, and its interval in brackets."""
+def _bracketed(report: ShiftReport, grid: Grid, model: str, shift: str, bold: str) -> str:
+    """Figure, in bold if it is the best, its mark, and its interval in brackets."""
     figure, interval = grid.figure(model, shift), grid.interval(model, shift)
     shown = bold.format(figure) if grid.is_best(model, shift) else figure
+    row = grid.cells.get((model, shift))
+    shown += DIFFERS if row is not None and differs(report, row) else ""
     return f"{shown} [{interval}]" if interval else shown
 
 
@@ -208,7 +237,7 @@ def _latex_table(report: ShiftReport, grid: Grid) -> Iterator[str]:
     yield _latex_row(["model", *(heading(report, shift) for shift in grid.shifts)])
     yield r"\midrule"
     for model in grid.models:
-        cells = [_latex_cell(grid, model, shift) for shift in grid.shifts]
+        cells = [_latex_cell(report, grid, model, shift) for shift in grid.shifts]
         yield " & ".join([_latex(model), *cells]) + r" \\"
     yield r"\bottomrule"
     yield r"\end{tabular}"
@@ -218,8 +247,8 @@ def _latex_row(texts: Sequence[str]) -> str:
     return " & ".join(map(_latex, texts)) + r" \\"
 
 
-def _latex_cell(grid: Grid, model: str, shift: str) -> str:
-    cell = _latex(_bracketed(grid, model, shift, "\0{}\1"))
+def _latex_cell(report: ShiftReport, grid: Grid, model: str, shift: str) -> str:
+    cell = _latex(_bracketed(report, grid, model, shift, "\0{}\1"))
     return cell.replace("\0", r"\textbf{").replace("\1", "}")
 
 
@@ -233,7 +262,7 @@ LATEX = {
     "|": r"\textbar{}",
     "–": "--",
     "−": r"$-$",
-    MARK: r"\textsuperscript{\dag}",
+    DIFFERS: r"\textsuperscript{\dag}",
 }
 
 

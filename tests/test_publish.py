@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from test_tables import small_report
+from reports import gallery, small_report
 
 from cfmask.publish import PUBLISHERS, publish
 
@@ -25,3 +25,10 @@ def test_a_file_is_replaced_only_when_it_is_whole(tmp_path, monkeypatch):
         publish(small_report(), tmp_path)
     assert (tmp_path / "report.csv").read_text() == before
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_gallery_stands_in_the_page_alone(tmp_path):
+    files = {file.suffix: file for file in publish(small_report(), tmp_path, gallery(), "x")}
+    pictures = {suffix for suffix, file in files.items() if "data:image" in file.read_text()}
+    assert pictures == {".html"}
+    assert {file.stem for file in files.values()} == {"x"}

@@ -6,34 +6,20 @@ import io
 import re
 
 import pytest
+from reports import NASTY, small_report, whole_report
 
 from cfmask import ShiftReport
-from cfmask.report import Row
-from cfmask.tables import MARK, Measure, as_csv, as_latex, as_markdown, grids, incomplete
-
-NASTY = "50 % <b>a_b</b> & {c} $x^2$ ~ \\d | `e` #1\nline"
-
-
-def size(found: int) -> dict:
-    whole = {"images": 10, "classes": 2}
-    return {"found": {"images": found, "classes": 2}, "expected": whole, "complete": found == 10}
-
-
-def small_report(name: str = "tuned") -> ShiftReport:
-    rows = [
-        Row("zero-shot", "id", "accuracy", 13 / 16, 13, 16, 0.5439, 0.9598),
-        Row(name, "id", "accuracy", 1.0, 16, 16, 0.7941, 1.0),
-        Row("zero-shot", "sketch", "accuracy", 5 / 16, 5, 16, 0.1102, 0.5866),
-        Row(name, "sketch", "accuracy", 0.25, 4, 16, 0.0727, 0.5238),
-        Row("zero-shot", "mean of shifts", "accuracy", 1 / 3, None, None, 0.2, 0.4),
-        Row("zero-shot", "id", "odd", 1.25, None, None, 1.25, 1.25),
-    ]
-    protocol = {
-        "interval": "95 % Clopper-Pearson",
-        "sets": {"id": {"size": size(10)}, "sketch": {"size": size(8)}, "v2": {}},
-        "means": {"mean of shifts": ["sketch", "v2"], "other": ["id", "v2"]},
-    }
-    return ShiftReport(rows, protocol, "id")
+from cfmask.report import METRICS, Row
+from cfmask.tables import (
+    DIFFERS,
+    MEASURES,
+    Measure,
+    as_csv,
+    as_latex,
+    as_markdown,
+    grids,
+    incomplete,
+)
 
 
 def test_the_csv_gives_every_row_back_whole():
@@ -52,8 +38,9 @@ def test_the_csv_gives_every_row_back_whole():
             float(line["value"]),
             number(line["correct"], int),
             number(line["total"], int),
-            float(line["low"]),
-            float(line["high"]),
+            number(line["low"], float),
+            number(line["high"], float),
+            line["note"],
         )
         for line in lines
     ]
@@ -69,7 +56,7 @@ def cells(text: str) -> list[list[str]]:
 
 def test_markdown_has_the_figures_with_their_intervals():
     assert cells(as_markdown(small_report())) == [
-        ["model", "id (ID)", f"sketch{MARK}", f"mean of shifts{MARK}"],
+        ["model", "id (ID)", r"sketch\*", r"mean of shifts\*"],
         ["zero-shot", "81.2 [54.4–96.0]", "**31.2** [11.0–58.7]", "33.3 [20.0–40.0]"],
         ["tuned", "**100.0** [79.4–100.0]", "25.0 [7.3–52.4]", ""],
         ["model", "id (ID)"],
@@ -79,10 +66,10 @@ def test_markdown_has_the_figures_with_their_intervals():
 
 def test_markdown_says_what_is_not_whole():
     text = as_markdown(small_report())
-    assert f"- {MARK} sketch is not whole: 8 of 10 images, 2 of 2 classes." in text
-    assert f"- {MARK} mean of shifts is not whole: made of sets that are not whole: sketch." in text
+    assert r"- \* sketch is not whole: 8 of 10 images, 2 of 2 classes." in text
+    assert r"- \* mean of shifts is not whole: made of sets that are not whole: sketch." in text
     assert "other" not in text
-    assert MARK not in as_markdown(ShiftReport(small_report().rows, {}, "id"))
+    assert r"\*" not in as_markdown(ShiftReport(small_report().rows, {}, "id"))
 
 
 def unescaped_markdown(text: str) -> str:
@@ -103,7 +90,7 @@ UNTEX = {
     r"\textless{}": "<",
     r"\textgreater{}": ">",
     r"\textbar{}": "|",
-    r"\textsuperscript{\dag}": MARK,
+    r"\textsuperscript{\dag}": DIFFERS,
     "$-$": "−",
     "--": "–",
     **{rf"\{c}": c for c in "&%$#_{}"},
@@ -137,7 +124,7 @@ def tex_cells(text: str) -> list[list[str]]:
 def test_latex_has_the_figures_of_markdown(name):
     report = small_report(name)
     plain = [
-        [unescaped_markdown(cell).replace("**", "") for cell in line]
+        [unescaped_markdown(cell.replace("**", "")) for cell in line]
         for line in cells(as_markdown(report))
     ]
     assert tex_cells(as_latex(report)) == plain
@@ -167,3 +154,25 @@ def test_what_is_not_whole_is_known_by_name():
 )
 def test_a_signed_figure_shows_its_sign(value, shown):
     assert Measure("x", signed=True).text(value) == shown
+
+
+def test_what_chance_does_not_explain_is_marked():
+    report = whole_report()
+    marked = [line[0] for line in cells(as_markdown(report)) if any(DIFFERS in c for c in line)]
+    assert marked == ["tuned"]
+    assert f"25.0{DIFFERS} [" in as_markdown(report)
+    assert r"25.0\textsuperscript{\dag} [" in as_latex(report)
+    assert f"- {DIFFERS} differs from zero-shot" in as_markdown(report)
+    assert DIFFERS not in as_markdown(small_report())
+
+
+def test_every_metric_has_a_title():
+    assert set(MEASURES) == set(METRICS)
+
+
+def test_parts_of_a_large_collection_are_in_the_csv_alone():
+    report = small_report()
+    report.protocol["sets"]["sketch"]["part_of"] = "c"
+    assert "sketch" in as_csv(report)
+    heads = [line for line in cells(as_markdown(report)) if line[0] == "model"]
+    assert heads[0] == ["model", "id (ID)", r"mean of shifts\*"]

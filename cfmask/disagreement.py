@@ -1,0 +1,172 @@
+"""Disagreement: an image that one of two models gets right and the other wrong.
+
+Letters: B images, (H, W) pixels, (h, w) patch grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from cfmask.answers import Answers, LabelRule
+from cfmask.classifier import Classifier
+from cfmask.data.datamodule import to_unit
+from cfmask.data.shifts import Shift
+from cfmask.errors import InputError
+from cfmask.relevance import AttentionRelevance, GradCAM, Relevance
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of an image.
+
+    Attributes:
+        name: of the class that it takes, among the classes of the set.
+        confidence: probability of the answer, in [0, 1]; see `LabelRule`.
+        right: whether the set accepts it.
+        relevance: float (h, w) in [0, 1], of the true class's logit; None if the model gives none.
+    """
+
+    name: str
+    confidence: float
+    right: bool
+    relevance: Tensor | None
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """An image and two answers, one right and one wrong.
+
+    Attributes:
+        shift: name of the set.
+        index: of the image in the set.
+        label: name of the true class; of several accepted ones, separated by " / ".
+        image: uint8 (3, H, W).
+        first: answer of the first model.
+        second: answer of the second.
+    """
+
+    shift: str
+    index: int
+    label: str
+    image: Tensor
+    first: Answer
+    second: Answer
+
+
+def disagreements(
+    first: Classifier,
+    second: Classifier,
+    shifts: Sequence[Shift],
+    count: int = 4,
+    limit: int = 500,
+    batch_size: int = 100,
+) -> list[Disagreement]:
+    """Images of each set on which exactly one of two models is right.
+
+    At most `limit` images of a set are looked at, in an order drawn with a fixed seed, until there
+    are enough: the first ones found are taken, none is chosen.
+
+    Args:
+        first: a classifier in eval mode, such as the pretrained one.
+        second: another with the same classes and preprocessing, such as the tuned one.
+        shifts: the sets.
+        count: most images of a set; half of them are right with the first model, half with the
+            second, as far as there are any.
+        limit: most images of a set that are looked at.
+        batch_size: images at a time.
+
+    Raises:
+        InputError: the models have other classes or other preprocessing; labels outside the head.
+    """
+    if first.class_names != second.class_names or first.preprocess != second.preprocess:
+        raise InputError(
+            f"Expected two models of the same classes and preprocessing to compare by images, but "
+            f"got {first.name} and {second.name}; compare their counts instead."
+        )
+    return [
+        found
+        for shift in shifts
+        for found in _of_one_set((first, second), shift, count, limit, batch_size)
+    ]
+
+
+def _of_one_set(
+    models: tuple[Classifier, Classifier], shift: Shift, count: int, limit: int, batch_size: int
+) -> list[Disagreement]:
+    """Up to half of `count` that the first model has right, then as many of the second."""
+    half = (count + 1) // 2
+    kept: dict[bool, list[Disagreement]] = {True: [], False: []}
+    for index, image, label, hits in _differing(models, shift, limit, batch_size):
+        kind = kept[hits[0]]
+        if len(kind) < half:
+            answers = [_answer(model, shift, image, label) for model in models]
+            names = _label(models[0], shift, label)
+            kind.append(Disagreement(shift.name, index, names, image, *answers))
+        if all(len(kind) == half for kind in kept.values()):
+            break
+    return (kept[True] + kept[False])[:count]
+
+
+@torch.no_grad()
+def _differing(
+    models: tuple[Classifier, Classifier], shift: Shift, limit: int, batch_size: int
+) -> Iterator[tuple[int, Tensor, int, list[bool]]]:
+    """Index, image, label and who is right, of images that one of the two has right."""
+    data: Any = shift.load(models[0].preprocess)
+    seed = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(data), generator=seed)[:limit].tolist()
+    start = 0
+    for images, labels in DataLoader(Subset(data, order), batch_size):
+        hits = torch.stack([_judged(model, images, labels, shift).correct for model in models])
+        for i in (hits[0] != hits[1]).nonzero().flatten().tolist():
+            yield order[start + i], images[i], int(labels[i]), hits[:, i].tolist()
+        start += len(labels)
+
+
+@torch.no_grad()
+def _judged(model: Classifier, images: Tensor, labels: Tensor, shift: Shift) -> Answers:
+    logits = model(_batch(model, images))
+    return LabelRule(logits.shape[1], shift.classes, shift.accepts).judge(logits, labels)
+
+
+def _batch(model: Classifier, images: Tensor) -> Tensor:
+    """Images uint8 (B, 3, H, W) as floats on the model's device."""
+    return to_unit(images.to(next(model.parameters()).device))
+
+
+def _answer(model: Classifier, shift: Shift, image: Tensor, label: int) -> Answer:
+    """The answer to one image, with the relevance of the likeliest accepted class."""
+    images = image.unsqueeze(0)
+    said = _judged(model, images, torch.tensor([label]), shift)
+    return Answer(
+        name=model.class_names[int(said.best[0, 0])],
+        confidence=float(said.confidence[0]),
+        right=bool(said.correct[0]),
+        relevance=_relevance(model, _batch(model, images), _accepted(shift, label)),
+    )
+
+
+def _relevance(model: Classifier, batch: Tensor, accepted: Sequence[int]) -> Tensor | None:
+    """Relevance (h, w) by the family's own way; None for an encoder that has none."""
+    own: Relevance = GradCAM() if model.tokens is None else AttentionRelevance()
+    with torch.no_grad():
+        logits = model(batch)[0]
+    likeliest = max(accepted, key=lambda k: float(logits[k]))
+    try:
+        return own.explain(model, batch, torch.tensor([likeliest], device=batch.device))[1][0].cpu()
+    except InputError:
+        return None
+
+
+def _accepted(shift: Shift, label: int) -> tuple[int, ...]:
+    return (label,) if shift.accepts is None else tuple(shift.accepts[label])
+
+
+def _label(model: Classifier, shift: Shift, label: int) -> str:
+    return " / ".join(model.class_names[k] for k in _accepted(shift, label))

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cfmask import AttentionRelevance, GradCAM, InputError, OpenClipClassifier
+from cfmask.data import digits
+from cfmask.data.datamodule import Tensors
+from cfmask.data.shifts import Shift
+from cfmask.disagreement import disagreements
+
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def pair(_tiny_clip) -> tuple[OpenClipClassifier, OpenClipClassifier]:
+    """The tiny CLIP and a copy that has forgotten some of it."""
+    first, second = copy.deepcopy(_tiny_clip).eval(), copy.deepcopy(_tiny_clip).eval()
+    with torch.no_grad():
+        for weight in second.encoder.parameters():
+            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(5))
+            weight += 0.3 * noise * (weight.std() if weight.ndim > 1 else 0)
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def drawn() -> digits.DigitSet:
+    return digits.digit_set("id", COUNT, 0)
+
+
+@pytest.fixture(scope="module")
+def guesses(pair, drawn) -> torch.Tensor:
+    """Logits (2, N, K) of both models."""
+    with torch.no_grad():
+        return torch.stack([model(drawn.images.float() / 255) for model in pair])
+
+
+def shift_of(drawn: digits.DigitSet, name: str = "id") -> Shift:
+    return Shift(name, lambda preprocess: Tensors(drawn.images, drawn.labels))
+
+
+def test_exactly_one_of_the_two_is_right_on_every_image(pair, drawn, guesses):
+    right = guesses.argmax(2) == drawn.labels
+    expected = {i for i in range(COUNT) if right[0, i] != right[1, i]}
+    found = disagreements(*pair, [shift_of(drawn)], count=2 * COUNT, batch_size=7)
+    assert len(expected) > 5
+    assert {item.index for item in found} == expected
+    assert len(found) == len(expected)
+    for item in found:
+        assert torch.equal(item.image, drawn.images[item.index])
+        assert item.label == digits.CLASS_NAMES[drawn.labels[item.index]]
+        for k, answer in enumerate((item.first, item.second)):
+            assert answer.right == right[k, item.index]
+            shares = guesses[k, item.index].softmax(0)
+            assert answer.name == digits.CLASS_NAMES[shares.argmax()]
+            assert answer.confidence == pytest.approx(float(shares.max()), abs=1e-5)
+
+
+def test_relevance_is_that_of_each_model_for_the_true_class(pair, drawn):
+    item = disagreements(*pair, [shift_of(drawn)])[0]
+    batch = drawn.images[item.index : item.index + 1].float() / 255
+    label = drawn.labels[item.index].view(1)
+    for model, answer in zip(pair, (item.first, item.second)):
+        expected = AttentionRelevance().explain(model, batch, label)[1][0]
+        assert torch.allclose(answer.relevance, expected, atol=1e-5)
+    assert not torch.allclose(item.first.relevance, item.second.relevance, atol=1e-2)
+
+
+def test_both_kinds_are_shown_and_few(pair, drawn):
+    shifts = [shift_of(drawn), shift_of(drawn, "again")]
+    found = disagreements(*pair, shifts, count=2)
+    assert [item.shift for item in found] == ["id"] * 2 + ["again"] * 2
+    assert [item.first.right for item in found[:2]] == [True, False]
+    assert [item.index for item in found[:2]] == [item.index for item in found[2:]]
+
+
+def test_no_more_images_are_looked_at_than_allowed(pair, drawn):
+    seen = []
+
+    class Watched(Tensors):
+        def __getitem__(self, index):
+            seen.append(index)
+            return super().__getitem__(index)
+
+    shift = Shift("id", lambda preprocess: Watched(drawn.images, drawn.labels))
+    disagreements(*pair, [shift], count=2 * COUNT, limit=20, batch_size=8)
+    assert len(seen) == len(set(seen)) == 20
+    # They are not the first ones: sets are often sorted by class.
+    assert sorted(seen) != list(range(20))
+
+
+def test_answers_keep_to_the_classes_of_the_set(pair, drawn, guesses):
+    few = drawn.labels < 3
+    data = Tensors(drawn.images[few], drawn.labels[few])
+    shift = Shift("part", lambda preprocess: data, classes=(0, 1, 2))
+    right = guesses[:, few, :3].argmax(2) == data.labels
+    found = disagreements(*pair, [shift], count=2 * COUNT)
+    assert {i.index for i in found} == set((right[0] != right[1]).nonzero().flatten().tolist())
+    assert found
+    assert {a.name for i in found for a in (i.first, i.second)} <= set(digits.CLASS_NAMES[:3])
+
+
+def test_a_label_of_several_classes_is_named_by_all_of_them(pair, drawn, guesses):
+    data = Tensors(drawn.images, 100 + drawn.labels // 5)
+    accepts = {100: (0, 1, 2, 3, 4), 101: (5, 6, 7, 8, 9)}
+    shift = Shift("x", lambda preprocess: data, accepts=accepts)
+    right = guesses.argmax(2) // 5 == drawn.labels // 5
+    found = disagreements(*pair, [shift], count=2 * COUNT)
+    assert {i.index for i in found} == set((right[0] != right[1]).nonzero().flatten().tolist())
+    assert {i.label for i in found} <= {
+        "zero / one / two / three / four",
+        "five / six / seven / eight / nine",
+    }
+    item = found[0]
+    likeliest = max(
+        accepts[100 + int(drawn.labels[item.index] // 5)],
+        key=guesses[0, item.index].tolist().__getitem__,
+    )
+    batch = drawn.images[item.index : item.index + 1].float() / 255
+    expected = AttentionRelevance().explain(pair[0], batch, torch.tensor([likeliest]))[1][0]
+    assert torch.allclose(item.first.relevance, expected, atol=1e-5)
+
+
+def test_a_cnn_is_explained_by_grad_cam(small_cnn):
+    first = small_cnn.eval()
+    second = copy.deepcopy(first)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (12, 3, 96, 96), generator=rng).byte()
+    data = Tensors(images, first(images.float() / 255).argmax(1))
+    with torch.no_grad():
+        second.head.bias[(data.labels[0] + 1) % 3] += 1000
+    item = disagreements(first, second, [Shift("x", lambda preprocess: data)], count=1)[0]
+    batch = images[item.index : item.index + 1].float() / 255
+    expected = GradCAM().explain(first, batch, data.labels[item.index].view(1))[1][0]
+    assert torch.allclose(item.first.relevance, expected, atol=1e-5)
+    assert item.first.right and not item.second.right
+
+
+def test_models_that_cannot_be_compared_are_refused(pair, small_cnn, drawn):
+    with pytest.raises(InputError, match="same classes"):
+        disagreements(pair[0], small_cnn, [shift_of(drawn)])
+    other = copy.copy(pair[1])
+    other.preprocess = replace(other.preprocess, crop_pct=0.9)
+    with pytest.raises(InputError, match="preprocessing"):
+        disagreements(pair[0], other, [shift_of(drawn)])
+
+
+def test_models_that_agree_give_nothing(pair, drawn):
+    assert disagreements(pair[0], pair[0], [shift_of(drawn)]) == []

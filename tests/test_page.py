@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from reports import NASTY, gallery, small_report, whole_report
+
+from cfmask import ShiftReport
+from cfmask.page import as_html, drawn_models
+from cfmask.report import Curve, Row
+from cfmask.tables import grids, heading
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+RENAME = {name: f"{name} {NASTY}" for name in ("tuned", "v2", "encoder", "class", "version")}
+RENAME["config"] = NASTY.replace("\n", " ")
+
+
+class Page(HTMLParser):
+    """Elements with their attributes and text; a tag that is not closed in order is an error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.tables: list[list[list[str]]] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag == "table":
+            assert "div" in self.open
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.text += data
+        if {"td", "th"} & set(self.open) and "svg" not in self.open:
+            self.tables[-1][-1][-1] += data
+
+    def attributes(self, name: str) -> list[str]:
+        return [attrs[name] for _, attrs in self.elements if name in attrs]
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return as_html(whole_report(), gallery())
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+@pytest.fixture(scope="module")
+def nasty() -> str:
+    return as_html(whole_report(RENAME), gallery(RENAME))
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_the_tables_have_the_figures_of_the_report(page):
+    report = whole_report()
+    for grid, table in zip(grids(report), page.tables):
+        assert table[0] == ["model", *(heading(report, shift) for shift in grid.shifts)]
+        for model, line in zip(grid.models, table[1:]):
+            assert line[0].startswith(model)
+            for shift, cell in zip(grid.shifts, line[1:]):
+                shown = grid.figure(model, shift), grid.interval(model, shift)
+                assert cell.replace("†", "") == "".join(shown)
+    accuracy = {line[0]: line for line in page.tables[0][1:]}
+    assert accuracy["zero-shot"][1] == "70.045.7–88.1"
+    assert accuracy["tuned (chosen by id)"][2] == "25.0†8.7–49.1"
+
+
+def test_the_first_lines_say_what_was_gained_and_lost(page):
+    text = squeezed(page.text)
+    lead = "tuned against zero-shot: id 70.0 → 90.0 % (+20.0), mean of shifts 37.5 → 20.0 % (−17.5)"
+    assert lead in text
+
+
+def test_paired_differences_are_told_in_full(page):
+    table = next(t for t in page.tables if t[0][2] == "points")
+    assert table[1][:4] == ["tuned", "id (ID)", "+20.0", "−2.2 to +41.2"]
+    assert table[1][5:] == ["0.219", "1", "5", "20"]
+    assert table[2][5] == "< 0.001"
+    assert "−20.0 points for tuned against zero-shot" in page.attributes("aria-label")
+
+
+def test_the_worst_classes_come_first(page):
+    table = next(t for t in page.tables if t[0][1] == "class")
+    assert table[1] == ["id (ID)", "seven", "5", "20.0", "20.0", "20.0"]
+    assert [line[1] for line in table[1:4]] == ["seven", "two", "three"]
+
+
+def test_what_is_not_whole_is_marked_wherever_it_stands(page):
+    assert "sketch is not whole: 8 of 10 images, 2 of 2 classes" in page.text
+    assert "Some sets are not whole" in page.text
+    heads = [cell for table in page.tables for line in table for cell in line]
+    assert "sketch*" in heads and "mean of shifts*" in heads
+    assert "sketch" not in heads
+    protocol = whole_report().protocol
+    assert "not whole" in as_html(ShiftReport(whole_report().rows, protocol))
+    del protocol["sets"]["sketch"]["size"]
+    assert "not whole" not in as_html(ShiftReport(whole_report().rows, protocol))
+
+
+def test_the_page_fetches_nothing(page, text, nasty):
+    for source in (text, nasty):
+        assert not re.search(r"https?:|@import|<script|srcset|url\((?!#)", source)
+    for name in ("src", "href", "xlink:href"):
+        assert all(value.startswith(("#", "data:")) for value in page.attributes(name))
+
+
+def test_links_and_ids_meet(page):
+    ids = page.attributes("id")
+    assert len(ids) == len(set(ids))
+    targets = [value[1:] for value in page.attributes("href") if value.startswith("#")]
+    uses = [value[1:] for value in page.attributes("xlink:href")]
+    clips = [value[5:-1] for value in page.attributes("clip-path")]
+    assert targets and uses and clips
+    assert {*targets, *uses, *clips} <= set(ids)
+
+
+def test_names_are_no_markup(nasty):
+    page = Page(nasty)
+    for name in RENAME:
+        assert squeezed(RENAME[name]) in squeezed(page.text), name
+    assert "<b>a_b" not in nasty
+    alts = [attrs["alt"] for tag, attrs in page.elements if tag == "img"]
+    assert any(RENAME["class"] in alt for alt in alts)
+
+
+def test_a_reader_who_does_not_see_is_told_the_same(page):
+    for tag, attrs in page.elements:
+        if tag == "img":
+            assert attrs["alt"].strip()
+        if tag == "svg":
+            assert attrs["role"] == "img" and attrs["aria-label"].strip()
+        if tag == "th":
+            assert attrs["scope"] in ("row", "col")
+    assert ("html", {"lang": "en"}) in page.elements
+
+
+def test_pictures_are_those_of_the_gallery(page):
+    shown = [attrs["src"] for tag, attrs in page.elements if tag == "img"]
+    small, _ = gallery()
+    assert len(shown) == 5
+    data = base64.b64decode(shown[0].removeprefix("data:image/png;base64,"))
+    pixels = list(Image.open(io.BytesIO(data)).getdata())
+    assert pixels == [tuple(p) for p in small.image.flatten(1).T.tolist()]
+    assert shown[3].startswith("data:image/jpeg;base64,")
+    assert "✓ seven" in page.text and "✗ two" in page.text and "zero-shot, 61 %" in page.text
+
+
+def test_all_of_the_run_and_the_protocol_is_told(page):
+    text = squeezed(page.text)
+    for words in ("torch: 2.14", "12.5", "run: x name: y", "95 % Clopper-Pearson", "encoder: tiny"):
+        assert words in text
+    assert "zero-shot, WiSE-FT 0.5, tuned" in text
+    assert "example.org/x" in text
+
+
+def test_the_chosen_model_of_a_curve_is_named(page):
+    assert "Dashed: tuned, the best on id" in squeezed(page.text)
+
+
+def test_the_same_report_gives_the_same_page(text):
+    assert as_html(whole_report(), gallery()) == text
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        ShiftReport(),
+        ShiftReport(small_report().rows),
+        small_report(),
+        ShiftReport(whole_report().rows, {"sets": {"v2": {}}}, None, curves=whole_report().curves),
+    ],
+    ids=["nothing", "rows alone", "an older report", "no reference"],
+)
+def test_a_report_that_has_less_is_a_whole_page(report):
+    page = Page(as_html(report))
+    assert "Evaluation under shift" in page.text
+
+
+def test_models_inside_a_long_curve_have_no_colour_of_their_own():
+    names = [f"a{i}" for i in range(9)]
+    rows = [Row(name, "id", "accuracy", 0.5) for name in [*names, "other"]]
+    curve = Curve([i / 8 for i in range(9)], names, "a3", "id")
+    report = ShiftReport(rows, {}, "id", curves=[curve])
+    assert drawn_models(report) == {"a0": 0, "a3": 1, "a8": 2, "other": 3}
+    assert list(drawn_models(ShiftReport(rows, {}, "id"))) == names[:6]
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+WIDTHS = (1280, 390)
+FRAME = """<iframe style="border:0;display:block" width="{width}" height="700" srcdoc="{page}"
+onload="const d = this.contentDocument; document.title += ' ' + d.documentElement.scrollWidth
++ ':' + d.querySelectorAll('svg.chart').length + ':' + d.styleSheets.length"></iframe>"""
+
+
+def chromium(page: str, folder: Path, *options: str) -> str:
+    """What Chromium prints of the page in frames of both widths, one below the other."""
+    frames = [FRAME.format(width=width, page=html.escape(page)) for width in WIDTHS]
+    file = folder / "frames.html"
+    file.write_text(f"<title></title><body style='margin:0'>{''.join(frames)}", encoding="utf-8")
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    flags += ["--window-size=1280,1400", f"--user-data-dir={folder / 'profile'}", *options]
+    done = subprocess.run([CHROMIUM, *flags, file.as_uri()], capture_output=True, timeout=120)
+    return done.stdout.decode()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_browser_shows_the_page_without_scrolling_sideways(nasty, tmp_path):
+    dom = chromium(nasty, tmp_path, "--dump-dom")
+    (title,) = re.findall(r"<title>(.*?)</title>", dom)
+    found = sorted(tuple(map(int, part.split(":"))) for part in title.split())
+    charts = nasty.count('<svg class="chart"')
+    assert charts >= 7
+    assert found == [(390, charts, 1), (1280, charts, 1)]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_browser_draws_the_page_at_both_widths(text, tmp_path):
+    file = tmp_path / "page.png"
+    chromium(text, tmp_path, f"--screenshot={file}")
+    picture = Image.open(file).convert("L")
+    assert picture.size == (1280, 1400)
+    for box in ((0, 0, 1280, 700), (0, 700, 390, 1400)):
+        dark = picture.crop(box).histogram()[:128]
+        assert 0.005 < sum(dark) / ((box[2] - box[0]) * 700) < 0.3
+    # Beside the narrow page there is nothing.
+    assert picture.crop((400, 710, 1280, 1400)).getextrema() == (255, 255)
