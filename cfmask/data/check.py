@@ -173,7 +173,8 @@ def _problems(contents: Contents, origin: Origin, path: Path, root: Path) -> Ite
     if contents.complaint:
         yield contents.complaint
     yield from _miscounted(contents, origin)
-    yield from _misplaced(contents.samples, path, root)
+    if contents.accepts is None:
+        yield from _misplaced(contents.samples, path, root)
     empty = [image for image, _ in contents.samples if os.path.getsize(image) == 0]
     if empty:
         yield f"empty files: {_some(empty)}"

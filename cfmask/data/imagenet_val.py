@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 
-from cfmask.data.origin import Contents
+from cfmask.data.origin import Contents, several_classes
 from cfmask.data.pictures import Samples, labelled, pictures
-from cfmask.data.shifts import Size
 from cfmask.data.wordnet import numbers, real_labels, subset, synsets
 from cfmask.errors import InputError
 
@@ -41,26 +40,14 @@ def val_of_subset(folder: Path, root: Path, name: str) -> Contents:
 
 
 def val_with_real_labels(folder: Path, root: Path) -> Contents:
-    """The images of val that have ReaL labels; right is any of them (Beyer et al., 2020).
-
-    An image's label stands for its set of classes; one class alone keeps its number.
-    """
+    """The images of val that have ReaL labels; right is any of them (Beyer et al., 2020)."""
     real = real_labels()
-    several = dict.fromkeys(classes for classes in real if len(classes) > 1)
-    number: dict[tuple[int, ...], int] = {(k,): k for k in range(len(synsets()))}
-    number |= {classes: len(number) + i for i, classes in enumerate(several)}
-    paths = _all_pictures(folder)
-    indices = [image_number(path) - 1 for path in paths]
-    samples = [(path, number[real[i]]) for path, i in zip(paths, indices) if real[i]]
-    accepts = {label: classes for classes, label in number.items()}
-    kinds = {k for _, label in samples for k in accepts[label]}
-    return Contents(
-        samples,
-        f"ReaL labels by the number in the file's name, images without any left out; {AS_STORED}",
-        {},
-        accepts=accepts,
-        size=Size(len(samples), len(kinds)),
-    )
+    seen = [(path, real[image_number(path) - 1]) for path in all_pictures(folder)]
+    seen = [(path, classes) for path, classes in seen if classes]
+    labels, accepts = several_classes([classes for _, classes in seen])
+    note = f"ReaL labels by the number in the file's name, images without any left out; {AS_STORED}"
+    samples = [(path, label) for (path, _), label in zip(seen, labels)]
+    return Contents(samples, note, {}, accepts=accepts)
 
 
 def image_number(path: str) -> int:
@@ -78,8 +65,8 @@ def image_number(path: str) -> int:
     return int(match[1])
 
 
-def _all_pictures(folder: Path) -> list[str]:
-    """Pictures of a folder and of its class folders."""
+def all_pictures(folder: Path) -> list[str]:
+    """Pictures of val, whether they lie flat or in class folders."""
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != DEVKIT)
     return [path for place in (folder, *inner) for path in pictures(place)]
 

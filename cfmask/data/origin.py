@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from cfmask.data.images import Preprocess
 from cfmask.data.pictures import Pictures, Samples
 from cfmask.data.shifts import Shift, Size
+from cfmask.data.wordnet import synsets
 from cfmask.errors import InputError
 
 MakeDataset = Callable[[Samples, Preprocess], Dataset[tuple[Tensor, int]]]
@@ -25,14 +26,14 @@ class Contents:
     Attributes:
         samples: path and label of each image.
         note: how labels and images are read.
-        labels: label by the name of its class folder, for all classes that the set should have.
+        labels: label by the name of its class folder, for all classes that the set should have;
+            empty for a set without class folders.
         classes: classes of the head among which the argmax is taken; None for all.
         accepts: label -> classes of the head that are right, where labels are not the head's.
         dataset: makes images of the samples.
         complaint: what does not belong there, in one line; empty if all is well.
         groups: number of the group of each image; None if the set has no groups.
         group_names: names of the groups by number.
-        size: of what was found, where labels do not stand for classes; counted if None.
     """
 
     samples: Samples
@@ -44,12 +45,31 @@ class Contents:
     complaint: str = ""
     groups: tuple[int, ...] | None = None
     group_names: tuple[str, ...] = ()
-    size: Size | None = None
 
     @property
     def found(self) -> Size:
         """Number of images, and of classes that have images."""
-        return self.size or Size(len(self.samples), len({label for _, label in self.samples}))
+        labels = {label for _, label in self.samples}
+        if self.accepts is not None and not self.labels:
+            labels = {k for label in labels for k in self.accepts[label]}
+        return Size(len(self.samples), len(labels))
+
+
+def several_classes(
+    right: Sequence[tuple[int, ...]],
+) -> tuple[list[int], dict[int, tuple[int, ...]]]:
+    """Labels for images that may be of several classes.
+
+    Args:
+        right: head classes that are right for each image, at least one.
+
+    Returns:
+        The label of each image, and what each label stands for; a single class keeps its number.
+    """
+    number: dict[tuple[int, ...], int] = {(k,): k for k in range(len(synsets()))}
+    for classes in right:
+        number.setdefault(classes, len(number))
+    return [number[classes] for classes in right], {number[classes]: classes for classes in right}
 
 
 @dataclass(frozen=True)
@@ -59,7 +79,8 @@ class Origin:
     Attributes:
         title: as its authors call it.
         places: folders in which it may lie under the data root; the first that is there is taken.
-        expected: its full size; None if its authors do not state it.
+        expected: its full size; None if its authors do not state it, no classes (0) if they state
+            that of images alone.
         source: where to get it.
         licence: as its authors state it.
         read: folder and data root -> contents.
@@ -111,15 +132,20 @@ class Origin:
         contents = self.read(folder, root)
         if contents.complaint:
             raise InputError(contents.complaint)
-        self._refuse_another_size(contents, folder, allow_incomplete)
+        found = contents.found
+        expected = self.expected and replace(
+            self.expected, classes=self.expected.classes or found.classes
+        )
+        if not contents.samples or (found != (expected or found) and not allow_incomplete):
+            raise self._another_size(found, expected, folder)
         return Shift(
             name,
             partial(contents.dataset, contents.samples),
             self.in_distribution,
             contents.classes,
             contents.accepts,
-            found=contents.found,
-            expected=self.expected,
+            found=found,
+            expected=expected,
             note=contents.note,
             source=self.source,
             licence=self.licence,
@@ -128,13 +154,9 @@ class Origin:
             part_of=self.part_of,
         )
 
-    def _refuse_another_size(
-        self, contents: Contents, folder: Path, allow_incomplete: bool
-    ) -> None:
-        found, expected = contents.found, self.expected or contents.found
-        if not contents.samples or (found != expected and not allow_incomplete):
-            raise InputError(
-                f"Expected {expected.images or 'some'} images of {expected.classes or 'known'} "
-                f"classes in {folder}, but found {found.images} of {found.classes}; complete it "
-                f"from {self.source}{', or set allow_incomplete' if contents.samples else ''}."
-            )
+    def _another_size(self, found: Size, expected: Size | None, folder: Path) -> InputError:
+        wanted = f"{expected.images} images of {expected.classes} classes" if expected else "images"
+        return InputError(
+            f"Expected {wanted} in {folder}, but found {found.images} of {found.classes}; complete "
+            f"it from {self.source}{', or set allow_incomplete' if found.images else ''}."
+        )

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from cfmask.data.attributes import IMAGENET_E, IMAGENET_X
+from cfmask.data.backgrounds import COUNTERANIMAL, IMAGENET_9
+from cfmask.data.dollarstreet import DOLLAR_STREET
 from cfmask.data.imagenet import IMAGENET
 from cfmask.data.imagenet_c import IMAGENET_C, IMAGENET_C_MADE
 from cfmask.data.origin import Origin
 from cfmask.data.shifts import Request, Shift, is_asked_for
+from cfmask.data.watermark import IMAGENET_W
 from cfmask.data.wordnet import synsets
 from cfmask.errors import InputError, unknown
 
@@ -18,6 +22,12 @@ PUBLISHED: dict[str, dict[str, Origin]] = {
     "imagenet": IMAGENET,
     "imagenet-c": IMAGENET_C,
     "imagenet-c-made": IMAGENET_C_MADE,
+    "counteranimal": COUNTERANIMAL,
+    "imagenet-9": IMAGENET_9,
+    "imagenet-w": IMAGENET_W,
+    "imagenet-x": IMAGENET_X,
+    "imagenet-e": IMAGENET_E,
+    "dollarstreet": DOLLAR_STREET,
 }
 
 

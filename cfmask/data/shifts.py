@@ -152,7 +152,17 @@ def published(family: str, request: Request) -> list[Shift]:
     return published_shifts(family, request)
 
 
-PUBLISHED_FAMILIES = ("imagenet", "imagenet-c", "imagenet-c-made")
+PUBLISHED_FAMILIES = (
+    "imagenet",
+    "imagenet-c",
+    "imagenet-c-made",
+    "counteranimal",
+    "imagenet-9",
+    "imagenet-w",
+    "imagenet-x",
+    "imagenet-e",
+    "dollarstreet",
+)
 
 SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
     "digits": digits_shifts,
