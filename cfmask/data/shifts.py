@@ -167,10 +167,7 @@ PUBLISHED_FAMILIES = (
 SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
     "digits": digits_shifts,
     "folders": folder_shifts,
-    **{
-        family: partial(published, family)
-        for family in ("imagenet", "imagenet-c", "imagenet-c-made")
-    },
+    **{family: partial(published, family) for family in PUBLISHED_FAMILIES},
 }
 
 
