@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cfmask.data.images import Decoder
 from cfmask.data.shifts import Shift
 from cfmask.errors import InputError
 from cfmask.inference import Inference, Model, Precision, classifier_of
@@ -21,6 +22,7 @@ def evaluate(
     batch_size: int = 250,
     workers: int = 0,
     precision: Precision = "fp32",
+    decoder: Decoder = "fast",
     progress: bool = False,
     fit: str = "builtin",
     store: Path | None = None,
@@ -37,6 +39,7 @@ def evaluate(
         batch_size: images at a time; all models see the batch, so that images are read once.
         workers: processes that decode images.
         precision: bf16 runs the encoders under autocast; heads stay in fp32.
+        decoder: of image files; "pil" is Pillow alone, slower and exactly as in published figures.
         progress: show a bar with images a second and the time left over all sets.
         fit: what effective robustness is held against: `builtin`, `models`, `none` or a CSV file;
             see `cfmask.robustness`.
@@ -52,7 +55,7 @@ def evaluate(
     """
     if not models or not shifts:
         raise InputError("Expected at least one model and one shift set to evaluate, but got none.")
-    inference = Inference(models, batch_size, workers, precision, store, progress)
+    inference = Inference(models, batch_size, workers, precision, decoder, store, progress)
     table = inference.answer(shifts)
     reference = next((shift.name for shift in shifts if shift.in_distribution), None)
     names = {name: classifier_of(model).class_names for name, model in models.items()}
@@ -74,7 +77,7 @@ def evaluate(
     tally = inference.tally
     return ShiftReport(
         rows,
-        protocol_of(classifiers, shifts, precision),
+        protocol_of(classifiers, shifts, precision, decoder),
         reference,
         details,
         list(differences(table, shifts)),

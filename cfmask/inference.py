@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from cfmask.answer_store import AnswerStore, key_of, model_key, set_key
 from cfmask.answers import Answers, LabelRule
 from cfmask.classifier import Classifier
 from cfmask.data.datamodule import to_unit
+from cfmask.data.images import Decoder
 from cfmask.data.shifts import Shift
 from cfmask.errors import InputError
 from cfmask.wise import Blend
@@ -64,6 +65,7 @@ class Inference:
         batch_size: images at a time.
         workers: processes that decode images.
         precision: bf16 runs the encoders under autocast; heads stay in fp32.
+        decoder: of image files.
         store: where answers are kept and looked for; None keeps none.
         progress: show a bar with images a second and the time left over all sets.
     """
@@ -74,6 +76,7 @@ class Inference:
         batch_size: int,
         workers: int,
         precision: Precision,
+        decoder: Decoder,
         store: Path | None,
         progress: bool,
     ) -> None:
@@ -81,6 +84,7 @@ class Inference:
         self.batch_size = batch_size
         self.workers = workers
         self.precision = precision
+        self.decoder = decoder
         self.store = AnswerStore(store) if store else None
         self.tally = Tally()
         shown = progress and processes.rank() == 0
@@ -119,7 +123,7 @@ class Inference:
         looks = dict.fromkeys(classifier_of(m).preprocess for m in self.models.values())
         for look in looks:
             alike = [n for n, m in self.models.items() if classifier_of(m).preprocess == look]
-            data = shift.load(look)
+            data = shift.load(replace(look, decoder=self.decoder))
             if not len(data):  # type: ignore[arg-type]
                 raise InputError(f"Expected images in the set {shift.name}, but it has none.")
             paths = self._paths(shift, data, alike, keys)
@@ -148,10 +152,9 @@ class Inference:
         """Where the answers of models to a set are kept; none but in the first process."""
         if self.store is None or processes.rank():
             return {}
-        own = set_key(shift, data)
+        own, how = set_key(shift, data), (self.precision, self.decoder)
         return {
-            name: self.store.path(name, shift.name, key_of(own, keys[name], self.precision))
-            for name in names
+            name: self.store.path(name, shift.name, key_of(own, keys[name], *how)) for name in names
         }
 
     def _known(self, paths: Mapping[str, Path]) -> dict[str, Answers]:

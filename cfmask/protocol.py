@@ -14,6 +14,7 @@ import torch
 
 from cfmask import processes
 from cfmask.classifier import Classifier
+from cfmask.data.images import DECODERS, Decoder
 from cfmask.data.shifts import Shift
 from cfmask.measures import combinations
 from cfmask.report import METRICS
@@ -22,7 +23,7 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow"
 
 
 def protocol_of(
-    models: Mapping[str, Classifier], shifts: Sequence[Shift], precision: str
+    models: Mapping[str, Classifier], shifts: Sequence[Shift], precision: str, decoder: Decoder
 ) -> dict[str, Any]:
     """The rules of all sets, means and metrics, as JSON holds them."""
     return {
@@ -39,6 +40,7 @@ def protocol_of(
             for name, model in models.items()
         },
         "precision": precision,
+        "decoder": f"{decoder}: {DECODERS[decoder]}",
     }
 
 

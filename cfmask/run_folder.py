@@ -26,6 +26,7 @@ from cfmask.checkpoint import (
     save_classifier,
 )
 from cfmask.classifier import Classifier
+from cfmask.data.images import Decoder
 from cfmask.data.shifts import Request, find_shifts
 from cfmask.errors import InputError
 from cfmask.evaluate import evaluate
@@ -209,6 +210,7 @@ class RunFolder:
         batch_size: int = 250,
         workers: int = 0,
         precision: Precision = "fp32",
+        decoder: Decoder = "fast",
         allow_incomplete: bool = False,
     ) -> ShiftReport:
         """Evaluate starting point, tuned model and WiSE-FT; write report.json and a picture.
@@ -223,6 +225,7 @@ class RunFolder:
             batch_size: images at a time.
             workers: processes that decode images.
             precision: of the encoders.
+            decoder: of image files: "fast", or "pil" for exactly the pixels of Pillow.
             allow_incomplete: evaluate sets whose number of images is not the published one; the
                 report says so.
         """
@@ -231,7 +234,7 @@ class RunFolder:
         root = Path(data_root) if data_root else None
         request = Request(root, names, images, seed, allow_incomplete)
         found = find_shifts(shifts, request)
-        report = evaluate(models, found, batch_size, workers, precision, progress=True)
+        report = evaluate(models, found, batch_size, workers, precision, decoder, progress=True)
         report.save(self.path / "report.json")
         report.plot_trade_off(self.path / "trade_off.png")
         return report

@@ -12,7 +12,7 @@ from PIL import Image, features
 from torchvision import transforms as v1
 
 from cfmask import InputError
-from cfmask.data.images import Preprocess, read_image
+from cfmask.data.images import DECODERS, Preprocess, read_image
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -223,7 +223,7 @@ def test_a_square_result_is_that_of_torchvision(height, width, side, crop_pct, i
             v1.PILToTensor(),
         ]
     )
-    got = Preprocess((side, side), crop_pct, interpolation)(image)
+    got = Preprocess((side, side), crop_pct, interpolation, "pil")(image)
     assert got.dtype == torch.uint8
     np.testing.assert_array_equal(got, reference(image))
 
@@ -241,7 +241,7 @@ def test_a_result_need_not_be_square(height, width, size, resized, left, top):
     image = Image.fromarray(noise(height, width))
     enlarged = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
     expected = enlarged[top : top + size[0], left : left + size[1]]
-    got = Preprocess(size)(image)
+    got = Preprocess(size, decoder="pil")(image)
     assert got.shape == (3, *size)
     assert np.array_equal(got.permute(1, 2, 0), expected)
 
@@ -254,15 +254,18 @@ def test_any_result_is_that_of_timm(height, width, size, crop_pct):
     transform = timm.data.create_transform(
         (3, *size), interpolation="bicubic", crop_pct=crop_pct, normalize=False
     )
-    got = Preprocess(size, crop_pct)(image)
+    got = Preprocess(size, crop_pct, decoder="pil")(image)
     np.testing.assert_array_equal(got, np.asarray(transform(image)))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 300), (300, 1), (2, 3)])
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.9])
-def test_tiny_pictures_keep_their_colour(width, height, size, crop_pct):
-    got = Preprocess(size, crop_pct)(Image.new("RGB", (width, height), (10, 200, 90)))
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_tiny_pictures_keep_their_colour(width, height, size, crop_pct, decoder):
+    got = Preprocess(size, crop_pct, decoder=decoder)(
+        Image.new("RGB", (width, height), (10, 200, 90))
+    )
     assert got.shape == (3, *size)
     assert got.flatten(1).unique(dim=1).flatten().tolist() == [10, 200, 90]
 

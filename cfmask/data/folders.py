@@ -57,7 +57,7 @@ class Folder(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Image uint8 (3, H, W) and its label."""
-        image = read_image(self.samples[index][0])
+        image = read_image(self.samples[index][0], self.preprocess.decoder)
         return self.preprocess(image), int(self.labels[index])
 
 

@@ -35,7 +35,7 @@ SIDE = 224
 # The published corruptions that are not in mCE.
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 # What the published images were cut with, from val, before they were corrupted.
-CUT = Preprocess((SIDE, SIDE), 224 / 256, "bilinear")
+CUT = Preprocess((SIDE, SIDE), 224 / 256, "bilinear", "pil")
 JPEG_QUALITY = 85
 # These two draw from generators of their own, which take a seed.
 _TAKE_A_SEED = ("impulse_noise", "glass_blur")

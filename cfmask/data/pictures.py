@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from cfmask.data.folders import class_folders
-from cfmask.data.images import Preprocess
+from cfmask.data.images import Preprocess, as_bytes, extent, read_image
 from cfmask.errors import InputError
 
 Samples = list[tuple[str, int]]
@@ -47,7 +45,8 @@ class Pictures(Dataset[tuple[Tensor, int]]):
             InputError: the file is no readable image.
         """
         path, label = self.samples[index]
-        return self.preprocess(read_picture(path, self.border)), label
+        image = read_image(path, self.preprocess.decoder, as_stored=True, border=self.border)
+        return self.preprocess(image), label
 
 
 class AsStored(Pictures):
@@ -67,19 +66,19 @@ class AsStored(Pictures):
             InputError: the file is no readable image, or of another size than the classifier's.
         """
         path, label = self.samples[index]
-        image = read_picture(path)
-        if (image.height, image.width) != self.preprocess.size:
-            height, width = self.preprocess.size
+        image = read_image(path, self.preprocess.decoder, as_stored=True)
+        if extent(image) != self.preprocess.size:
+            (high, wide), (height, width) = extent(image), self.preprocess.size
             raise InputError(
                 f"Expected {path} to be {width} x {height} pixels, as the classifier takes them, "
-                f"because its set is evaluated as stored, but got {image.width} x {image.height}; "
+                f"because its set is evaluated as stored, but got {wide} x {high}; "
                 "evaluate a classifier of that size."
             )
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1), label
+        return as_bytes(image), label
 
 
 def read_picture(path: str, border: int = 0) -> Image.Image:
-    """Decode a picture to RGB as it is stored, less a border.
+    """Decode a picture with Pillow to RGB as it is stored, less a border.
 
     Args:
         path: the file.
@@ -88,12 +87,8 @@ def read_picture(path: str, border: int = 0) -> Image.Image:
     Raises:
         InputError: the file is no readable image; the path is named.
     """
-    try:
-        with Image.open(path) as file:
-            box = (border, border, file.width - border, file.height - border)
-            image: Image.Image = file.convert("RGB").crop(box)
-    except Exception as error:  # PIL's decoders raise errors of any kind on broken files
-        raise InputError(f"Cannot read image {path}: {error}. Replace it.") from error
+    image = read_image(path, "pil", as_stored=True, border=border)
+    assert isinstance(image, Image.Image)
     return image
 
 
