@@ -24,8 +24,8 @@ class AttentionMaps(TorchFunctionMode):
     """Context in which every attention map is recorded, in order of computation.
 
     Args:
-        hidden: bool (B, L), True = no query attends to this token; None hides nothing. At least one
-            token of every image must stay visible.
+        hidden: bool (B, L), True = no query attends to this token; None hides nothing. Attention
+            over fewer keys than L is over the last tokens. Where all keys are hidden, it is zero.
 
     Attributes:
         maps: float (B, H, Q, L) tensors, softmax over the last dimension, each part of the graph of
@@ -89,7 +89,10 @@ class AttentionMaps(TorchFunctionMode):
             hide = attn_mask.dtype == torch.bool
             scores = scores.masked_fill(~attn_mask, -math.inf) if hide else scores + attn_mask
         if self.hidden is not None:
-            scores = scores.masked_fill(self.hidden[:, None, None], -math.inf)
+            hidden = self.hidden[:, None, None, -scores.shape[-1] :]
+            # A softmax over nothing is not a number, and so is its gradient: its values are zero.
+            some = ~hidden.all(-1, keepdim=True)
+            scores, value = scores.masked_fill(hidden & some, -math.inf), value * some
         attention = scores.softmax(-1)
         if not attention.requires_grad and torch.is_grad_enabled():
             attention.requires_grad_()
@@ -152,12 +155,16 @@ def eager() -> AbstractContextManager[Any]:
     return nullcontext() if inside else torch.compiler.set_stance("force_eager")
 
 
+def reading() -> list[AttentionMaps]:
+    """The open `AttentionMaps` contexts, outermost first."""
+    stack = _get_current_function_mode_stack()
+    return [mode for mode in stack if isinstance(mode, AttentionMaps)]
+
+
 def replayed() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Contexts of a checkpointed block's forward pass and of its repetition (`context_fn`).
 
     The repetition must compute attention just as the forward pass did, or it saves other tensors.
     """
-    active = [
-        mode for mode in _get_current_function_mode_stack() if isinstance(mode, AttentionMaps)
-    ]
+    active = reading()
     return nullcontext(), AttentionMaps(active[-1].hidden) if active else nullcontext()

@@ -17,37 +17,72 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cfmask.attention import AttentionMaps
 from cfmask.data.images import Preprocess
 from cfmask.errors import InputError, unknown
 from cfmask.heads import ZeroShotHead
 from cfmask.layer_masking import masked_forward
 
+Pooling = Literal["token", "prefix", "average", "all", "map", "other"]
+
 
 @dataclass(frozen=True)
 class Tokens:
-    """How a transformer's tokens hold the patches.
+    """How a transformer's tokens hold the patches, and how they become one feature.
 
     Attributes:
         grid: (h, w) patches.
-        prefix: number of class and register tokens before the patches.
-        pooled: "token" if the feature is read from the first token, "average" if from the mean over
-            patches.
+        prefix: number of class, distillation and register tokens before the patches.
+        pooled: what the feature is read from: the first "token", the mean of all "prefix" tokens
+            (distilled DeiT), the "average" of the patches, the mean of "all" tokens, a "map"
+            (attention pooling by a learned query), or "other", which no attention maps explain.
     """
 
     grid: tuple[int, int]
     prefix: int
-    pooled: Literal["token", "average"]
+    pooled: Pooling
 
     def readout(self, device: torch.device) -> Tensor:
-        """Share of each token in the pooled feature, float (L,) with sum 1."""
-        patches = self.grid[0] * self.grid[1]
-        share = torch.zeros(self.prefix + patches, device=device)
-        if self.pooled == "token":
-            share[0] = 1
-        else:
-            share[self.prefix :] = 1 / patches
+        """Share of each token in the pooled feature, float (L,) with sum 1.
+
+        It is zero for "map": there the pool's own attention says what is read.
+
+        Raises:
+            InputError: the pooling is "other".
+        """
+        self.check("AttentionRelevance", "GradCAM")
+        share = torch.zeros(self.prefix + self.grid[0] * self.grid[1], device=device)
+        parts: dict[str, slice] = {
+            "token": slice(1),
+            "prefix": slice(self.prefix),
+            "average": slice(self.prefix, None),
+            "all": slice(None),
+            "map": slice(0),
+        }
+        read = share[parts[self.pooled]]
+        read.fill_(1 / max(1, len(read)))
         return share
+
+    def check(self, what: str, instead: str) -> None:
+        """Raise an InputError for `what` if attention maps do not lead to the feature."""
+        if self.pooled == "other":
+            raise InputError(
+                f"Expected a transformer whose attention maps lead to its feature for {what}, but "
+                f"got one of another kind; use {instead}."
+            )
+
+    def leave_out(self, values: Tensor, hidden: Tensor) -> Tensor:
+        """Tokens (B, L, C) whose mean over what is pooled leaves the hidden ones bool (B, L) out.
+
+        Hidden tokens become the mean of the visible ones: the mean over all is then that of the
+        visible alone. Where nothing is visible it is zero.
+        """
+        if self.pooled not in ("average", "all"):
+            return values
+        first = 0 if self.pooled == "all" else self.prefix
+        patches, gone = values[:, first:], hidden[:, first:].unsqueeze(2)
+        count = (~gone).sum(1, keepdim=True).clamp(min=1)
+        mean = patches.masked_fill(gone, 0).sum(1, keepdim=True) / count
+        return torch.cat([values[:, :first], torch.where(gone, mean.to(values), patches)], 1)
 
 
 @dataclass(frozen=True)
@@ -171,22 +206,28 @@ class Classifier(nn.Module, ABC):
             return full_precision(self.encode((images - self.mean) / self.std, hidden))
 
     def encode(self, normalised: Tensor, hidden: Tensor | None) -> Tensor:
-        """Features (B, D) of normalised images; a family may compute the same at less cost."""
-        if hidden is not None and self.tokens is None:
+        """Features (B, D) of normalised images, by layer masking where patches are hidden.
+
+        A family says more for its transformers, and may compute the same at less cost.
+        """
+        if hidden is not None:
             return masked_forward(self.encoder, normalised, hidden)
-        with AttentionMaps(self.hidden_tokens(hidden)) if hidden is not None else nullcontext():
-            features: Tensor = self.encoder(normalised)
+        features: Tensor = self.encoder(normalised)
         return features
 
     def hidden_tokens(self, hidden: Tensor) -> Tensor:
-        """Removed patches bool (B, h, w) as tokens bool (B, L); prefix tokens are never removed."""
-        tokens = self.tokens
-        if tokens is None or tokens.pooled != "token" or hidden.shape[1:] != tokens.grid:
+        """Removed patches bool (B, h, w) as tokens bool (B, L); prefix tokens are never removed.
+
+        Raises:
+            InputError: another grid than the encoder's, or an encoder without such tokens.
+        """
+        if self.tokens is None or hidden.shape[1:] != self.tokens.grid:
             raise InputError(
-                f"Expected a class token and a grid of {self.grid} to remove patches from "
-                f"{self.name}, but got {tuple(hidden.shape[1:])} or another pooling; use a fill."
+                f"Expected tokens in a grid of {self.grid} to remove patches from {self.name}, but "
+                f"got a mask of {tuple(hidden.shape[1:])}; use the encoder's own grid or a fill."
             )
-        return F.pad(hidden.flatten(1), (tokens.prefix, 0))
+        self.tokens.check("removed patches", "a fill")
+        return F.pad(hidden.flatten(1), (self.tokens.prefix, 0))
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits float32 (B, K) of features (B, D); never in reduced precision."""

@@ -17,16 +17,17 @@ from cfmask.errors import InputError
 
 
 class ZeroShotHead(nn.Module):
-    """Logits W · f/‖f‖ + b, with b = 0 at the start.
+    """Logits W · f/‖f‖ + b.
 
     Args:
         weight: float (K, D), as `zero_shot_weight` makes it.
+        bias: b of every class at the start: 0 for CLIP, the logit bias for SigLIP.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: float = 0.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.detach().clone())
-        self.bias = nn.Parameter(torch.zeros(len(weight)))
+        self.bias = nn.Parameter(torch.full((len(weight),), bias))
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, D), not normalised, to logits (B, K)."""

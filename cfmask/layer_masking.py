@@ -2,8 +2,8 @@
 
 A mask travels with the activations: the images are wrapped in a tensor that knows its hidden
 positions, and each torch function the model calls on it is looked up in one table, `_NAMES`, for
-the rule that makes the values and the mask of the result. No layer is listed, the model is not
-edited, nothing is left on it. A function without a rule is an error; add its name to the table.
+the rule that makes the values and the mask of the result. The model is not edited. A function
+without a rule is an error; add its name to the table.
 
 Letters: B images, C channels, H x W positions of a feature map, (h, w) patch grid.
 
@@ -11,9 +11,8 @@ Letters: B images, C channels, H x W positions of a feature map, (h, w) patch gr
 - A convolution sees hidden positions filled from their visible neighbours; its output is visible
   where its window holds anything visible.
 - Where masked maps meet (sum, product, concatenation) a position is visible if all see it.
-- A global average is over visible positions; with it, or with flattening, map and mask end. An
-  image with nothing visible has zeros there, so its output is the model's answer to a zero
-  feature: finite, and the same for every such image.
+- A global average is over visible positions; with it, or with flattening, map and mask end. With
+  nothing visible it is zero: the output is the model's answer to a zero feature, and finite.
 - Statistics over positions (batch norm in training) leave hidden ones out.
 """
 
@@ -41,10 +40,8 @@ def masked_forward(model: nn.Module, images: Tensor, hidden: Tensor) -> Tensor:
     """Run `model` on `images` as if the hidden patches had never been there.
 
     Args:
-        model: CNN made of torch functions that have a rule, in training or eval mode. It is left
-            as it was, but for what its own forward does (running statistics in training mode).
-        images: floating point (B, 3, H, W) in the value range of the model. Hidden pixels may
-            hold anything, NaN included.
+        model: CNN of torch functions that have a rule. Nothing but its own forward changes it.
+        images: float (B, 3, H, W) as the model takes them; hidden pixels may hold anything.
         hidden: bool (B, h, w), True = hidden, on the device of `images`; h divides H, w divides W.
 
     Returns:
@@ -61,8 +58,13 @@ def masked_forward(model: nn.Module, images: Tensor, hidden: Tensor) -> Tensor:
         if not isinstance(output, Tensor) or output.is_meta:
             raise LayerMaskingError("The output is no tensor, or torch could not follow its making")
     except LayerMaskingError as error:
-        raise LayerMaskingError(f"{error} (in {_place(model, error)})") from error
+        raise LayerMaskingError(f"{error} (in {_place(model, error)}); use a fill") from error
     return output
+
+
+def unmask(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Inside `masked_forward`: values of a map (B, C, H, W), and bool (B, H, W), True = visible."""
+    return _map(unmask, x).value, ~_map(unmask, x).mask.hidden[:, 0]
 
 
 def _hidden_pixels(images: Tensor, hidden: Tensor) -> Tensor:
@@ -148,8 +150,9 @@ def _spread(flags: Tensor, ndim: int, space: int) -> Tensor:
 
 
 def _refusal(op: Operation, why: str) -> LayerMaskingError:
-    name = getattr(op, "__name__", str(op))
-    return LayerMaskingError(f"Layer masking cannot go through the operation '{name}': it {why}")
+    return LayerMaskingError(
+        f"Layer masking cannot go through the operation '{getattr(op, '__name__', op)}': it {why}"
+    )
 
 
 def _map(op: Operation, x: object, space: int = 2) -> _Masked:
@@ -211,7 +214,7 @@ def _conv2d(
     op: Operation,
     input: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
+    bias: Any = None,
     stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
@@ -271,7 +274,6 @@ def _mean(op: Operation, x: Tensor, dim: Any = None, keepdim: bool = False, **kw
 
 
 def _norm(op: Operation, x: Tensor, p: Any = "fro", dim: Any = None, *args: Any, **kw: Any) -> Any:
-    # Zeros add nothing to a norm over positions.
     return op(_over_space(op, x, dim).value, p, dim, *args, **kw)
 
 

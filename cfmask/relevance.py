@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfmask.attention import AttentionMaps, eager
@@ -278,8 +279,10 @@ def _flow(classifier: Classifier, maps: Sequence[Tensor]) -> Tensor:
     assert tokens is not None
     row = tokens.readout(maps[0].device).expand(len(maps[0]), 1, -1).to(maps[0].dtype)
     for step in reversed(maps):
-        # A last block that computes the class token alone gives just its row.
-        row = row + (step if step.shape[1] == 1 else row @ step)
+        step = F.pad(step, (row.shape[2] - step.shape[2], 0))
+        # A last block for the class token alone and an attention pool have other queries than the
+        # tokens: the feature reads the first.
+        row = row + (row @ step if step.shape[1] == row.shape[2] else step[:, :1])
     patches: Tensor = row[:, 0, tokens.prefix :].unflatten(1, tokens.grid)
     return patches
 
@@ -290,6 +293,7 @@ def _check_attention(classifier: Classifier, name: str) -> None:
             f"Expected an encoder with attention maps for {name}, but got {classifier.name}, which "
             "has none; use GradCAM."
         )
+    classifier.tokens.check(name, "GradCAM")
 
 
 def _as_map(activation: Tensor, classifier: Classifier) -> Tensor:

@@ -105,12 +105,7 @@ def test_masked_distillation_without_fill_teaches_the_visible_patches(tiny_clip,
     assert tiny_clip.encoder.conv1.weight.grad.abs().sum() > 0
 
 
-def test_removing_patches_is_refused_where_it_is_not_defined(tiny_clip):
-    average = TimmClassifier("test_vit2", False, ["a", "b"])
-    if average.tokens is not None and average.tokens.pooled == "average":
-        with pytest.raises(InputError, match="use a fill"):
-            images = torch.rand(2, 3, *average.image_size)
-            average.features(images, torch.zeros(2, *average.grid, dtype=torch.bool))
+def test_masks_of_another_grid_are_refused(tiny_clip):
     with pytest.raises(InputError, match=r"grid of \(6, 6\)"):
         tiny_clip.features(torch.rand(2, 3, 48, 48), torch.zeros(2, 5, 6, dtype=torch.bool))
 

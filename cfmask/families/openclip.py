@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +16,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cfmask.attention import AttentionMaps, replayed
-from cfmask.classifier import Classifier, Layout, Tokens
+from cfmask.classifier import Classifier, Layout, Pooling, Tokens
 from cfmask.data.images import Preprocess
 from cfmask.errors import InputError, unknown
-from cfmask.families import timm as timm_family
+from cfmask.families.timm import (
+    Size,
+    TimmClassifier,
+    as_size,
+    check_patches,
+    resize,
+    token_features,
+)
 from cfmask.heads import ZeroShotHead, check_prompts, zero_shot_weight
+from cfmask.layer_masking import masked_forward, unmask
 
 TINY_CLIP = Path(__file__).parents[1] / "tiny_clip"
+# Pixels a position of CLIP's ResNets covers.
+RESNET_STEP = 32
 
 
 class OpenClipClassifier(Classifier):
@@ -36,10 +47,12 @@ class OpenClipClassifier(Classifier):
         class_names: K names, in the order of the labels. The commands take them from the data.
         templates: prompts with one `{}` for the name; the default are OpenAI's 80.
         head: `zero_shot`, or `linear` for a fresh one.
+        image_size: side in pixels, or (H, W), if another than the model's own. Position embeddings
+            are resampled to it.
 
     Raises:
-        InputError: unknown model or tag, weights that cannot be had, QuickGELU put in the place of
-            GELU or the other way round.
+        InputError: unknown model or tag, weights that cannot be had, an image size that the model
+            does not take, QuickGELU put in the place of GELU or the other way round.
     """
 
     def __init__(
@@ -49,6 +62,7 @@ class OpenClipClassifier(Classifier):
         class_names: Sequence[str] = (),
         templates: Sequence[str] | None = None,
         head: Literal["zero_shot", "linear"] = "zero_shot",
+        image_size: int | tuple[int, int] | None = None,
     ) -> None:
         from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
@@ -56,16 +70,19 @@ class OpenClipClassifier(Classifier):
             templates = [make("{}") for make in OPENAI_IMAGENET_TEMPLATES]
         if head == "zero_shot":
             check_prompts(class_names, templates)
-        clip, tokenizer, config = _open_clip(model, pretrained)
-        encoder: nn.Module = clip.visual
+        clip, config = _open_clip(model, pretrained)
+        tower: Any = clip.visual
         width = config["embed_dim"]
         layer: nn.Module
         if head == "zero_shot":
-            layer = ZeroShotHead(zero_shot_weight(clip, tokenizer, class_names, templates))
+            weight = zero_shot_weight(clip, _tokenizer(model, clip), class_names, templates)
+            layer = ZeroShotHead(weight, _logit_bias(clip))
         else:
             layer = nn.Linear(width, len(class_names))
-        preprocess = clip.visual.preprocess_cfg
-        size = preprocess["size"]
+        preprocess = tower.preprocess_cfg
+        size = as_size(image_size) or as_size(preprocess["size"])
+        assert size is not None
+        _resize(tower, size, model)
         spec = {
             "family": "OpenClipClassifier",
             "model": model,
@@ -76,9 +93,9 @@ class OpenClipClassifier(Classifier):
             "head_shape": [len(class_names), width],
             "mean": list(preprocess["mean"]),
             "std": list(preprocess["std"]),
-            "preprocess": Preprocess((size, size) if isinstance(size, int) else tuple(size)).spec(),
+            "preprocess": Preprocess(size).spec(),
         }
-        super().__init__(encoder, layer, spec)
+        super().__init__(tower, layer, spec)
 
     def encode(self, normalised: Tensor, hidden: Tensor | None) -> Tensor:
         """See `Classifier.encode`. The last block is computed for the class token alone.
@@ -86,9 +103,37 @@ class OpenClipClassifier(Classifier):
         Where the same number of patches is removed from every image, their tokens are dropped.
         """
         tower: Any = self.encoder
-        if not _reads_class_token(tower):
-            return super().encode(normalised, hidden)
-        tokens = tower._embeds(normalised)
+        if _reads_class_token(tower):
+            return self._class_token(tower._embeds(normalised), hidden)
+        hide = None if hidden is None or self.tokens is None else self.hidden_tokens(hidden)
+        if hasattr(tower, "trunk") and self.tokens is not None:
+            features: Tensor = tower.head(
+                token_features(tower.trunk, self.tokens, normalised, hide)
+            )
+            return features
+        if hidden is not None and hasattr(tower, "attnpool"):
+            return masked_forward(_VisiblePool(tower), normalised, hidden)
+        if hide is not None:
+            return self._visible(normalised, hide)
+        return super().encode(normalised, hidden)
+
+    def _visible(self, normalised: Tensor, hidden: Tensor) -> Tensor:
+        """Features (B, D) that read no hidden token, bool (B, L), of a tower of another pooling."""
+        tower: Any = self.encoder
+        with AttentionMaps(hidden):
+            values = tower.transformer(tower._embeds(normalised))
+            if self.tokens is None or self.tokens.pooled != "average":
+                pooled = tower._pool(values)[0]
+            elif tower.final_ln_after_pool:
+                pooled = tower._pool(self.tokens.leave_out(values, hidden))[0]
+            else:
+                values = self.tokens.leave_out(tower.ln_post(values), hidden)
+                pooled = tower._global_pool(values)[0]
+        features: Tensor = pooled if tower.proj is None else pooled @ tower.proj
+        return features
+
+    def _class_token(self, tokens: Tensor, hidden: Tensor | None) -> Tensor:
+        """Features (B, D) of embedded tokens (B, L, width), read from the class token."""
         if hidden is None:
             return self._from_tokens(tokens)
         kept = ~self.hidden_tokens(hidden)
@@ -120,9 +165,11 @@ class OpenClipClassifier(Classifier):
         from open_clip.model import _build_vision_tower
 
         config = spec["config"]
+        vision = {**config["vision_cfg"], "timm_model_pretrained": False, "output_tokens": False}
         tower: nn.Module = _build_vision_tower(
-            config["embed_dim"], dict(config["vision_cfg"]), config.get("quick_gelu", False)
+            config["embed_dim"], vision, config.get("quick_gelu", False)
         )
+        _resize(tower, tuple(spec["preprocess"]["size"]), spec["model"])
         return tower
 
     @classmethod
@@ -130,17 +177,69 @@ class OpenClipClassifier(Classifier):
         """See `Classifier.layout_of`."""
         tower: Any = encoder
         if hasattr(tower, "trunk"):
-            inner = timm_family.TimmClassifier.layout_of(tower.trunk, image_size)
+            inner = TimmClassifier.layout_of(tower.trunk, image_size)
             return replace(inner, feature_map=f"trunk.{inner.feature_map}")
         if hasattr(tower, "attnpool"):
-            return Layout((image_size[0] // 32, image_size[1] // 32), "layer4")
+            return Layout((image_size[0] // RESNET_STEP, image_size[1] // RESNET_STEP), "layer4")
         grid = (int(tower.grid_size[0]), int(tower.grid_size[1]))
         last = f"transformer.resblocks.{len(tower.transformer.resblocks) - 1}.ln_1"
-        if tower.attn_pool is not None:
-            return Layout(grid, last)
-        return Layout(
-            grid, last, Tokens(grid, 1, "average" if tower.pool_type == "avg" else "token")
-        )
+        pooled: Pooling = "average" if tower.pool_type == "avg" else "token"
+        return Layout(grid, last, Tokens(grid, 1, "map" if tower.attn_pool else pooled))
+
+
+class _VisiblePool(nn.Module):
+    """A ModifiedResNet for `masked_forward`: its attention pool reads the visible positions alone.
+
+    Args:
+        tower: an open_clip ModifiedResNet.
+    """
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, D) of masked images (B, 3, H, W)."""
+        tower = self.tower
+        for stage in (tower.stem, tower.layer1, tower.layer2, tower.layer3, tower.layer4):
+            x = stage(x)
+        values, visible = unmask(x)
+        tokens = Tokens((visible.shape[1], visible.shape[2]), 0, "average")
+        hidden = ~visible.flatten(1)
+        # The pool's query is the mean over all positions.
+        values = tokens.leave_out(values.flatten(2).mT, hidden).mT.view_as(values)
+        with AttentionMaps(F.pad(hidden, (1, 0))):
+            features: Tensor = tower.attnpool(values)
+        return features
+
+
+def _resize(tower: Any, size: Size, name: str) -> None:
+    """Let a tower take images of `size` (H, W), in place, by resampled position embeddings."""
+    if hasattr(tower, "trunk"):
+        resize(tower.trunk, size, name)
+    elif hasattr(tower, "attnpool"):
+        check_patches(size, (RESNET_STEP, RESNET_STEP), name)
+        side = tower.image_size // RESNET_STEP
+        grid = (size[0] // RESNET_STEP, size[1] // RESNET_STEP)
+        pool = tower.attnpool
+        pool.positional_embedding = _resampled(pool.positional_embedding, (side, side), grid)
+    else:
+        check_patches(size, tower.patch_size, name)
+        grid = (size[0] // tower.patch_size[0], size[1] // tower.patch_size[1])
+        old = tower.positional_embedding
+        tower.positional_embedding = _resampled(old, tower.grid_size, grid)
+        tower.grid_size, tower.image_size = grid, size
+
+
+def _resampled(embedding: nn.Parameter, old: Size, new: Size) -> nn.Parameter:
+    """Position embeddings (1 + P, width), the class token's first, for another grid."""
+    if tuple(old) == new:
+        return embedding
+    with torch.no_grad():
+        patches = embedding[1:].T.unflatten(1, old).unsqueeze(0)
+        resized = F.interpolate(patches, new, mode="bicubic", antialias=True, align_corners=False)
+        whole = torch.cat([embedding[:1], resized[0].flatten(1).T])
+    return nn.Parameter(whole, embedding.requires_grad)
 
 
 def _run_block(block: Any, tokens: Tensor, only_class: bool = False) -> Tensor:
@@ -178,38 +277,61 @@ def _reads_class_token(tower: Any) -> bool:
     )
 
 
-def _open_clip(model: str, pretrained: str | None) -> tuple[Any, Any, dict[str, Any]]:
-    """Model, tokenizer and configuration; every failure is one clear line."""
+def _open_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
+    """Model and configuration; every failure is one clear line."""
+    import open_clip
+
+    folder = _folder(model)
+    if folder is None and model not in open_clip.list_models():
+        raise unknown("open_clip model", model, ["tiny-clip", *open_clip.list_models()])
+    if folder is None and pretrained:
+        _check_activation(model, pretrained)
+    with _quietly(f"model {model} with {pretrained}"):
+        name = f"local-dir:{folder}" if folder else model
+        clip = open_clip.create_model(name, None if folder else pretrained)
+    # Towers for captions give their tokens beside the feature.
+    clip.visual.output_tokens = False
+    return clip.eval(), _config(folder, model)
+
+
+def _tokenizer(model: str, clip: Any) -> Any:
+    """Tokenizer of a model; every failure is one clear line."""
     import open_clip
     from open_clip.tokenizer import SimpleTokenizer
 
+    folder = _folder(model)
+    with _quietly(f"tokenizer of {model}"):
+        if folder and (folder / "merges.txt.gz").is_file():
+            merges = str(folder / "merges.txt.gz")
+            return SimpleTokenizer(bpe_path=merges, context_length=clip.context_length)
+        return open_clip.get_tokenizer(f"local-dir:{folder}" if folder else model)
+
+
+def _folder(model: str) -> Path | None:
+    """Folder of a model in open_clip's local layout; None for a name."""
     folder = TINY_CLIP if model == "tiny-clip" else Path(model)
-    local = (folder / "open_clip_config.json").is_file()
-    if not local and model not in open_clip.list_models():
-        raise unknown("open_clip model", model, ["tiny-clip", *open_clip.list_models()])
-    if not local and pretrained:
-        _check_activation(model, pretrained)
-    name = f"local-dir:{folder}" if local else model
+    return folder if (folder / "open_clip_config.json").is_file() else None
+
+
+@contextlib.contextmanager
+def _quietly(what: str) -> Iterator[None]:
+    """Loading without open_clip's log; every failure is one clear line."""
     # open_clip speaks on the root logger about every step of what it does here.
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        clip = open_clip.create_model(name, None if local else pretrained)
-        merges = folder / "merges.txt.gz"
-        if local and merges.is_file():
-            length = clip.context_length
-            tokenizer: Any = SimpleTokenizer(bpe_path=str(merges), context_length=length)
-        else:
-            tokenizer = open_clip.get_tokenizer(name)
+        yield
     except Exception as error:
         line = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"Cannot load open_clip model {model} with {pretrained}: {line}"
-        ) from error
+        raise InputError(f"Cannot load open_clip {what}: {line}") from error
     finally:
         logging.disable(level)
-    clip.eval()
-    return clip, tokenizer, _config(folder if local else None, model)
+
+
+def _logit_bias(clip: Any) -> float:
+    """What SigLIP adds to every logit; 0 for CLIP."""
+    bias = getattr(clip, "logit_bias", None)
+    return 0.0 if bias is None else float(bias)
 
 
 def _config(folder: Path | None, model: str) -> dict[str, Any]:

