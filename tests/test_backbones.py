@@ -337,3 +337,22 @@ def test_explicit_attention_is_never_passed_over():
         timm.layers.set_fused_attn(True)
     images, labels = torch.rand(1, 3, 160, 160), torch.tensor([1])
     assert AttentionRelevance().explain(classifier, images, labels)[1].amax() > 0.99
+
+
+@pytest.mark.parametrize("kind", ["test_vit", "test_vit_relpos", "siglip"])
+def test_gradient_checkpointing_gives_the_same_relevance_and_gradients(kind, folders):
+    torch.manual_seed(7)
+    images, labels = torch.rand(2, 3, 64, 64).double(), torch.tensor([0, 1])
+    hidden = torch.rand(2, 4, 4) < 0.5
+    results = []
+    for again in (False, True):
+        classifier = build(kind, folders, (64, 64)).double()
+        classifier.encoder.set_grad_checkpointing(again)
+        logits, relevance = AttentionRelevance().explain(classifier, images, labels)
+        loss = logits.square().sum() + classifier.features(images, hidden).square().sum()
+        loss.backward()
+        gradients = [p.grad for p in classifier.parameters() if p.grad is not None]
+        results.append([relevance, loss.detach(), *gradients])
+    assert len(results[0]) == len(results[1]) > 10
+    for plain, checkpointed in zip(*results):
+        assert torch.allclose(plain, checkpointed, atol=1e-9)

@@ -331,7 +331,7 @@ def _quietly(what: str) -> Iterator[None]:
 def _logit_bias(clip: Any) -> float:
     """What SigLIP adds to every logit; 0 for CLIP."""
     bias = getattr(clip, "logit_bias", None)
-    return 0.0 if bias is None else float(bias)
+    return 0.0 if bias is None else bias.item()
 
 
 def _config(folder: Path | None, model: str) -> dict[str, Any]:

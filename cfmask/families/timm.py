@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,22 +185,26 @@ def token_features(net: Any, tokens: Tokens, images: Tensor, hidden: Tensor | No
         images: normalised, float (B, 3, H, W).
         hidden: bool (B, L), True = hidden; None hides nothing.
     """
-    kept = None if hidden is None else ~hidden
-    if kept is not None and _plain(net):
-        counts = kept.sum(1)
-        if counts[0] > tokens.prefix and (counts == counts[0]).all():
-            hidden = None
-        else:
-            kept = None
-    with nullcontext() if hidden is None else AttentionMaps(hidden):
-        values = _last_tokens(net, images, kept if hidden is None else None)
-        if hidden is not None:
-            values = tokens.leave_out(values, hidden)
-        features: Tensor = net.forward_head(values)
+    kept = None if hidden is None else _droppable(net, tokens, hidden)
+    if hidden is None or kept is not None:
+        values = net.forward_head(_last_tokens(net, images, kept))
+    else:
+        with AttentionMaps(hidden):
+            values = tokens.leave_out(_last_tokens(net, images), hidden)
+            values = net.forward_head(values)
+    features: Tensor = values
     return features
 
 
-def _last_tokens(net: Any, images: Tensor, kept: Tensor | None) -> Tensor:
+def _droppable(net: Any, tokens: Tokens, hidden: Tensor) -> Tensor | None:
+    """Which tokens to keep, bool (B, L), if the rest can be dropped; else None."""
+    kept = ~hidden
+    counts = kept.sum(1)
+    alike = _plain(net) and counts[0] > tokens.prefix and (counts == counts[0]).all()
+    return kept if alike else None
+
+
+def _last_tokens(net: Any, images: Tensor, kept: Tensor | None = None) -> Tensor:
     """Tokens (B, L, D) after the last block; of the plain vision transformer, only the kept."""
     if not _plain(net):
         with _unchecked(net):
