@@ -18,7 +18,6 @@ from cfmask.data.combinations import COMBINATIONS as COMBINATIONS
 from cfmask.data.combinations import Combination as Combination
 from cfmask.data.combinations import mean_of as mean_of
 from cfmask.data.datamodule import digits_tensors
-from cfmask.data.folders import Folder, class_folders
 from cfmask.data.images import Preprocess
 from cfmask.errors import InputError, unknown
 
@@ -114,34 +113,12 @@ def digits_shifts(request: Request) -> list[Shift]:
     return [Shift(name, partial(load, name), name == "id") for name in names]
 
 
-def folder_shifts(request: Request) -> list[Shift]:
-    """Every folder beside `data_root/train` is a set; `id`, `test` or `val` is the reference.
+def named_folders(request: Request) -> list[Shift]:
+    """Sets of the user's own: see `cfmask.data.named_folders`."""
+    # That module builds on this one, so it cannot be imported above.
+    from cfmask.data.named_folders import folder_shifts
 
-    The order of the labels is that of the folders of `train/`, or of the classifier's class names
-    where there is no `train/`.
-    """
-    root = request.data_root
-    if root is None or not root.is_dir():
-        raise InputError(f"Expected data_root to be a folder of test folders, but got {root}.")
-    train = root / "train"
-    classes = class_folders(train) if train.is_dir() else list(request.class_names)
-    if len(classes) != len(request.class_names):
-        raise InputError(
-            f"Expected {len(request.class_names)} classes in {train}, as the classifier has, but "
-            f"got {len(classes)}."
-        )
-    names = [name for name in class_folders(root) if name != "train"]
-    if not names:
-        raise InputError(f"Expected test folders beside {train}, but there are none.")
-    reference = next((name for name in ("id", "test", "val") if name in names), None)
-
-    def load(name: str, preprocess: Preprocess) -> Dataset[tuple[Tensor, int]]:
-        return Folder(root / name, preprocess, classes)
-
-    for name in names:
-        # What is wrong with a folder shows now, not after hours of training.
-        load(name, Preprocess())
-    return [Shift(name, partial(load, name), name == reference) for name in names]
+    return folder_shifts(request)
 
 
 def published(family: str, request: Request) -> list[Shift]:
@@ -166,7 +143,7 @@ PUBLISHED_FAMILIES = (
 
 SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
     "digits": digits_shifts,
-    "folders": folder_shifts,
+    "folders": named_folders,
     **{family: partial(published, family) for family in PUBLISHED_FAMILIES},
 }
 
