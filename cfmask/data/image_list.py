@@ -49,7 +49,7 @@ class ListedImages(Dataset[tuple[Tensor, int]]):
             InputError: the file is no readable image.
         """
         path, label = self.samples[index]
-        return self.preprocess(read_image(path)), label
+        return self.preprocess(read_image(path, self.preprocess.decoder)), label
 
 
 @dataclass(frozen=True)
