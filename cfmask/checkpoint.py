@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,22 @@ PRETRAINED = "pretrained.safetensors"
 ALIKE = ("family", "config", "head", "class_names", "mean", "std")
 
 
-def save_classifier(classifier: Classifier, path: Path) -> None:
+def save_classifier(
+    classifier: Classifier, path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write weights and spec to one safetensors file; an older file is replaced only when done.
+
+    Args:
+        classifier: what to write.
+        path: the file.
+        metadata: further texts for the file's header, by name.
 
     Raises:
         InputError: it cannot be written, as on a full disk.
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in classifier.state_dict().items()}
-    metadata = {"classifier": json.dumps(classifier.spec)}
-    write_whole(path, lambda partial: save_file(tensors, partial, metadata))
+    texts = {**(metadata or {}), "classifier": json.dumps(classifier.spec)}
+    write_whole(path, lambda partial: save_file(tensors, partial, texts))
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
@@ -130,21 +137,56 @@ def interpolate(start: Classifier, tuned: Classifier, alpha: float) -> Classifie
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"Expected alpha in [0, 1], but got {alpha}.")
+    _check_alike(start, tuned)
     old, new = start.state_dict(), tuned.state_dict()
-    shapes = ({k: v.shape for k, v in state.items()} for state in (old, new))
-    first, second = (
-        [shape, *(c.spec.get(key) for key in ALIKE)] for shape, c in zip(shapes, (start, tuned))
-    )
-    if first != second:
-        raise InputError(
-            f"Expected two classifiers of one architecture and the same classes, but got "
-            f"{start.name} and {tuned.name} with another tower, head or class list."
-        )
     mixed = copy.deepcopy(tuned)
     mixed.load_state_dict(
         {k: torch.lerp(old[k], v, alpha) if v.is_floating_point() else v for k, v in new.items()}
     )
     return mixed
+
+
+def average(classifiers: Sequence[Classifier]) -> Classifier:
+    """Uniform soup: a classifier whose weights are the mean of the others', head included.
+
+    What is no float (batch norm's count of batches) is the first one's.
+
+    Args:
+        classifiers: at least one; all tuned from one starting point, or the mean is of no use.
+
+    Raises:
+        InputError: none, or two architectures.
+
+    Source: Wortsman et al. 2022 (arXiv 2203.05482), "uniform soup".
+    """
+    if not classifiers:
+        raise InputError("Expected at least one classifier to average, but got none.")
+    first = classifiers[0]
+    for other in classifiers[1:]:
+        _check_alike(first, other)
+    states = [classifier.state_dict() for classifier in classifiers]
+    mean = copy.deepcopy(first)
+    mean.load_state_dict({k: _mean([state[k] for state in states]) for k in states[0]})
+    return mean
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    if not values[0].is_floating_point():
+        return values[0]
+    return torch.stack([value.double() for value in values]).mean(0).to(values[0].dtype)
+
+
+def _check_alike(one: Classifier, other: Classifier) -> None:
+    """Raise an InputError unless a mean of the weights of both makes sense."""
+    first, second = (
+        [{k: v.shape for k, v in c.state_dict().items()}, *(c.spec.get(key) for key in ALIKE)]
+        for c in (one, other)
+    )
+    if first != second:
+        raise InputError(
+            f"Expected two classifiers of one architecture and the same classes, but got "
+            f"{one.name} and {other.name} with another tower, head or class list."
+        )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ class OpenClipClassifier(Classifier):
             templates = [make("{}") for make in OPENAI_IMAGENET_TEMPLATES]
         if head == "zero_shot":
             check_prompts(class_names, templates)
-        clip, config = _open_clip(model, pretrained)
+        clip, config = load_clip(model, pretrained)
         tower: Any = clip.visual
         width = config["embed_dim"]
         layer: nn.Module
@@ -82,10 +82,11 @@ class OpenClipClassifier(Classifier):
         preprocess = tower.preprocess_cfg
         size = as_size(image_size) or as_size(preprocess["size"])
         assert size is not None
-        _resize(tower, size, model)
+        resize_tower(tower, size, model)
         spec = {
             "family": "OpenClipClassifier",
             "model": model,
+            "pretrained": pretrained,
             "config": config,
             "class_names": list(class_names),
             "templates": list(templates),
@@ -169,7 +170,7 @@ class OpenClipClassifier(Classifier):
         tower: nn.Module = _build_vision_tower(
             config["embed_dim"], vision, config.get("quick_gelu", False)
         )
-        _resize(tower, tuple(spec["preprocess"]["size"]), spec["model"])
+        resize_tower(tower, tuple(spec["preprocess"]["size"]), spec["model"])
         return tower
 
     @classmethod
@@ -213,7 +214,7 @@ class _VisiblePool(nn.Module):
         return features
 
 
-def _resize(tower: Any, size: Size, name: str) -> None:
+def resize_tower(tower: Any, size: Size, name: str) -> None:
     """Let a tower take images of `size` (H, W), in place, by resampled position embeddings."""
     if hasattr(tower, "trunk"):
         resize(tower.trunk, size, name)
@@ -277,11 +278,11 @@ def _reads_class_token(tower: Any) -> bool:
     )
 
 
-def _open_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
-    """Model and configuration; every failure is one clear line."""
+def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
+    """Model, and configuration of its image tower; every failure is one clear line."""
     import open_clip
 
-    folder = _folder(model)
+    folder = local_folder(model)
     if folder is None and model not in open_clip.list_models():
         raise unknown("open_clip model", model, ["tiny-clip", *open_clip.list_models()])
     if folder is None and pretrained:
@@ -291,7 +292,8 @@ def _open_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]
         clip = open_clip.create_model(name, None if folder else pretrained)
     # Towers for captions give their tokens beside the feature.
     clip.visual.output_tokens = False
-    return clip.eval(), _config(folder, model)
+    config, tower = model_config(model), ("embed_dim", "vision_cfg", "quick_gelu")
+    return clip.eval(), {key: config[key] for key in tower if key in config}
 
 
 def _tokenizer(model: str, clip: Any) -> Any:
@@ -299,7 +301,7 @@ def _tokenizer(model: str, clip: Any) -> Any:
     import open_clip
     from open_clip.tokenizer import SimpleTokenizer
 
-    folder = _folder(model)
+    folder = local_folder(model)
     with _quietly(f"tokenizer of {model}"):
         if folder and (folder / "merges.txt.gz").is_file():
             merges = str(folder / "merges.txt.gz")
@@ -307,7 +309,7 @@ def _tokenizer(model: str, clip: Any) -> Any:
         return open_clip.get_tokenizer(f"local-dir:{folder}" if folder else model)
 
 
-def _folder(model: str) -> Path | None:
+def local_folder(model: str) -> Path | None:
     """Folder of a model in open_clip's local layout; None for a name."""
     folder = TINY_CLIP if model == "tiny-clip" else Path(model)
     return folder if (folder / "open_clip_config.json").is_file() else None
@@ -334,14 +336,16 @@ def _logit_bias(clip: Any) -> float:
     return 0.0 if bias is None else bias.item()
 
 
-def _config(folder: Path | None, model: str) -> dict[str, Any]:
+def model_config(model: str) -> dict[str, Any]:
+    """open_clip's configuration of both towers of a model, by its name or folder."""
     import open_clip
 
+    folder = local_folder(model)
     if folder is None:
         config: dict[str, Any] = open_clip.get_model_config(model)
     else:
         config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-    return {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
+    return config
 
 
 def _check_activation(model: str, pretrained: str) -> None:

@@ -1,0 +1,114 @@
+"""Provenance: what an exported model is and where it comes from, as plain JSON.
+
+It goes into the model's file, and beside it as provenance.json.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cfmask
+from cfmask.classifier import Classifier
+from cfmask.data.datamodule import TrainingData
+from cfmask.report import ShiftReport
+
+KEY = "cfmask"
+FILE = "provenance.json"
+TRAINING = "training.json"
+LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "timm", "open_clip_torch")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a model is and where it comes from.
+
+    Attributes:
+        format: name of the export's format.
+        weights: "tuned", "WiSE-FT 0.5", "mean of 3 runs", or both.
+        classifier: the classifier's spec: encoder, class names, preprocessing, mean and std.
+        runs: of each run whose weights are in it: its folder's name, the text of its config.yaml,
+            and what `training_facts` noted of it.
+        versions: of the libraries that wrote the export.
+        report: figures of these very weights and of the starting point with their protocol; None
+            if they were not evaluated.
+        agreement: how far the file, loaded back, was found from the classifier.
+    """
+
+    format: str
+    weights: str
+    classifier: dict[str, Any]
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    report: ShiftReport | None = None
+    agreement: str = ""
+
+    @property
+    def text(self) -> str:
+        """All of it as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+
+def describe(
+    classifier: Classifier, form: str, runs: Sequence[Path], alpha: float | None
+) -> Provenance:
+    """The provenance of weights that were made of runs.
+
+    Args:
+        classifier: the weights that are exported.
+        form: name of the format.
+        runs: run folders, or weights files, whose mean it is.
+        alpha: WiSE-FT weight by which the starting point was mixed in; None for none.
+    """
+    weights = "tuned" if len(runs) == 1 else f"mean of {len(runs)} runs"
+    row = weights if alpha is None else f"WiSE-FT {alpha:g}"
+    if alpha is not None:
+        weights = row if len(runs) == 1 else f"{weights}, {row}"
+    report = _figures(runs[0], row) if len(runs) == 1 else None
+    facts = [_run_facts(run) for run in runs]
+    return Provenance(form, weights, classifier.spec, facts, versions(), report)
+
+
+def training_facts(data: TrainingData) -> dict[str, Any]:
+    """What only training knows: numbers of images and versions of the libraries."""
+    counts = {"train images": _count(data.train_set), "validation images": _count(data.val_set)}
+    return {"data": {**counts, "classes": len(data.class_names)}, "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide about weights and figures."""
+    found = {"python": platform.python_version(), "cfmask": cfmask.__version__}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _count(data: Any) -> int | None:
+    """Length of a data set; None for a stream that has none."""
+    return len(data) if hasattr(data, "__len__") else None
+
+
+def _run_facts(run: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = {"name": run.name}
+    if (run / "config.yaml").is_file():
+        facts["config"] = (run / "config.yaml").read_text()
+    if (run / TRAINING).is_file():
+        facts |= json.loads((run / TRAINING).read_text())
+    return facts
+
+
+def _figures(run: Path, model: str) -> ShiftReport | None:
+    """Rows of the model and of the starting point in the run's report, if the model has any."""
+    if not (run / "report.json").is_file():
+        return None
+    report = ShiftReport.load(run / "report.json")
+    rows = [row for row in report.rows if row.model in (model, "zero-shot", "pretrained")]
+    return replace(report, rows=rows) if model in {row.model for row in rows} else None
