@@ -50,6 +50,8 @@ def set_protocol(shift: Shift) -> dict[str, Any]:
         "in_distribution": shift.in_distribution,
         "classes": "all" if shift.classes is None else len(shift.classes),
     }
+    if shift.found is not None:
+        facts["images"] = shift.found.images
     if shift.accepts is not None:
         several = sum(len(classes) > 1 for classes in shift.accepts.values())
         facts["one_to_many"] = (

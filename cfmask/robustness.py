@@ -67,6 +67,21 @@ def predicted(fit: Fit, reference: float) -> float:
     return 1 / (1 + math.exp(-value)) if fit.transform == "logit" else NormalDist().cdf(value)
 
 
+CHOICES = ("builtin", "models", "none")
+
+
+def check_fit(choice: str) -> None:
+    """Refuse what `fits_of` could not read, before time is spent.
+
+    Raises:
+        InputError: neither a choice nor a file.
+    """
+    if choice not in CHOICES and not Path(choice).is_file():
+        raise InputError(
+            f"Expected a fit among {', '.join(CHOICES)}, or a CSV file, but got {choice}."
+        )
+
+
 def fits_of(choice: str, rows: Sequence[Row], reference: str | None) -> list[Fit]:
     """The lines that the accuracies of a report are held against, at most one a set and transform.
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from cfmask.checkpoint import (
     PRETRAINED,
     WEIGHTS,
-    interpolate,
     load_classifier,
     save_classifier,
 )
 from cfmask.classifier import Classifier
-from cfmask.data.images import Decoder
-from cfmask.data.shifts import Request, find_shifts
 from cfmask.errors import InputError
-from cfmask.evaluate import evaluate
-from cfmask.inference import Precision
-from cfmask.report import ShiftReport
 from cfmask.resume import BestCheckpoint, Position, checkpoints_of, leads, newest
 from cfmask.summary import SUMMARY, Announce
 
@@ -192,52 +186,6 @@ class RunFolder:
             raise InputError(f"Expected a run folder with {CONFIG}, but got {self.path}.")
         content: dict[str, Any] = yaml.safe_load(file.read_text())
         return content
-
-    def models(self, alphas: Sequence[float]) -> dict[str, Classifier]:
-        """The rows of the run's report: starting point, tuned, WiSE-FT at each alpha."""
-        start, tuned = load_classifier(self.path, PRETRAINED), load_classifier(self.path)
-        first = "zero-shot" if start.spec["head"] == "zero_shot" else "pretrained"
-        mixed = {f"WiSE-FT {alpha:g}": interpolate(start, tuned, alpha) for alpha in alphas}
-        return {first: start, "tuned": tuned, **mixed}
-
-    def evaluate(
-        self,
-        shifts: list[str] = ["digits"],  # noqa: B006
-        data_root: str | None = None,
-        alphas: list[float] = [0.5],  # noqa: B006
-        images: int = 1000,
-        seed: int = 0,
-        batch_size: int = 250,
-        workers: int = 0,
-        precision: Precision = "fp32",
-        decoder: Decoder = "fast",
-        allow_incomplete: bool = False,
-    ) -> ShiftReport:
-        """Evaluate starting point, tuned model and WiSE-FT; write report.json and a picture.
-
-        Args:
-            shifts: families of shift sets (`digits`, `folders`, `imagenet`), or single sets
-                (`digits/sketch`, `imagenet/objectnet`).
-            data_root: folder with the images, for sets that are not built in.
-            alphas: WiSE-FT weights in [0, 1], each a row.
-            images: number of images of each built-in set.
-            seed: of the built-in sets.
-            batch_size: images at a time.
-            workers: processes that decode images.
-            precision: of the encoders.
-            decoder: of image files: "fast", or "pil" for exactly the pixels of Pillow.
-            allow_incomplete: evaluate sets whose number of images is not the published one; the
-                report says so.
-        """
-        models = self.models(alphas)
-        names = models["tuned"].class_names
-        root = Path(data_root) if data_root else None
-        request = Request(root, names, images, seed, allow_incomplete)
-        found = find_shifts(shifts, request)
-        report = evaluate(models, found, batch_size, workers, precision, decoder, progress=True)
-        report.save(self.path / "report.json")
-        report.plot_trade_off(self.path / "trade_off.png")
-        return report
 
 
 def _settings(config: str) -> dict[str, Any]:

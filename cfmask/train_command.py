@@ -12,9 +12,11 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from cfmask import processes
 from cfmask.checkpoint import PRETRAINED, load_classifier, read_checkpoint
 from cfmask.classifier import Classifier
 from cfmask.command import OneLineParser, one_line_errors, print_table, quiet
+from cfmask.comparison import compare
 from cfmask.data.datamodule import TrainingData
 from cfmask.data.shifts import Request, find_shifts
 from cfmask.errors import InputError
@@ -52,8 +54,7 @@ def train(args: Sequence[str] | None = None) -> None:
             with _faults(cli):
                 cli.begin()
                 cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
-            if leads():
-                _conclude(cli)
+            _conclude(cli)
 
 
 class TrainParser(LightningArgumentParser, OneLineParser):
@@ -89,7 +90,7 @@ class TrainCLI(LightningCLI):
         )
         parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
         parser.link_arguments("run", "checkpoints.run")
-        parser.add_method_arguments(RunFolder, "evaluate", "evaluation")
+        parser.add_function_arguments(compare, "evaluation", skip={"what", "out"})
         parser.link_arguments(
             "data",
             "model.init_args.classifier.init_args.class_names",
@@ -163,10 +164,11 @@ def _faults(cli: TrainCLI) -> Iterator[None]:
 
 
 def _conclude(cli: TrainCLI) -> None:
-    """Weights, pictures and report of a trained model."""
-    _gallery(cli, cli.folder.finish(), cli.folder)
-    report = cli.folder.evaluate(**cli.config.evaluation.as_dict())
-    print_table(report.table(), cli.folder.path)
+    """Weights and pictures of a trained model, then its report, by all processes together."""
+    processes.from_first(lambda: _gallery(cli, cli.folder.finish(), cli.folder))
+    report = compare([str(cli.folder.path)], **cli.config.evaluation.as_dict())
+    if leads():
+        print_table(report.table(), cli.folder.path)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -92,12 +92,11 @@ def test_eval_takes_other_sets_and_alphas(demo, tmp_path, capsys):
 
     copy = tmp_path / "copy"
     shutil.copytree(demo, copy)
-    evaluate_run([str(copy), "--shifts", '["digits/id","digits/sketch"]', "--alphas=[0,1]"])
+    evaluate_run([str(copy), "--shifts", '["digits/id","digits/sketch"]', "--wise=0,0.5,1"])
     report = ShiftReport.load(copy / "report.json")
     assert {row.shift for row in report.of("nll")} == {"id", "sketch"}
-    for shift in ("id", "sketch"):
-        assert report.value("WiSE-FT 0", shift) == report.value("zero-shot", shift)
-        assert report.value("WiSE-FT 1", shift) == report.value("tuned", shift)
+    (curve,) = report.curves
+    assert (curve.alphas, curve.models) == ([0, 0.5, 1], ["zero-shot", "WiSE-FT 0.5", "tuned"])
 
 
 def test_the_weights_are_those_of_the_best_epoch(demo):

@@ -110,7 +110,8 @@ def digits_shifts(request: Request) -> list[Shift]:
         return digits_tensors(name, request.images, request.seed, preprocess.size)
 
     names = ("id", "v2", "counter", "sketch", "rendition", "corruption")
-    return [Shift(name, partial(load, name), name == "id") for name in names]
+    size, note = Size(request.images, min(10, request.images)), f"drawn with seed {request.seed}"
+    return [Shift(name, partial(load, name), name == "id", found=size, note=note) for name in names]
 
 
 def named_folders(request: Request) -> list[Shift]:
