@@ -25,7 +25,12 @@ from cfmask.resume import CheckpointFiles, StepCheckpoints, leads
 from cfmask.run_folder import RunFolder
 from cfmask.show import draw_gallery, first_of_each_class
 
-RECIPE = {"max_epochs": 10, "gradient_clip_val": 1.0, "log_every_n_steps": 10}
+RECIPE = {
+    "max_epochs": 10,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,
+}
 # 128 + SIGTERM, as a shell says of a process that the signal ended.
 STOPPED = 143
 
@@ -38,23 +43,28 @@ def train(args: Sequence[str] | None = None) -> None:
     """
     quiet()
     with one_line_errors():
-        cli = TrainCLI(
-            Method,
-            TrainingData,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            run=False,
-            seed_everything_default=0,
-            save_config_callback=None,
-            trainer_defaults=RECIPE,
-            args=None if args is None else list(args),
-        )
+        cli = command_line(args)
         cli.check()
         with cli.folder.held():
             with _faults(cli):
                 cli.begin()
                 cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
             _conclude(cli)
+
+
+def command_line(args: Sequence[str] | None = None) -> TrainCLI:
+    """The trainer, method and data that the arguments ask for, before anything is written."""
+    return TrainCLI(
+        Method,
+        TrainingData,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        run=False,
+        seed_everything_default=0,
+        save_config_callback=None,
+        trainer_defaults=RECIPE,
+        args=None if args is None else list(args),
+    )
 
 
 class TrainParser(LightningArgumentParser, OneLineParser):

@@ -1,18 +1,44 @@
 from __future__ import annotations
 
+import os
+import re
+import shlex
 from pathlib import Path
 
+import open_clip
 import pytest
+import timm
+import torch
 import yaml
+from PIL import Image
 from test_train import photos
+from torch.nn.utils import parameters_to_vector
 
-from cfmask import ShiftReport
-from cfmask.train_command import train
+from cfmask import Distillation, FolderData, InputError, ShiftReport, load_classifier
+from cfmask.data import wordnet
+from cfmask.data.images import Preprocess
+from cfmask.train_command import TrainCLI, command_line, train
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+RECIPES = ROOT / "configs" / "imagenet"
+MODELS = sorted(path for path in RECIPES.glob("*.yaml") if path.stem != "data")
+METHODS = sorted((RECIPES / "methods").glob("*.yaml"))
 # What a config needs that is not at hand here, and what stands in for it.
 STAND_INS = {
     "folder.yaml": ["--model.classifier.model=tiny-clip", "--model.classifier.pretrained=null"],
+}
+# (mask, fill) -> its number in the runs of arXiv 2303.03052.
+PAPER = {
+    ("RandomMask", "NoFill"): 0.75,
+    ("ObjectMask", "NoFill"): 0.3,
+    ("ContextMask", "NoFill"): 0.6,
+    ("RandomMask", "SingleFill"): 0.5,
+    ("ObjectMask", "SingleFill"): 0.3,
+    ("ContextMask", "SingleFill"): 0.5,
+    ("RandomMask", "MultiFill"): 0.5,
+    ("ObjectMask", "MultiFill"): 0.6,
+    ("ContextMask", "MultiFill"): 0.3,
 }
 
 
@@ -41,3 +67,178 @@ def test_every_config_keeps_the_recipe_it_does_not_change(config):
     assert content["run"].startswith("runs/")
     assert content["seed_everything"] == 0
     assert "gradient_clip_val" not in content["trainer"]
+
+
+@pytest.fixture(scope="session")
+def imagenet(tmp_path_factory) -> Path:
+    """A folder with the tree of ImageNet: 1000 classes, one picture each, few files of val."""
+    root = tmp_path_factory.mktemp("data")
+    shades = []
+    for shade in range(4):
+        shades.append(root / f"{shade}.png")
+        Image.new("RGB", (9, 8), (60 * shade, 90, 255 - 60 * shade)).save(shades[-1])
+    for part, classes in {"train": wordnet.synsets(), "val": wordnet.synsets()[:6]}.items():
+        for k, wnid in enumerate(classes):
+            folder = root / "imagenet" / part / wnid
+            folder.mkdir(parents=True)
+            os.link(shades[k % 4], folder / "0.png")
+    return root
+
+
+def words(config: Path) -> list[str]:
+    """The command that a config opens with, without `python train.py`."""
+    comment = "".join(re.findall(r"^#(.*)\n", config.read_text(), re.M)).replace("\\", "")
+    match = re.search(r"python train\.py((?: +--\w+ \S+)+)", comment)
+    assert match, config
+    return shlex.split(match[1])
+
+
+def small(root: Path, *more: str) -> list[str]:
+    """What makes a recipe take two steps on the tree of `imagenet`."""
+    return [
+        f"--data.root={root / 'imagenet'}", f"--evaluation.data_root={root}", "--data.workers=0",
+        "--data.val_images=4", "--data.batch_size=4", "--trainer.limit_train_batches=2",
+        "--trainer.limit_val_batches=1", "--trainer.accelerator=cpu", *more,
+    ]  # fmt: skip
+
+
+# A page's command may ask for more devices than there are.
+ONE = "--trainer.devices=1"
+
+
+def tiny(model: str) -> list[str]:
+    """A model of the same kind that runs in no time."""
+    if model.startswith("vit"):
+        return ["--model.classifier.model=tiny-clip", "--model.classifier.pretrained=null"]
+    name = "test_vit" if "vit" in model else "test_resnet"
+    return [
+        "--model.classifier=TimmClassifier", f"--model.classifier.model={name}",
+        "--model.classifier.pretrained=false", "--model.classifier.head=own",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def no_text_tower(monkeypatch):
+    """Zero-shot heads of 1000 classes at random: their text is tested elsewhere, and slow here."""
+
+    def random_head(clip, tokenizer, class_names, templates):
+        torch.manual_seed(0)
+        return torch.randn(len(class_names), clip.visual.output_dim)
+
+    monkeypatch.setattr("cfmask.families.openclip.zero_shot_weight", random_head)
+
+
+def two_steps(args: list[str]) -> TrainCLI:
+    """Build all that a command asks for, then train for two steps."""
+    cli = command_line([*args, "--trainer.max_epochs=1"])
+    cli.trainer.callbacks, cli.trainer.loggers = [], []
+    before = parameters_to_vector(cli.model.parameters())
+    cli.trainer.fit(cli.model, cli.datamodule)
+    after = parameters_to_vector(cli.model.parameters())
+    assert cli.trainer.fit_loop.epoch_loop.total_batch_idx + 1 == 2
+    assert after.isfinite().all() and not torch.equal(before, after)
+    return cli
+
+
+@pytest.mark.parametrize("config", [*MODELS, *METHODS], ids=lambda path: path.stem)
+def test_every_recipe_trains_two_steps(config, imagenet, tmp_path, monkeypatch, no_text_tower):
+    monkeypatch.chdir(ROOT)
+    command = words(config)
+    assert str(config.relative_to(ROOT)) in command
+    model = Path(command[1]).stem
+    if config in METHODS:
+        assert command[-2:] == ["--run", f"runs/imagenet/{model}_{config.stem}"]
+    cli = two_steps([*command, *small(imagenet), *tiny(model), f"--run={tmp_path}"])
+    assert cli.datamodule.class_names == wordnet.class_names()
+    probe = config.stem == "linear_probe"
+    assert (cli.model.lr, cli.model.weight_decay) == (3e-5, 0 if probe else 0.1)
+    assert cli.model.betas == (0.9, 0.999) and cli.model.warmup == 0.02
+    assert cli.trainer.gradient_clip_val == 1.0
+    if isinstance(cli.model, Distillation):
+        assert (cli.model.distill_weight, cli.model.temperature) == (30, 10)
+
+
+PAGE = (ROOT / "docs" / "recipes.md").read_text()
+TRAIN = re.findall(r"^python train\.py (.*)", PAGE, re.M)
+
+
+@pytest.mark.parametrize("line", TRAIN, ids=lambda line: line.split("--")[-1])
+def test_the_page_of_recipes_gives_commands_that_run(
+    line, imagenet, tmp_path, monkeypatch, no_text_tower
+):
+    monkeypatch.chdir(ROOT)
+    two_steps([*shlex.split(line), *small(imagenet, *tiny("vit")), f"--run={tmp_path}", ONE])
+
+
+def test_the_page_of_recipes_names_every_method():
+    assert all(f"`{path.stem}`" in PAGE for path in METHODS)
+
+
+def test_a_recipe_goes_from_command_to_report(imagenet, tmp_path, monkeypatch, no_text_tower):
+    monkeypatch.chdir(ROOT)
+    command = [*words(RECIPES / "methods" / "object_single.yaml"), f"--run={tmp_path / 'run'}"]
+    rest = ["--evaluation.allow_incomplete=true", "--evaluation.workers=0"]
+    train([*command, *small(imagenet, *tiny("vit"), *rest), "--trainer.max_epochs=1"])
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    # The saved file stands alone, though the recipe is made of three.
+    assert config["data"]["init_args"]["class_names"] == "imagenet"
+    assert ShiftReport.load(tmp_path / "run" / "report.json").reference == "val"
+    assert load_classifier(tmp_path / "run").class_names == wordnet.class_names()
+
+
+def test_the_recipes_are_all_masks_and_fills_with_the_thresholds_of_the_paper():
+    found = {}
+    for config in METHODS:
+        settings = yaml.safe_load(config.read_text())["model"]["init_args"]
+        if settings.get("relevance") == "AttentionRelevance" and settings["distance"] == "feature":
+            parts = settings["counterfactual"]["init_args"]
+            mask = parts["mask"]
+            key = "probability" if mask["class_path"] == "RandomMask" else "threshold"
+            found[mask["class_path"], parts["fill"]] = mask["init_args"][key]
+    assert found == PAPER
+
+
+def test_the_recipe_is_the_papers():
+    data = yaml.safe_load((RECIPES / "data.yaml").read_text())["init_args"]
+    assert (data["batch_size"], data["val_images"]) == (512, 10240)
+    for config in MODELS:
+        content = yaml.safe_load(config.read_text())
+        assert content["trainer"]["max_epochs"] == 10
+        classifier = content["model"]["init_args"]["classifier"]["init_args"]
+        if classifier["pretrained"] == "openai":
+            assert open_clip.get_pretrained_cfg(classifier["model"], "openai")["quick_gelu"]
+            assert open_clip.get_model_config(classifier["model"])["quick_gelu"]
+        else:
+            assert timm.get_pretrained_cfg(classifier["model"]).num_classes == 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("method", [None, "object_single"])
+def test_recipes_train_two_steps_at_full_size(
+    model, method, imagenet, tmp_path, monkeypatch, no_text_tower
+):
+    monkeypatch.chdir(ROOT)
+    command = words(model)
+    if method:
+        grad_cam = "" if model.stem.startswith("vit") else "_gradcam"
+        command += ["--config", str(RECIPES / "methods" / f"{method}{grad_cam}.yaml")]
+    untrained = "false" if "timm" in model.stem else "null"
+    options = [f"--model.classifier.pretrained={untrained}", f"--run={tmp_path}"]
+    options += ["--trainer.precision=32-true", "--data.batch_size=2", "--data.val_images=2"]
+    two_steps([*command, *small(imagenet), *options])
+
+
+def test_imagenet_names_want_the_folders_of_imagenet(imagenet, tmp_path):
+    data = FolderData(str(imagenet / "imagenet"), class_names="imagenet")
+    assert (data.folders[0], data.class_names[0]) == ("n01440764", "tench")
+    (tmp_path / "train" / "n01440764").mkdir(parents=True)
+    (tmp_path / "train" / "tench").mkdir()
+    with pytest.raises(InputError, match=r"1000 ImageNet classes as WordNet ids.*2 folders"):
+        FolderData(str(tmp_path), class_names="imagenet")
+
+
+def test_a_given_hold_out_leaves_the_validation_folder_alone(imagenet):
+    root, size = str(imagenet / "imagenet"), Preprocess((8, 8))
+    assert [len(part) for part in FolderData(root).load(size)] == [1000, 6]
+    assert [len(part) for part in FolderData(root, val_images=100).load(size)] == [900, 100]

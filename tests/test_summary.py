@@ -17,9 +17,11 @@ from cfmask import (
     MaskedDistillation,
     NoFill,
     ObjectMask,
+    RandomMask,
     SingleFill,
 )
-from cfmask.summary import Announce, SavedBytes, StepCost, memory, step_cost, summarise
+from cfmask.cost import SavedBytes, StepCost, memory, step_cost
+from cfmask.summary import Announce, summarise
 
 
 def forward_flops(classifier) -> float:
@@ -73,12 +75,19 @@ def test_flops_are_those_of_the_closed_form(tiny_clip):
     assert step_cost(Distillation(tiny_clip), 4).flops == pytest.approx(plain + forward, rel=0.01)
 
 
-def test_the_activations_are_those_of_a_real_step(tiny_clip, digit_batch):
+@pytest.mark.parametrize("fake", [True, False])
+def test_the_activations_are_those_of_a_real_step(tiny_clip, digit_batch, fake):
     images, labels = digit_batch
     method = FineTuning(tiny_clip)
-    assert step_cost(method, 8).saved_bytes == pytest.approx(
+    assert step_cost(method, 8, fake=fake).saved_bytes == pytest.approx(
         saved_in_forward(method, images, labels), rel=0.02
     )
+
+
+def test_fake_and_real_steps_cost_the_same(masked):
+    fake, real = (step_cost(masked, 32, "bf16-mixed", fake=way) for way in (True, False))
+    assert fake.flops == real.flops
+    assert fake.saved_bytes == pytest.approx(real.saved_bytes, rel=0.02)
 
 
 def test_a_cnn_with_grad_cam_is_counted(small_cnn):
@@ -91,10 +100,17 @@ def test_a_cnn_with_grad_cam_is_counted(small_cnn):
 
 
 def test_a_step_whose_shapes_depend_on_values_is_counted_too(tiny_clip, masked):
-    removing = MaskedDistillation(tiny_clip, Counterfactual(ContextMask(0.5), NoFill()))
-    cost, filled = step_cost(removing, 64), step_cost(masked, 64)
+    filled = step_cost(masked, 64)
+    excluding = MaskedDistillation(tiny_clip, Counterfactual(ContextMask(0.5), NoFill()))
+    cost = step_cost(excluding, 64, fake=True)
     assert cost.flops == pytest.approx(filled.flops, rel=0.05)
     assert cost.saved_bytes == pytest.approx(filled.saved_bytes, rel=0.2)
+    # No relevance, and a quarter of the tokens for one student and one teacher of three passes.
+    half = MaskedDistillation(tiny_clip, Counterfactual(RandomMask(0.75, exact=True), NoFill()))
+    plain = step_cost(FineTuning(tiny_clip), 64).flops
+    assert step_cost(half, 64, fake=True).flops == pytest.approx(
+        plain * (1 + 0.3 * 4 / 3), rel=0.05
+    )
 
 
 def test_reduced_precision_and_fused_attention_keep_less(tiny_clip):

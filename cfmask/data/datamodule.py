@@ -8,9 +8,9 @@ preprocessing, the same for training and evaluation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from cfmask.data import digits
+from cfmask.data import digits, wordnet
 from cfmask.data.epochs import EpochLoader, EpochSampler, Seeded, run_seed
 from cfmask.data.folders import Folder, class_folders, hold_out
 from cfmask.data.images import Preprocess
@@ -140,9 +140,11 @@ class FolderData(TrainingData):
 
     Args:
         root: folder with `train/`. Further folders beside it are for evaluation, not read here.
-        class_names: name of a class by its folder, for prompts, where it is not the folder's own.
-        val_images: how many training images to hold out, stratified, where there is no `val/`;
-            below 1 it is the share of them.
+        class_names: name of a class by its folder, for prompts, where it is not the folder's own;
+            or `imagenet` for OpenAI's names of the 1000 classes, whose folders are WordNet ids.
+        val_images: how many training images to hold out, stratified, to choose the epoch by; below
+            1 it is the share of them. None takes `root/val`, or holds out a tenth where there is
+            none.
         batch_size: images a step.
         workers: processes that decode images.
         seed: of the hold-out.
@@ -151,8 +153,8 @@ class FolderData(TrainingData):
     def __init__(
         self,
         root: str,
-        class_names: Mapping[str, str] | None = None,
-        val_images: float = 0.1,
+        class_names: Mapping[str, str] | Literal["imagenet"] | None = None,
+        val_images: float | None = None,
         batch_size: int = 64,
         workers: int = 2,
         seed: int = 0,
@@ -161,25 +163,42 @@ class FolderData(TrainingData):
         self.root = Path(root)
         self.val_images = val_images
         self.seed = seed
-        folders = class_folders(self.root / "train")
-        given = dict(class_names or {})
-        unknown = sorted(set(given) - set(folders))
-        if unknown:
-            raise InputError(
-                f"Expected class_names for folders of {self.root / 'train'}, but got "
-                f"{', '.join(unknown[:8])}, which are none of them."
-            )
-        self.folders = folders
-        self.class_names = tuple(given.get(name, name.replace("_", " ")) for name in folders)
+        self.folders = class_folders(self.root / "train")
+        if class_names == "imagenet":
+            class_names = _imagenet_names(self.folders, self.root / "train")
+        self.class_names = _named(self.folders, class_names or {}, self.root / "train")
 
     def load(self, preprocess: Preprocess) -> tuple[Dataset[Sample], Dataset[Sample]]:
         """See `TrainingData.load`."""
         train = Folder(self.root / "train", preprocess, self.folders)
-        if (self.root / "val").is_dir():
+        if self.val_images is None and (self.root / "val").is_dir():
             return train, Folder(self.root / "val", preprocess, self.folders)
-        count = self.val_images if self.val_images >= 1 else self.val_images * len(train)
+        wanted = 0.1 if self.val_images is None else self.val_images
+        count = wanted if wanted >= 1 else wanted * len(train)
         kept, held = hold_out(train.labels, round(count), self.seed)
         return Subset(train, kept.tolist()), Subset(train, held.tolist())
+
+
+def _named(folders: Sequence[str], names: Mapping[str, str], train: Path) -> tuple[str, ...]:
+    """Class names in the order of the folders; a folder without one keeps its own."""
+    other = sorted(set(names) - set(folders))
+    if other:
+        raise InputError(
+            f"Expected class_names for folders of {train}, but got {', '.join(other[:8])}, which "
+            "are none of them."
+        )
+    return tuple(names.get(folder, folder.replace("_", " ")) for folder in folders)
+
+
+def _imagenet_names(folders: Sequence[str], train: Path) -> dict[str, str]:
+    """OpenAI's class names by WordNet id, for exactly the 1000 folders of ImageNet."""
+    if tuple(folders) != wordnet.synsets():
+        odd = sorted(set(folders) ^ set(wordnet.synsets()))
+        raise InputError(
+            f"Expected the 1000 ImageNet classes as WordNet ids in {train}, but got "
+            f"{len(folders)} folders; missing or not of them: {', '.join(odd[:4])}."
+        )
+    return dict(zip(folders, wordnet.class_names()))
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -17,6 +17,14 @@ def synsets() -> tuple[str, ...]:
 
 
 @cache
+def class_names() -> tuple[str, ...]:
+    """OpenAI's names of the 1000 classes, for prompts, in the same order; open_clip ships them."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    return tuple(IMAGENET_CLASSNAMES)
+
+
+@cache
 def numbers() -> dict[str, int]:
     """Head class by WordNet id."""
     return {wnid: k for k, wnid in enumerate(synsets())}
