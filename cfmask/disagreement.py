@@ -5,7 +5,7 @@ Letters: B images, (H, W) pixels, (h, w) patch grid.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,14 @@ class Answer:
     """What a model says of an image.
 
     Attributes:
+        model: name of the model's row.
         name: of the class that it takes, among the classes of the set.
         confidence: probability of the answer, in [0, 1]; see `LabelRule`.
         right: whether the set accepts it.
         relevance: float (h, w) in [0, 1], of the true class's logit; None if the model gives none.
     """
 
+    model: str
     name: str
     confidence: float
     right: bool
@@ -66,6 +68,7 @@ def disagreements(
     count: int = 4,
     limit: int = 500,
     batch_size: int = 100,
+    names: tuple[str, str] = ("pretrained", "tuned"),
 ) -> list[Disagreement]:
     """Images of each set on which exactly one of two models is right.
 
@@ -80,6 +83,7 @@ def disagreements(
             second, as far as there are any.
         limit: most images of a set that are looked at.
         batch_size: images at a time.
+        names: of the rows of both models.
 
     Raises:
         InputError: the models have other classes or other preprocessing; labels outside the head.
@@ -92,22 +96,22 @@ def disagreements(
     return [
         found
         for shift in shifts
-        for found in _of_one_set((first, second), shift, count, limit, batch_size)
+        for found in _of_one_set(dict(zip(names, (first, second))), shift, count, limit, batch_size)
     ]
 
 
 def _of_one_set(
-    models: tuple[Classifier, Classifier], shift: Shift, count: int, limit: int, batch_size: int
+    models: Mapping[str, Classifier], shift: Shift, count: int, limit: int, batch_size: int
 ) -> list[Disagreement]:
     """Up to half of `count` that the first model has right, then as many of the second."""
     half = (count + 1) // 2
     kept: dict[bool, list[Disagreement]] = {True: [], False: []}
-    for index, image, label, hits in _differing(models, shift, limit, batch_size):
+    for index, image, label, hits in _differing(list(models.values()), shift, limit, batch_size):
         kind = kept[hits[0]]
         if len(kind) < half:
-            answers = [_answer(model, shift, image, label) for model in models]
-            names = _label(models[0], shift, label)
-            kind.append(Disagreement(shift.name, index, names, image, *answers))
+            first, second = (_answer(*model, shift, image, label) for model in models.items())
+            name = _label(next(iter(models.values())), shift, label)
+            kind.append(Disagreement(shift.name, index, name, image, first, second))
         if all(len(kind) == half for kind in kept.values()):
             break
     return (kept[True] + kept[False])[:count]
@@ -115,7 +119,7 @@ def _of_one_set(
 
 @torch.no_grad()
 def _differing(
-    models: tuple[Classifier, Classifier], shift: Shift, limit: int, batch_size: int
+    models: Sequence[Classifier], shift: Shift, limit: int, batch_size: int
 ) -> Iterator[tuple[int, Tensor, int, list[bool]]]:
     """Index, image, label and who is right, of images that one of the two has right."""
     data: Any = shift.load(models[0].preprocess)
@@ -140,11 +144,12 @@ def _batch(model: Classifier, images: Tensor) -> Tensor:
     return to_unit(images.to(next(model.parameters()).device))
 
 
-def _answer(model: Classifier, shift: Shift, image: Tensor, label: int) -> Answer:
+def _answer(name: str, model: Classifier, shift: Shift, image: Tensor, label: int) -> Answer:
     """The answer to one image, with the relevance of the likeliest accepted class."""
     images = image.unsqueeze(0)
     said = _judged(model, images, torch.tensor([label]), shift)
     return Answer(
+        model=name,
         name=model.class_names[int(said.best[0, 0])],
         confidence=float(said.confidence[0]),
         right=bool(said.correct[0]),

@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.special import expit, logit, ndtr, ndtri
 
 from cfmask.report import Curve, Fit, Row, ShiftReport
@@ -156,8 +157,8 @@ def reliability(report: ShiftReport, shift: str, styles: dict[str, int]) -> str:
     def draw(axes: Axes) -> None:
         axes.plot([0, 100], [0, 100], ":", color=MUTED, linewidth=1)
         for model, (confidence, accuracy) in lines.items():
-            look = _look(styles[model])
-            axes.plot(100 * confidence, 100 * accuracy, linewidth=1.2, markersize=3.5, **look)
+            look = {**_look(styles[model]), "linewidth": 1.2, "markersize": 3.5}
+            axes.plot(100 * confidence, 100 * accuracy, clip_on=False, **look)
         axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
         axes.set(xlabel="confidence, %", ylabel="accuracy, %")
 
@@ -202,6 +203,9 @@ def _scaled(axes: Axes, limits: tuple[float, float], scale: Scale) -> None:
             put("function", functions=pair)
             axis.set_ticks(kept, [f"{tick:g}" for tick in kept])
             axis.set_ticks([], minor=True)
+    else:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set(xlim=limits, ylim=limits)
     axes.grid()
     axes.set_axisbelow(True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -42,8 +42,9 @@ def as_html(report: ShiftReport, gallery: Sequence[Disagreement] = ()) -> str:
     )
     environment.globals.update(heading=heading, differs=differs)
     layout = files("cfmask").joinpath("page.html").read_text(encoding="utf-8")
-    styles = drawn_models(report)
+    styles, sets = drawn_models(report), list(_sets(report))
     content = {
+        "firsts": list(dict.fromkeys(d.first for d in report.differences if d.second in styles)),
         "legend": [(m, i, figures.GLYPHS[i]) for m, i in styles.items()],
         "leads": list(_leads(report, styles)),
         "grids": grids(report),
@@ -54,10 +55,11 @@ def as_html(report: ShiftReport, gallery: Sequence[Disagreement] = ()) -> str:
         "curves": list(_curves(report)),
         "reliability": list(_reliability(report, styles)),
         "worst": list(_worst(report, styles)),
-        "differences": list(_differences(report, styles)),
-        "pictures": list(_pictures(report, gallery)),
+        "differences": _grouped(_differences(report, styles), lambda item: item["pair"].second),
+        "pictures": _grouped(_pictures(gallery), lambda item: item["found"].shift),
         "protocol": list(_sentences(report)),
-        "sets": list(_sets(report)),
+        "sets": sets,
+        "told": [key for key in ("rule", "source", "licence") if any(s[key] for s in sets)],
         "facts": list(_facts(report.run)),
     }
     return environment.from_string(layout).render(report=report, **content)
@@ -73,6 +75,16 @@ def drawn_models(report: ShiftReport) -> dict[str, int]:
     inside = {m for curve in long for m in curve.models[1:-1] if m != curve.chosen}
     kept = [model for model in report.models if model not in inside]
     return {model: i for i, model in enumerate(kept[:MOST_MODELS])}
+
+
+def _grouped(
+    items: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Items by key, keys in the order in which they come."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def _accuracies(report: ShiftReport) -> dict[tuple[str, str], float]:
@@ -200,21 +212,20 @@ def _verdict(pair: Difference) -> str:
     return f"{POINTS.text(pair.difference)} points for {pair.second} against {pair.first}"
 
 
-def _pictures(report: ShiftReport, gallery: Sequence[Disagreement]) -> Iterator[dict[str, Any]]:
+def _pictures(gallery: Sequence[Disagreement]) -> Iterator[dict[str, Any]]:
     """Cards of the gallery: image, and relevance of both models over it."""
-    names = report.models[:2]
     for found in gallery:
         answers = [
             {
-                "model": name,
+                "model": answer.model,
                 "says": answer.name,
                 "right": answer.right,
-                "confidence": f"{100 * answer.confidence:.0f} %",
+                "confidence": f"{100 * answer.confidence:.0f}\u00a0%",
                 "picture": None
                 if answer.relevance is None
                 else _data_uri(_overlay(found.image, answer.relevance)),
             }
-            for name, answer in zip(names, (found.first, found.second))
+            for answer in (found.first, found.second)
         ]
         yield {"found": found, "image": _data_uri(found.image), "answers": answers}
 
@@ -247,16 +258,16 @@ def _sentences(report: ShiftReport) -> Iterator[tuple[str, str]]:
     }
     protocol = report.protocol
     for key, value in protocol.items():
-        if key in ("sets", "means", "models") or value in ([], {}, "", None):
-            continue
-        yield said.get(key, key.capitalize()), _plain(value)
+        # What is told by name has a place of its own.
+        if value and not isinstance(value, dict):
+            yield said.get(key, key.capitalize()), _plain(value)
     for name, parts in protocol.get("means", {}).items():
         yield name, f"made of {', '.join(parts)}"
     alike: dict[str, list[str]] = {}
     for name, facts in protocol.get("models", {}).items():
         alike.setdefault(_plain(facts), []).append(name)
     for words, names in alike.items():
-        yield ", ".join(names), words
+        yield "Models", f"{', '.join(names)} – {words}"
 
 
 def _plain(value: Any) -> str:
@@ -267,6 +278,8 @@ def _plain(value: Any) -> str:
         return ", ".join(map(_plain, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
     return str(value).replace("https://", "").replace("http://", "")
 
 
@@ -275,13 +288,13 @@ def _sets(report: ShiftReport) -> Iterator[dict[str, str]]:
     totals = {row.shift: row.total for row in report.of("accuracy") if row.total}
     partly = incomplete(report)
     for name, facts in report.protocol.get("sets", {}).items():
-        told = ("note", "one_to_many")
+        whole = f"Not whole: {partly[name]}." if name in partly else ""
+        rules = [_plain(facts.get(key, "")) for key in ("note", "one_to_many", "groups")]
         yield {
             "name": heading(report, name),
             "images": f"{totals[name]:,}" if name in totals else "",
             "classes": _plain(facts.get("classes", "")),
-            "rule": " ".join(_plain(facts[key]) for key in told if facts.get(key)),
-            "partly": partly.get(name, ""),
+            "rule": " ".join(part for part in (whole, *rules) if part),
             "source": _plain(facts.get("source", "")),
             "licence": _plain(facts.get("licence", "")),
         }
@@ -290,5 +303,7 @@ def _sets(report: ShiftReport) -> Iterator[dict[str, str]]:
 def _facts(run: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
     """Name, words, and whether the words are a whole text, of what is known of the run."""
     for key, value in run.items():
+        if value in ([], {}, "", None):
+            continue
         text = isinstance(value, str) and "\n" in value.strip()
-        yield key, _plain(value).strip(), text
+        yield key.replace("_", " "), _plain(value).strip(), text

@@ -105,8 +105,8 @@ def gallery(rename: dict[str, str] | None = None) -> list[Disagreement]:
         image = torch.randint(0, 256, (3, side, side), generator=rng).byte()
         maps = torch.rand(2, 2, 2, generator=rng)
         answers = (
-            Answer(rename.get("class", "seven"), 0.61, first, maps[0]),
-            Answer("two", 0.88, not first, None if side > 96 else maps[1]),
+            Answer("zero-shot", rename.get("class", "seven"), 0.61, first, maps[0]),
+            Answer("tuned", "two", 0.88, not first, None if side > 96 else maps[1]),
         )
         return Disagreement(
             rename.get(name, name), 7, rename.get("class", "seven"), image, *answers

@@ -45,13 +45,14 @@ def shift_of(drawn: digits.DigitSet, name: str = "id") -> Shift:
 def test_exactly_one_of_the_two_is_right_on_every_image(pair, drawn, guesses):
     right = guesses.argmax(2) == drawn.labels
     expected = {i for i in range(COUNT) if right[0, i] != right[1, i]}
-    found = disagreements(*pair, [shift_of(drawn)], count=2 * COUNT, batch_size=7)
+    found = disagreements(*pair, [shift_of(drawn)], count=2 * COUNT, batch_size=7, names=("a", "b"))
     assert len(expected) > 5
     assert {item.index for item in found} == expected
     assert len(found) == len(expected)
     for item in found:
         assert torch.equal(item.image, drawn.images[item.index])
         assert item.label == digits.CLASS_NAMES[drawn.labels[item.index]]
+        assert (item.first.model, item.second.model) == ("a", "b")
         for k, answer in enumerate((item.first, item.second)):
             assert answer.right == right[k, item.index]
             shares = guesses[k, item.index].softmax(0)

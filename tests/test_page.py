@@ -6,6 +6,7 @@ import io
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -111,6 +112,19 @@ def test_paired_differences_are_told_in_full(page):
     assert "−20.0 points for tuned against zero-shot" in page.attributes("aria-label")
 
 
+def test_a_comparison_of_two_reports_says_which_model_is_held_against_which():
+    report = whole_report()
+    other = replace(report.differences[1], first="WiSE-FT 0.5", second="zero-shot")
+    page = Page(as_html(replace(report, differences=[*report.differences, other], reference=None)))
+    table = next(t for t in page.tables if t[0][2] == "points")
+    assert [line[0] for line in table[1:]] == [
+        "tuned against zero-shot",
+        "tuned",
+        "zero-shot against WiSE-FT 0.5",
+    ]
+    assert table[0][6] == "only the other right"
+
+
 def test_the_worst_classes_come_first(page):
     table = next(t for t in page.tables if t[0][1] == "class")
     assert table[1] == ["id (ID)", "seven", "5", "20.0", "20.0", "20.0"]
@@ -174,7 +188,7 @@ def test_pictures_are_those_of_the_gallery(page):
     pixels = list(Image.open(io.BytesIO(data)).getdata())
     assert pixels == [tuple(p) for p in small.image.flatten(1).T.tolist()]
     assert shown[3].startswith("data:image/jpeg;base64,")
-    assert "✓ seven" in page.text and "✗ two" in page.text and "zero-shot, 61 %" in page.text
+    assert "✓ seven" in page.text and "✗ two" in page.text and "zero-shot61\u00a0%" in page.text
 
 
 def test_all_of_the_run_and_the_protocol_is_told(page):
