@@ -12,9 +12,9 @@ import yaml
 
 from cfmask import Classifier, OpenClipClassifier, TimmClassifier, save_classifier
 from cfmask.checkpoint import PRETRAINED, WEIGHTS
+from cfmask.comparison import compare
 from cfmask.data import digits
 from cfmask.data.datamodule import digits_tensors
-from cfmask.run_folder import RunFolder
 
 CONFIG = {"run": "runs/made", "seed_everything": 0, "data": {"class_path": "DigitsData"}}
 MAKERS = {
@@ -65,7 +65,7 @@ def plant_run(folder: Path, model: str, seed: int = 0, images: int = 0) -> Path:
     save_classifier(start(model), folder / PRETRAINED)
     save_classifier(tuned(model, seed), folder / WEIGHTS)
     if images:
-        RunFolder(folder).evaluate(["digits"], images=images)
+        compare([str(folder)], shifts=["digits"], images=images)
     return folder
 
 
