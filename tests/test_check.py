@@ -157,6 +157,35 @@ def test_the_table_holds_every_check(everything):
         assert str(everything / origin.places[0]) in line
 
 
+def test_what_is_not_there_is_told_with_its_places_and_source(tmp_path):
+    lines = check.absent_lines(check_sets(tmp_path))
+    families = [line.split(":")[0] for line in lines]
+    assert families[-5:] == [
+        "imagenet-c",
+        "counteranimal",
+        "imagenet-9",
+        "imagenet-e",
+        "dollarstreet",
+    ]
+    (sketch,) = [line for line in lines if line.startswith("imagenet/sketch:")]
+    assert all(place in sketch for place in ORIGINS["sketch"].places)
+    assert ORIGINS["sketch"].source in sketch
+    assert all("https://" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("asked", "listed"),
+    [
+        (["imagenet/real"], ["imagenet/real"]),
+        (["imagenet-w"], ["imagenet-w"]),
+        (["imagenet/r", "imagenet/r"], ["imagenet/r"]),
+        (["imagenet/v2"], ["imagenet/v2"]),
+    ],
+)
+def test_a_set_made_of_val_is_checked_if_it_is_asked_for(everything, asked, listed):
+    assert [c.name for c in check_sets(everything, asked)] == listed
+
+
 def command(*args: str) -> int:
     try:
         evaluate_run(["--check", *args])
@@ -173,9 +202,11 @@ def test_the_command_lists_sets_and_exits_by_what_it_finds(tmp_path, small, caps
     assert command(*root, "--verify") == 0
     assert "1 of them with nothing wrong" in capsys.readouterr().out
     broken = break_pictures(tmp_path / "objectnet-1.0" / "images" / "mug")
-    assert command(*root, "--verify", "--shifts", '["imagenet/objectnet"]') == 1
-    said = capsys.readouterr().out
-    assert all(f"cannot decode {path}\n" in said for path in broken)
+    for shifts in ('["imagenet/objectnet"]', "imagenet/objectnet"):
+        assert command(*root, "--verify", "--shifts", shifts) == 1
+        said = capsys.readouterr().out
+        assert all(f"cannot decode {path}\n" in said for path in broken)
+        assert "1 of 1 sets are there" in said
 
 
 def test_the_command_refuses_bad_input_in_one_line(tmp_path, capsys):

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from cfmask.data.imagenet_val import devkit_labels
 from cfmask.data.images import Preprocess
-from cfmask.data.origin import Contents, Origin
+from cfmask.data.origin import Contents, Origin, looked_for
 from cfmask.data.pictures import Samples
 from cfmask.data.published import PUBLISHED
-from cfmask.data.shifts import Size
+from cfmask.data.shifts import Size, is_asked_for
 from cfmask.data.wordnet import numbers, real_labels
 from cfmask.errors import InputError, unknown
 
@@ -87,30 +87,39 @@ def check_sets(
     if not root.is_dir():
         raise InputError(f"Expected data_root to be a folder with image sets, but got {root}.")
     checks = []
-    for name, origin in _wanted(names).items():
-        contents, check = _look(name, origin, root)
+    for family, name, origin in _wanted(names):
+        contents, check = _look(_asked(family, name), origin, root)
         if decode and contents is not None:
-            broken = _unreadable(contents, name, workers, progress)
+            broken = _unreadable(contents, check.name, workers, progress)
             check = replace(check, unreadable=tuple(broken))
-        checks.append((origin, check))
+        checks.append((family, origin, check))
     return _by_collection(checks)
 
 
-def _wanted(names: Sequence[str]) -> dict[str, Origin]:
-    every = {
-        f"{family}/{name}": origin
+def _wanted(names: Sequence[str]) -> list[tuple[str, str, Origin]]:
+    """Family, name and origin of each set that is asked for."""
+    every = [
+        (family, name, origin)
         for family, origins in PUBLISHED.items()
         for name, origin in origins.items()
-    }
-    for name in names:
-        if name not in every and name not in PUBLISHED:
-            raise unknown("set", name, [*PUBLISHED, *every])
-    chosen = {full for full in every if full in names or full.split("/")[0] in names}
-    return {
-        full: origin
-        for full, origin in every.items()
-        if (full in chosen or not names) and not origin.made_of
-    }
+    ]
+    if not names:
+        return [of for of in every if not of[2].made_of]
+    chosen = []
+    for asked in names:
+        family, _, single = asked.partition("/")
+        own = [of for of in every if of[0] == family and is_asked_for(single, of[1], family)]
+        if not own:
+            raise unknown("set", asked, [*PUBLISHED, *(_asked(of[0], of[1]) for of in every)])
+        # Sets that are made of val come with their family only if it has no others.
+        chosen += [of for of in own if single or not of[2].made_of] or own
+    return list(dict.fromkeys(chosen))
+
+
+def _asked(family: str, name: str) -> str:
+    """What `--shifts` takes for a set."""
+    short = name.removeprefix(f"{family}-")
+    return family if short == family else f"{family}/{short}"
 
 
 def _look(name: str, origin: Origin, root: Path) -> tuple[Contents | None, SetCheck]:
@@ -128,20 +137,23 @@ def _look(name: str, origin: Origin, root: Path) -> tuple[Contents | None, SetCh
     return contents, SetCheck(name, origin.title, *facts)
 
 
-def _by_collection(checks: Sequence[tuple[Origin, SetCheck]]) -> list[SetCheck]:
-    """The checks, those of one collection as one; of its optional parts only what is there."""
+def _by_collection(checks: Sequence[tuple[str, Origin, SetCheck]]) -> list[SetCheck]:
+    """The checks, those of one collection as one; of its optional parts only what is there.
+
+    A family of which nothing is there is one too, but for the sets of ImageNet, which come from
+    different places.
+    """
+    there = {family for family, _, check in checks if check.path is not None}
     alone: dict[str, list[SetCheck]] = {}
-    for origin, check in checks:
+    for family, origin, check in checks:
+        together = origin.part_of or (family not in there and family != "imagenet")
         if not (origin.part_of and origin.on_request and check.path is None):
-            alone.setdefault(origin.part_of or check.name, []).append(check)
-    return [
-        parts[0] if parts[0].name == name else _together(name, parts)
-        for name, parts in alone.items()
-    ]
+            alone.setdefault(family if together else check.name, []).append(check)
+    return [_together(name, parts) for name, parts in alone.items()]
 
 
 def _together(name: str, parts: Sequence[SetCheck]) -> SetCheck:
-    if parts[0].name == name:
+    if len(parts) == 1:
         return parts[0]
     there = [part for part in parts if part.path is not None]
     absent = [part.name.split("/")[-1] for part in parts if part.path is None]
@@ -261,36 +273,34 @@ def _unreadable(contents: Contents, name: str, workers: int, progress: bool) -> 
 
 
 def check_table(checks: Sequence[SetCheck]) -> Table:
-    """The checks as a table for the terminal."""
-    table = Table(
-        "set", "images found / expected", "classes", "path, or what was looked for", "wrong"
-    )
+    """The sets that are there, as a table for the terminal."""
+    table = Table("set", "images found / expected", "classes", "folder", "wrong")
     for check in checks:
-        cells = (check.name, *_sizes(check), _where(check), _wrong(check))
-        table.add_row(*map(escape, cells))
+        if check.path is not None:
+            cells = (check.name, *_sizes(check), str(check.path), _wrong(check))
+            table.add_row(*map(escape, cells))
     return table
+
+
+def absent_lines(checks: Sequence[SetCheck]) -> list[str]:
+    """For each set that is not there what was looked for and where to get it."""
+    return [
+        f"{check.name}: looked for {looked_for(check.places)}; get it from {check.source}"
+        for check in checks
+        if check.path is None
+    ]
 
 
 def _sizes(check: SetCheck) -> tuple[str, str]:
     """Images and classes, found and expected."""
-    found, expected = check.found, check.expected
-    if check.path is None:
-        return (f"– / {expected.images}", f"– / {expected.classes}") if expected else ("–", "–")
-    pairs = [
-        (str(getattr(found, key, "?")), str(getattr(expected, key, "?")))
+    images, classes = (
+        f"{getattr(check.found, key, 0) or '?'} / {getattr(check.expected, key, 0) or '?'}"
         for key in ("images", "classes")
-    ]
-    images, classes = (f"{ours} / {theirs}" for ours, theirs in pairs)
+    )
     return images, classes
-
-
-def _where(check: SetCheck) -> str:
-    if check.path is not None:
-        return str(check.path)
-    return f"not there: {', '.join(check.places)}; get it from {check.source}"
 
 
 def _wrong(check: SetCheck) -> str:
     broken = len(check.unreadable)
     lines = [*check.problems, *([f"images that cannot be decoded: {broken}"] if broken else [])]
-    return "\n".join(lines) or ("nothing" if check.path else "")
+    return "\n".join(lines) or "nothing"

@@ -72,6 +72,11 @@ def several_classes(
     return [number[classes] for classes in right], {number[classes]: classes for classes in right}
 
 
+def looked_for(places: Sequence[str], most: int = 6) -> str:
+    """The folders that were looked for, in one line; of very many the first."""
+    return f"{', '.join(places[:most])}{', …' if len(places) > most else ''}"
+
+
 @dataclass(frozen=True)
 class Origin:
     """What is known of a set before its files are looked at.
@@ -125,7 +130,7 @@ class Origin:
         folder = self.place(root)
         if folder is None:
             raise InputError(
-                f"Expected {self.title} in {root}, but none of {', '.join(self.places)} is there; "
+                f"Expected {self.title} in {root}, but none of {looked_for(self.places)} is there; "
                 f"get it from {self.source}. What is there: python eval.py --check --data_root "
                 f"{root}"
             )
