@@ -172,9 +172,17 @@ def _figures(provenance: Provenance) -> str:
 def _origin(provenance: Provenance) -> str:
     lines = [f"- {name} {version}" for name, version in provenance.versions.items()]
     for run in provenance.runs:
-        data = run.get("data", {})
-        counts = ", ".join(f"{name}: {count:,}" for name, count in data.items() if count)
-        lines.append(f"\nRun `{run['name']}`{f' ({counts})' if counts else ''}")
+        lines.append(f"\nRun `{run['name']}`{_counts(run.get('training', {}))}")
         if "config" in run:
             lines.append(f"\n```yaml\n{run['config'].strip()}\n```")
     return "\n".join(["Written by", "", *lines])
+
+
+def _counts(training: dict[str, Any]) -> str:
+    if not training:
+        return ""
+    return (
+        f": {training['method']} on {training['train_images']:,} training and "
+        f"{training['val_images']:,} validation images of {training['classes']:,} classes, "
+        f"{training['steps']:,} steps of {training['batch']:,}"
+    )

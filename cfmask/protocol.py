@@ -77,7 +77,7 @@ def run_facts(images: int, seconds: float, reused: Sequence[str]) -> dict[str, A
         reused: sets whose answers came from an earlier evaluation.
     """
     return {
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions()},
         "hardware": hardware(),
         "processes": processes.count(),
         "images": images,
@@ -101,7 +101,8 @@ def _processor() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of this package and of those that decide about weights and figures, if installed."""
     import cfmask  # which imports this module
 
     found = {"cfmask": cfmask.__version__}

@@ -5,23 +5,20 @@ It goes into the model's file, and beside it as provenance.json.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import cfmask
 from cfmask.classifier import Classifier
-from cfmask.data.datamodule import TrainingData
+from cfmask.protocol import versions
 from cfmask.report import ShiftReport
+from cfmask.run_folder import CONFIG
+from cfmask.summary import SUMMARY
 
 KEY = "cfmask"
 FILE = "provenance.json"
-TRAINING = "training.json"
-LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "timm", "open_clip_torch")
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Provenance:
         weights: "tuned", "WiSE-FT 0.5", "mean of 3 runs", or both.
         classifier: the classifier's spec: encoder, class names, preprocessing, mean and std.
         runs: of each run whose weights are in it: its folder's name, the text of its config.yaml,
-            and what `training_facts` noted of it.
+            and its summary.json, with the numbers of images.
         versions: of the libraries that wrote the export.
         report: figures of these very weights and of the starting point with their protocol; None
             if they were not evaluated.
@@ -74,34 +71,12 @@ def describe(
     return Provenance(form, weights, classifier.spec, facts, versions(), report)
 
 
-def training_facts(data: TrainingData) -> dict[str, Any]:
-    """What only training knows: numbers of images and versions of the libraries."""
-    counts = {"train images": _count(data.train_set), "validation images": _count(data.val_set)}
-    return {"data": {**counts, "classes": len(data.class_names)}, "versions": versions()}
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide about weights and figures."""
-    found = {"python": platform.python_version(), "cfmask": cfmask.__version__}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _count(data: Any) -> int | None:
-    """Length of a data set; None for a stream that has none."""
-    return len(data) if hasattr(data, "__len__") else None
-
-
 def _run_facts(run: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": run.name}
-    if (run / "config.yaml").is_file():
-        facts["config"] = (run / "config.yaml").read_text()
-    if (run / TRAINING).is_file():
-        facts |= json.loads((run / TRAINING).read_text())
+    if (run / CONFIG).is_file():
+        facts["config"] = (run / CONFIG).read_text()
+    if (run / SUMMARY).is_file():
+        facts["training"] = json.loads((run / SUMMARY).read_text())
     return facts
 
 

@@ -60,8 +60,8 @@ def plant_run(folder: Path, model: str, seed: int = 0, images: int = 0) -> Path:
     """A run folder of tuned weights, with a report of so many images a set."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    facts = {"data": {"train images": 48, "validation images": 20, "classes": 10}}
-    (folder / "training.json").write_text(json.dumps(facts))
+    counts = {"train_images": 48, "val_images": 20, "classes": 10, "steps": 6, "batch": 16}
+    (folder / "summary.json").write_text(json.dumps({"method": "FineTuning", **counts}))
     save_classifier(start(model), folder / PRETRAINED)
     save_classifier(tuned(model, seed), folder / WEIGHTS)
     if images:

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from exported import digit_images, plant_run
+from test_checkpoint import clip_folder
+from test_train import FOLDER, photos
+from torchvision.transforms.functional import to_pil_image
+
+from cfmask.eval_command import evaluate_run
+from cfmask.export import export_run
+from cfmask.predict import predict_images
+from cfmask.train_command import train
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = {
+    "train.py": train,
+    "eval.py": evaluate_run,
+    "-m cfmask.export": export_run,
+    "-m cfmask.predict": predict_images,
+}
+
+
+def commands(name: str) -> list[str]:
+    """The command lines of a page, in the order of the text."""
+    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "docs" / name).read_text(), re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python ")]
+
+
+def run(line: str, *options: str) -> None:
+    """Run a command of the docs, with what makes it small and offline."""
+    name = next(name for name in PROGRAMS if line.startswith(f"python {name} "))
+    PROGRAMS[name]([*shlex.split(line.removeprefix(f"python {name} ")), *options])
+
+
+def test_photographs_become_an_exported_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    photos(tmp_path / "photos")
+    # A smaller CLIP than the one that ships, for the time that its graph takes.
+    small = ["--model.classifier.model", clip_folder(tmp_path / "CLIP")]
+    lines = commands("own-data.md")
+    assert len(lines) == 6
+    seen = []
+    for line in lines:
+        run(line, *([*FOLDER[2:], *small] if "train.py" in line else []))
+        seen.append(capsys.readouterr().out)
+    for text in seen[:2]:
+        assert all(row in text for row in ("zero-shot", "tuned", "WiSE-FT 0.5"))
+        assert all(column in text for column in ("test (ID)", "sketches"))
+    for text in seen[2:4]:
+        assert "Loaded back" in text
+    assert all(name in seen[4] for name in ("lemon", "lime", "red plum"))
+    (found,) = json.loads(seen[5])
+    assert {row["name"] for row in found["classes"]} == {"lemon", "lime", "red plum"}
+    card = (tmp_path / "exported" / "fruit-clip" / "README.md").read_text()
+    assert "WiSE-FT 0.5" in card
+    assert "MaskedDistillation on 27 training and 3 validation images of 3 classes" in card
+    assert (tmp_path / "exported" / "fruit" / "model.onnx").is_file()
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch) -> Path:
+    """A folder with what the commands of docs/export.md take for granted."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("demo", "second", "third")):
+        plant_run(tmp_path / "runs" / name, "tiny-clip", seed)
+    shutil.copytree(ROOT / "cfmask" / "tiny_clip", tmp_path / "CLIP")
+    to_pil_image(digit_images(48)[0]).save("digit.png")
+    return tmp_path
+
+
+def test_every_command_of_the_page_on_exports_runs(demo, capsys):
+    lines = commands("export.md")
+    assert len(lines) == 7
+    for line in lines:
+        # Writing ONNX takes seconds, and the page on one's own data does it too.
+        run(line.replace("onnx", "safetensors"))
+        text = capsys.readouterr().out
+        assert "Loaded back" in text if "cfmask.export" in line else "digit.png" in text
+    assert len(list((demo / "exported").iterdir())) == 3
