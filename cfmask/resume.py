@@ -63,9 +63,22 @@ class BestCheckpoint(ModelCheckpoint):
             filename="best",
             monitor="val/accuracy",
             mode="max",
-            save_last=True,
+            # After validation and not after the epoch, which a run that goes on would miscount.
+            save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
+        self.last = folder / ENDS[0]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the best, then the last, which knows of the best; Lightning saves it less often."""
+        super().on_validation_end(trainer, pl_module)
+        if not trainer.sanity_checking and not trainer.fast_dev_run:
+            trainer.save_checkpoint(self.last)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the last, if there was no validation to save it after."""
+        if not trainer.enable_validation:
+            trainer.save_checkpoint(self.last)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the state of a checkpoint, with its paths as paths of this folder.
@@ -125,6 +138,7 @@ class StepCheckpoints(Checkpoint):
         self.keep = keep
         self.folder = checkpoints_of(run)
         self.told_to_stop = False
+        self._stop_next = False
         self._saved_at = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -150,11 +164,19 @@ class StepCheckpoints(Checkpoint):
             return
         if _any_device(trainer, self.told_to_stop or self._due(trainer.global_step)):
             self._save(trainer)
-            self._stop_if_told(trainer)
+            self._stop_next = _any_device(trainer, self.told_to_stop)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop if told to, now that the metrics of the step before are written too."""
+        if self._stop_next:
+            raise SIGTERMException
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop if told to; the checkpoint of the epoch's end is there."""
-        self._stop_if_told(trainer)
+        if _any_device(trainer, self.told_to_stop):
+            raise SIGTERMException
 
     def _due(self, step: int) -> bool:
         waited = time.monotonic() - self._saved_at
@@ -167,10 +189,6 @@ class StepCheckpoints(Checkpoint):
         if trainer.is_global_zero:
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
                 old.unlink()
-
-    def _stop_if_told(self, trainer: pl.Trainer) -> None:
-        if _any_device(trainer, self.told_to_stop):
-            raise SIGTERMException
 
 
 class Position(Callback):

@@ -1,13 +1,24 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from mortal import Death, train_in_child
-from test_train import DEMO
+from test_checkpoint import Evil
+from test_train import DEMO, fails
 
+from cfmask import ShiftReport
+from cfmask.checkpoint import damage, read_checkpoint
+from cfmask.resume import newest
+from cfmask.run_folder import RunFolder
 from cfmask.train_command import train
 
 # Six steps an epoch; masks and donors by chance.
@@ -47,12 +58,19 @@ def metrics(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "csv" / "metrics.csv").open()))
 
 
-def assert_same_run(one: Path, other: Path) -> None:
-    for name in ("weights.safetensors", "pretrained.safetensors", "report.json"):
+def assert_same_weights(one: Path, other: Path) -> None:
+    for name in ("weights.safetensors", "pretrained.safetensors"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert_same_weights(one, other)
+    reports = [ShiftReport.load(run / "report.json") for run in (one, other)]
+    assert reports[0].rows == reports[1].rows
     last = [
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other)
     ]
+    assert last[0]["global_step"] == last[1]["global_step"] == 12
     states = [c["optimizer_states"][0]["state"] for c in last]
     for key, state in states[0].items():
         assert all(torch.equal(state[name], states[1][key][name]) for name in state)
@@ -79,3 +97,123 @@ def test_a_run_that_is_killed_three_times_ends_as_if_it_was_not(whole, tmp_path)
     assert (first, second, third) == (-9, -9, -9)
     run(folder, "--resume=true")
     assert_same_run(whole, folder)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed in its second epoch, with checkpoints of steps 6, 8 and 10."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    assert dies(folder, STEP, 12) == -9
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert names == {"best.ckpt", "last.ckpt", "step-000000008.ckpt", "step-000000010.ckpt"}
+    return folder
+
+
+@pytest.fixture
+def halfway(stopped, tmp_path) -> Path:
+    """A copy of it, in another place."""
+    return Path(shutil.copytree(stopped, tmp_path / "halfway"))
+
+
+def test_sigterm_saves_and_says_so_and_the_run_goes_on_from_its_own_config(whole, tmp_path):
+    folder = tmp_path / "run"
+    args = [*arguments(folder), "--checkpoints.every_steps=0"]
+    assert train_in_child(args, Death(STEP, 3, signal.SIGTERM)) == 143
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000000003.ckpt"]
+    config = str(folder / "config.yaml")
+    validating = Death(VALIDATION, 1, signal.SIGTERM)
+    assert train_in_child(["--config", config, "--resume=true"], validating) == 143
+    assert newest(folder / "checkpoints").name == "last.ckpt"
+    train(["--config", config, "--resume=true"])
+    assert_same_run(whole, folder)
+
+
+def flip(path: Path, share: float) -> None:
+    """Change one byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[int(share * len(data))] ^= 0xFF
+    path.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(whole, halfway):
+    flip(halfway / "checkpoints" / "step-000000010.ckpt", 0.5)
+    with pytest.warns(UserWarning, match="step-000000010.ckpt is damaged"):
+        run(halfway, "--resume=true")
+    assert_same_run(whole, halfway)
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.3, 0.7, 0.9, 0.999])
+def test_a_changed_byte_is_found_or_changes_nothing(stopped, tmp_path, share):
+    sound = stopped / "checkpoints" / "step-000000010.ckpt"
+    path = Path(shutil.copy(sound, tmp_path / "x.ckpt"))
+    flip(path, share)
+    if damage(path) is None:
+        states = [read_checkpoint(file)["state_dict"] for file in (sound, path)]
+        assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_the_newest_whole_checkpoint_is_found(halfway):
+    folder = halfway / "checkpoints"
+    for name in ("step-000000010", "step-000000008", "last", "best"):
+        assert newest(folder).stem == name
+        path = folder / f"{name}.ckpt"
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.warns(UserWarning) as warned:
+        assert newest(folder) is None
+    assert len(warned) == 1
+    assert {path.suffix for path in folder.iterdir()} == {".damaged"}
+
+
+def test_a_run_that_has_ended_only_reports_again(whole, tmp_path):
+    folder = Path(shutil.copytree(whole, tmp_path / "again"))
+    (folder / "report.json").unlink()
+    run(folder, "--resume=true", "--evaluation.alphas=[0.3]")
+    assert_same_weights(whole, folder)
+    assert "WiSE-FT 0.3" in {row.model for row in ShiftReport.load(folder / "report.json").rows}
+
+
+def test_a_checkpoint_that_would_run_code_is_not_resumed(halfway, tmp_path, capsys):
+    path, made = halfway / "checkpoints" / "last.ckpt", tmp_path / "made"
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "global_step": 999, "extra": Evil(made)}, path)
+    assert "Refused" in fails(capsys, *arguments(halfway), "--resume=true")
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("place", ["../thesis.ckpt", "/tmp/thesis.ckpt", "checkpoints/../x.ckpt"])
+def test_a_checkpoint_does_not_delete_files_elsewhere(halfway, tmp_path, capsys, place):
+    path = halfway / "checkpoints" / "step-000000010.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    for name, state in checkpoint["callbacks"].items():
+        if name.startswith("BestCheckpoint"):
+            state["best_k_models"] = {os.path.join(state["dirpath"], place): torch.tensor(0.1)}
+    torch.save(checkpoint, path)
+    before = {file: file.read_bytes() for file in halfway.rglob("*.ckpt")}
+    assert "its own folder" in fails(capsys, *arguments(halfway), "--resume=true")
+    assert before == {file: file.read_bytes() for file in halfway.rglob("*.ckpt")}
+
+
+def test_another_config_is_not_resumed_and_the_setting_is_named(halfway, capsys):
+    line = fails(capsys, *arguments(halfway), "--resume=true", "--model.lr=0.002")
+    assert "model.init_args.lr is 0.0003 there and 0.002 here" in line
+
+
+def test_an_unfinished_run_is_not_thrown_away(halfway, capsys):
+    before = {file: file.read_bytes() for file in halfway.rglob("*") if file.is_file()}
+    assert "--resume true" in fails(capsys, *arguments(halfway))
+    for file, content in before.items():
+        assert file.name == ".lock" or file.read_bytes() == content
+
+
+def test_two_runs_do_not_share_a_folder(halfway, capsys):
+    code = "import time; from cfmask.run_folder import RunFolder\n"
+    code += f"with RunFolder({str(halfway)!r}).held(): print('held', flush=True); time.sleep(99)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    for options in (["--resume=true"], ["--overwrite=true"], []):
+        line = fails(capsys, *arguments(halfway), *options)
+        assert f"process {other.pid} on {socket.gethostname()} is at work there" in line
+    other.kill()
+    other.wait()
+    with RunFolder(halfway).held():
+        pass
