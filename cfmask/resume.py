@@ -72,7 +72,7 @@ class BestCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the best, then the last, which knows of the best; Lightning saves it less often."""
         super().on_validation_end(trainer, pl_module)
-        if not trainer.sanity_checking and not trainer.fast_dev_run:
+        if not (trainer.sanity_checking or getattr(trainer, "fast_dev_run", False)):
             trainer.save_checkpoint(self.last)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
