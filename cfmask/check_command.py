@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,15 +22,13 @@ def check_data(args: Sequence[str]) -> None:
         parser = OneLineParser(prog="eval.py --check", description="Check sets before their use.")
         parser.add_argument("--check", action="store_true", help="this command")
         parser.add_argument("--data_root", type=str, required=True, help="folder with the sets")
-        parser.add_argument("--shifts", nargs="*", type=str, default=[], help="only these sets")
+        parser.add_argument("--shifts", type=list[str], default=[], help="only these sets")
         parser.add_argument("--verify", action="store_true", help="decode every image")
         parser.add_argument("--workers", type=int, default=0, help="processes that decode")
         options = parser.parse_args(list(args))
         root = Path(options.data_root)
-        # As eval.py takes them, ["imagenet/r"], and as people write them, imagenet/r.
-        names = [name for word in options.shifts for name in re.findall(r"[^][\"',]+", word)]
         bar = sys.stdout.isatty()
-        checks = check_sets(root, names, options.verify, options.workers, bar)
+        checks = check_sets(root, options.shifts, options.verify, options.workers, bar)
         _show(checks)
     if any(check.path is not None and not check.ok for check in checks):
         raise SystemExit(1)

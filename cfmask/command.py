@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +26,27 @@ class OneLineParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and exit."""
         fail(_brief(message, {option.lstrip("-") for option in self._option_string_actions}))
+
+
+def as_lists(args: Sequence[str], *options: str) -> list[str]:
+    """Let one word be a list: `--shifts digits,folders` for `--shifts '["digits","folders"]'`.
+
+    Args:
+        args: a command line.
+        options: those whose values are lists of names, with their dashes.
+    """
+    words = [part for arg in args for part in _parts(arg, options)]
+    before = ["", *words]
+    return [
+        json.dumps(word.split(",")) if option in options and word[:1] not in ("[", "-") else word
+        for option, word in zip(before, words)
+    ]
+
+
+def _parts(arg: str, options: Sequence[str]) -> list[str]:
+    """`--option=value` as two words, if it is one of the options."""
+    option, is_set, value = arg.partition("=")
+    return [option, value] if is_set and option in options else [arg]
 
 
 def print_table(table: Any, path: Path) -> None:

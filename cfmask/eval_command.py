@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from cfmask import processes
 from cfmask.check_command import check_data
-from cfmask.command import OneLineParser, one_line_errors, print_table, quiet
+from cfmask.command import OneLineParser, as_lists, one_line_errors, print_table, quiet
 from cfmask.comparison import compare, report_folder
 from cfmask.errors import unknown
 from cfmask.report import METRICS
@@ -29,6 +29,7 @@ def evaluate_run(args: Sequence[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else list(args)
     # The older name of this option.
     args = [re.sub("^--alphas", "--wise", word) for word in args]
+    args = as_lists(args, "--shifts", "--show")
     if "--check" in args:
         return check_data(args)
     with one_line_errors(), processes.joined():

@@ -14,7 +14,7 @@ import torch
 from cfmask.checkpoint import PRETRAINED, load_classifier
 from cfmask.classifier import Classifier
 from cfmask.data import digits
-from cfmask.data.folders import class_folders
+from cfmask.data.named_folders import own_class_names
 from cfmask.data.shifts import SHIFTS
 from cfmask.errors import InputError, unknown
 from cfmask.families.openclip import OpenClipClassifier
@@ -42,8 +42,8 @@ class Labels:
 def labels_of(shifts: Sequence[str], data_root: Path | None) -> Labels:
     """Classes of sets, for classifiers that bring none: those of the first family.
 
-    The digits' own; for `folders` the names of the class folders, of `train/` if there is one;
-    for all other families OpenAI's names of the 1000 ImageNet classes.
+    The digits' own; for `folders` those that the folders or lists name; for all other families
+    OpenAI's names of the 1000 ImageNet classes.
 
     Args:
         shifts: families or single sets, as `find_shifts` takes them.
@@ -60,8 +60,7 @@ def labels_of(shifts: Sequence[str], data_root: Path | None) -> Labels:
         return Labels(tuple(IMAGENET_CLASSNAMES))
     if data_root is None:
         raise InputError("Expected data_root to be a folder of test folders, but got None.")
-    first = "train" if (data_root / "train").is_dir() else class_folders(data_root)[0]
-    return Labels(tuple(name.replace("_", " ") for name in class_folders(data_root / first)))
+    return Labels(own_class_names(data_root))
 
 
 def named_classifier(what: str, labels: Labels) -> Classifier:

@@ -10,7 +10,7 @@ from test_shifts import NAMES, plant
 
 from cfmask import InputError, evaluate, find_shifts
 from cfmask.data.images import Preprocess
-from cfmask.data.named_folders import class_order
+from cfmask.data.named_folders import class_order, own_class_names
 from cfmask.data.shifts import Request
 
 BIRDS = ("landbird", "waterbird")
@@ -216,3 +216,27 @@ def test_listed_images_are_upright(tmp_path):
     image, _ = test.load(TINY)[0]
     assert torch.equal(image[0, :4], torch.zeros(4, 8, dtype=torch.uint8))
     assert (image[0, 4:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"train": FULL, "test": {"ant": 1}},
+        {"test": {"ant": 1, "bee": 1}, "sketches": {"cat": 1}},
+        {"test/day": {"ant": 1, "cat": 1}, "test/night": {"bee": 1}},
+    ],
+)
+def test_the_classes_of_own_sets_are_told_without_a_classifier(tmp_path, tree):
+    plant(tmp_path, tree)
+    assert own_class_names(tmp_path) == ("ant", "bee", "cat")
+
+
+@pytest.mark.parametrize("place", [".", "geode"])
+def test_a_list_tells_its_classes_if_it_names_them(tmp_path, place):
+    (tmp_path / place).mkdir(exist_ok=True)
+    file = tmp_path / place / "index.csv"
+    file.write_text("file_path,object\nx.png,hand_soap\ny.png,dog\nz.png,dog\n")
+    assert own_class_names(tmp_path) == ("dog", "hand soap")
+    file.write_text("file_path,y\nx.png,1\ny.png,0\n")
+    with pytest.raises(InputError, match="got numbers"):
+        own_class_names(tmp_path)

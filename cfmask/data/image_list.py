@@ -96,9 +96,7 @@ def image_list(folder: Path, classes: Sequence[str], split: str) -> ImageList:
         InputError: a damaged list or one without the columns, a class that is not among `classes`,
             or an image that is not there.
     """
-    file = list_file(folder)
-    if file is None:
-        raise InputError(f"Expected {FILES[0]} in {folder}, but it is not there.")
+    file = _file(folder)
     rows = _rows(file)
     columns = list(rows[0])
     path, label = _column(PATHS, columns, file), _column(LABELS, columns, file)
@@ -109,6 +107,31 @@ def image_list(folder: Path, classes: Sequence[str], split: str) -> ImageList:
     groups = [_group(row, by, classes[k]) for row, k in zip(rows, labels)] if by else []
     note = f"labels by {label!r} of {file.name}" + (f", groups by {by!r}" if by else "")
     return ImageList(samples, tuple(groups), note)
+
+
+def listed_classes(folder: Path) -> list[str]:
+    """Names of the classes in the list of a folder, sorted.
+
+    Raises:
+        InputError: no or a damaged list, or one that has numbers for names.
+    """
+    file = _file(folder)
+    rows = _rows(file)
+    label = _column(LABELS, list(rows[0]), file)
+    names = sorted({row[label].strip() for row in rows})
+    if all(name.isdecimal() for name in names):
+        raise InputError(
+            f"Expected names of classes in the column {label!r} of {file}, because this classifier "
+            "brings none, but got numbers; write names, or evaluate a classifier that has them."
+        )
+    return names
+
+
+def _file(folder: Path) -> Path:
+    file = list_file(folder)
+    if file is None:
+        raise InputError(f"Expected {FILES[0]} in {folder}, but it is not there.")
+    return file
 
 
 def _rows(file: Path) -> list[dict[str, str]]:

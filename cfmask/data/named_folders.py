@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
 from cfmask.data.folders import Folder, class_folders
-from cfmask.data.image_list import image_list, list_file
+from cfmask.data.image_list import image_list, list_file, listed_classes
 from cfmask.data.images import Preprocess
 from cfmask.data.pictures import Samples
 from cfmask.data.shifts import Request, Shift
@@ -83,6 +83,43 @@ def class_order(train: Path, class_names: Sequence[str]) -> tuple[list[str], str
     return folders, f"label = place of the folder in train, sorted: {pairs}, …"
 
 
+def own_class_names(root: Path) -> tuple[str, ...]:
+    """Names of the classes of a user's own sets, sorted, for classifiers that bring none.
+
+    They are those of `train/`, or of all sets together where there is none. An underscore becomes a
+    space.
+
+    Args:
+        root: the data root, as for `folder_shifts`.
+
+    Raises:
+        InputError: nothing there, or a list that numbers its classes.
+    """
+    train = root / "train"
+    if list_file(root):
+        names = listed_classes(root)
+    elif train.is_dir():
+        names = class_folders(train)
+    else:
+        names = [name for folder in class_folders(root) for name in _classes_of(root / folder)]
+    return tuple(name.replace("_", " ") for name in sorted(set(names)))
+
+
+def _classes_of(folder: Path) -> list[str]:
+    """Names of the classes of a set: of its folders, or of those in the folders of groups."""
+    if list_file(folder):
+        return listed_classes(folder)
+    inner = class_folders(folder)
+    if not _holds_folders(folder, inner):
+        return inner
+    return [name for group in inner for name in class_folders(folder / group)]
+
+
+def _holds_folders(folder: Path, names: Sequence[str]) -> bool:
+    """True if in each of these there are folders."""
+    return all(any(path.is_dir() for path in (folder / name).iterdir()) for name in names)
+
+
 def _plain(name: str) -> str:
     return name.replace("_", " ").strip().casefold()
 
@@ -94,9 +131,7 @@ def _set(folder: Path, classes: Sequence[str], reference: bool, note: str) -> Sh
         return listed.shift(folder.name, reference)
     inner = class_folders(folder)
     known = {_plain(name) for name in classes}
-    grouped = not any(_plain(name) in known for name in inner) and all(
-        any(path.is_dir() for path in (folder / name).iterdir()) for name in inner
-    )
+    grouped = not any(_plain(name) in known for name in inner) and _holds_folders(folder, inner)
     places = [folder / name for name in inner] if grouped else [folder]
     load = partial(_load, places, classes)
     # What is wrong with a folder shows now, not after hours of training.
