@@ -32,7 +32,8 @@ from cfmask.checkpoint import (
 from cfmask.classifier import Classifier
 from cfmask.command import OneLineParser, one_line_errors, quiet
 from cfmask.errors import InputError, unknown
-from cfmask.families.openclip import OpenClipClassifier, local_folder
+from cfmask.families.openclip import OpenClipClassifier
+from cfmask.families.pretrained import local_folder
 from cfmask.families.timm import TimmClassifier
 from cfmask.model_card import model_card
 from cfmask.native import native_clip, native_timm

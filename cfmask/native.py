@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from cfmask.errors import InputError
-from cfmask.families.openclip import OpenClipClassifier, load_clip, model_config, resize_tower
+from cfmask.families.openclip import OpenClipClassifier, resize_tower
+from cfmask.families.pretrained import load_clip, model_config
 from cfmask.families.timm import Size, TimmClassifier
 
 OTHERS = "export to safetensors, onnx or torch_export"

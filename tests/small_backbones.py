@@ -10,7 +10,7 @@ import torch
 
 from cfmask import OpenClipClassifier, TimmClassifier
 from cfmask.classifier import Classifier
-from cfmask.families.openclip import TINY_CLIP
+from cfmask.families.pretrained import TINY_CLIP
 
 SMALL_TEXT = {"context_length": 16, "vocab_size": 679, "width": 32, "heads": 2, "layers": 1}
 # Towers of every structure that open_clip has, small.

@@ -16,7 +16,7 @@ from test_relevance import slow_clip, slow_relevance
 from cfmask import AttentionRelevance, GradCAM, InputError, OpenClipClassifier, TimmClassifier
 from cfmask.classifier import Classifier
 from cfmask.counterfactual import pixels
-from cfmask.families.openclip import TINY_CLIP
+from cfmask.families.pretrained import TINY_CLIP
 from cfmask.layer_masking import masked_forward
 
 

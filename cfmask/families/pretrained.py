@@ -1,0 +1,159 @@
+"""Pretrained open_clip models: weights, tokenizer and configuration, or one clear line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cfmask.errors import InputError, unknown
+from cfmask.families.origin import (
+    is_torchscript,
+    mismatch,
+    open_clip_candidates,
+    shapes,
+    uses_quick_gelu,
+)
+
+TINY_CLIP = Path(__file__).parents[1] / "tiny_clip"
+
+
+def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
+    """An open_clip model in eval mode, and what rebuilds its image tower.
+
+    Args:
+        model: name, folder in open_clip's local layout, or `tiny-clip`.
+        pretrained: tag, weights file, or None; not read for folders.
+
+    Returns:
+        The model, and its `embed_dim`, `vision_cfg` and `quick_gelu`.
+
+    Raises:
+        InputError: unknown names, weights that cannot be had, of another architecture, or trained
+            with another activation.
+    """
+    import open_clip
+
+    folder = local_folder(model)
+    if folder is None and model not in open_clip.list_models():
+        raise unknown("open_clip model", model, ["tiny-clip", *open_clip.list_models()])
+    if folder is None and pretrained:
+        _check_activation(model, pretrained)
+    with _quietly(f"model {model} with {pretrained}"):
+        clip = _create(f"local-dir:{folder}" if folder else model, None if folder else pretrained)
+    # Towers for captions give their tokens beside the feature.
+    clip.visual.output_tokens = False
+    config, tower = model_config(model), ("embed_dim", "vision_cfg", "quick_gelu")
+    return clip.eval(), {key: config[key] for key in tower if key in config}
+
+
+def tokenizer_of(model: str, clip: Any) -> Any:
+    """Tokenizer of a model: texts -> int64 (N, context length).
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    import open_clip
+    from open_clip.tokenizer import SimpleTokenizer
+
+    folder = local_folder(model)
+    with _quietly(f"tokenizer of {model}"):
+        if folder and (folder / "merges.txt.gz").is_file():
+            merges = str(folder / "merges.txt.gz")
+            return SimpleTokenizer(bpe_path=merges, context_length=clip.context_length)
+        return open_clip.get_tokenizer(f"local-dir:{folder}" if folder else model)
+
+
+def logit_bias(clip: Any) -> float:
+    """What SigLIP adds to every logit; 0 for CLIP."""
+    bias = getattr(clip, "logit_bias", None)
+    return 0.0 if bias is None else float(bias.item())
+
+
+def _create(name: str, pretrained: str | None) -> Any:
+    import open_clip
+    from open_clip.factory import load_state_dict
+
+    path = Path(pretrained or "")
+    # OpenAI's own archives hold the code of the model, which torch then reads as code.
+    plain = not (path.is_file() and is_torchscript(path))
+    try:
+        return open_clip.create_model(name, pretrained, weights_only=plain)
+    except RuntimeError:
+        if not path.is_file():
+            raise
+        given = shapes(load_state_dict(str(path), weights_only=plain))
+        own = shapes(open_clip.create_model(name).state_dict())
+        if given == own:
+            raise
+        quick = bool(open_clip.get_model_config(name).get("quick_gelu", False))
+        raise mismatch(name, path, given, own, open_clip_candidates(given, quick)) from None
+
+
+def local_folder(model: str) -> Path | None:
+    """Folder of a model in open_clip's local layout; None for a name."""
+    folder = TINY_CLIP if model == "tiny-clip" else Path(model)
+    return folder if (folder / "open_clip_config.json").is_file() else None
+
+
+@contextlib.contextmanager
+def _quietly(what: str) -> Iterator[None]:
+    """Loading without open_clip's log; every failure is one clear line."""
+    # open_clip speaks on the root logger about every step of what it does here.
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except InputError:
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())[:300]
+        raise InputError(f"Cannot load open_clip {what}: {line}") from error
+    finally:
+        logging.disable(level)
+
+
+def model_config(model: str) -> dict[str, Any]:
+    """open_clip's configuration of both towers of a model, by its name or folder."""
+    import open_clip
+
+    folder = local_folder(model)
+    if folder is None:
+        config: dict[str, Any] = open_clip.get_model_config(model)
+    else:
+        config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    return config
+
+
+def _check_activation(model: str, pretrained: str) -> None:
+    """Refuse weights trained with QuickGELU for a GELU model, and the other way round."""
+    import open_clip
+
+    tag = open_clip.get_pretrained_cfg(model, pretrained)
+    if not tag and not Path(pretrained).is_file():
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise unknown(f"weights of {model}", pretrained, tags)
+    quick = bool(open_clip.get_model_config(model).get("quick_gelu", False))
+    trained = bool(tag.get("quick_gelu")) if tag else uses_quick_gelu(Path(pretrained))
+    twin = model.removesuffix("-quickgelu") if quick else f"{model}-quickgelu"
+    ours, others = ("QuickGELU", "GELU") if quick else ("GELU", "QuickGELU")
+    # A tower of timm's has one activation, whatever the flag says.
+    if trained == quick or (twin not in open_clip.list_models() and not tag):
+        return
+    if trained is None:
+        warnings.warn(
+            f"Nothing in {pretrained} tells GELU from QuickGELU: {ours} is used, as {model} has "
+            f"it. If it was trained with {others}, use model {twin}.",
+            stacklevel=2,
+        )
+        return
+    raise InputError(
+        f"Expected weights trained with {ours} for {model}, but {pretrained} was trained with "
+        f"{others}; use model {twin}."
+    )
