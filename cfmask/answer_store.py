@@ -5,23 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.utils.data import Dataset
 
 from cfmask.answers import Answers
 from cfmask.classifier import Classifier
+from cfmask.data.readable import Readable
 from cfmask.data.shifts import Shift
 
 # Another number makes answers of older versions unused.
 VERSION = 1
 PROBES = 16
+# What of a set its answers do not depend on.
+UNRELATED = ("load", "missing", "source", "licence", "groups", "group_names", "part_of")
 
 
 class AnswerStore:
@@ -36,8 +36,7 @@ class AnswerStore:
 
     def path(self, model: str, shift: str, key: str) -> Path:
         """The file of a model on a set under a key."""
-        name = re.sub(r"[^\w.=+-]+", "_", f"{shift}--{model}")[:120]
-        return self.folder / f"{name}--{key[:16]}.safetensors"
+        return self.folder / f"{file_name(model, shift)}--{key[:16]}.safetensors"
 
     def load(self, path: Path) -> Answers | None:
         """Answers of a file; None if it is not there or broken."""
@@ -56,6 +55,11 @@ class AnswerStore:
         partial.replace(path)
 
 
+def file_name(model: str, shift: str) -> str:
+    """The beginning of the name of a file about a model on a set."""
+    return re.sub(r"[^\w.=+-]+", "_", f"{shift}--{model}")[:120]
+
+
 def key_of(*parts: str) -> str:
     """One key of several."""
     return hashlib.sha256(json.dumps([VERSION, *parts]).encode()).hexdigest()
@@ -71,30 +75,26 @@ def model_key(model: Classifier) -> str:
     return digest.hexdigest()
 
 
-def set_key(shift: Shift, data: Dataset[Any]) -> str:
-    """Key of a set: its rule, the path, size and time of change of every file, and 16 images.
+def set_key(shift: Shift, data: Readable) -> str:
+    """Key of a set: its rule, its labels, and its images.
 
-    The images, spread over the set, stand for how files are decoded and for sets without files.
+    Of image files these are path, size and time of change of each, and the pixels of 16 that are
+    spread over the set, which stand for how files are read. Of images that are not in files they
+    are the pixels of all.
     """
-    rule = [(field.name, getattr(shift, field.name)) for field in fields(shift)]
-    known = repr([(name, value) for name, value in rule if name != "load"])
-    digest = hashlib.sha256(known.encode())
-    for path in files_of(data):
-        state = Path(path).stat()
-        digest.update(f"{path} {state.st_size} {state.st_mtime_ns}".encode())
-    for index in _spread(len(data)):  # type: ignore[arg-type]
-        image, label = data[index]
-        digest.update(f"{index} {int(label)} {tuple(image.shape)}".encode())
+    rule = {field.name: getattr(shift, field.name) for field in fields(shift)}
+    known = {name: value for name, value in rule.items() if name not in UNRELATED}
+    digest = hashlib.sha256(repr((known, data.unreadable)).encode())
+    length = len(data)
+    for path in data.paths() if data.in_files else []:
+        state = Path(path).stat() if Path(path).is_file() else None
+        facts = (state.st_size, state.st_mtime_ns) if state else ()
+        digest.update(repr((path, facts)).encode())
+    count = min(PROBES, length) if data.in_files else length
+    for i in range(count):
+        image, label, _ = data[i * (length - 1) // max(1, count - 1)]
+        digest.update(repr((i, label, tuple(image.shape))).encode())
         digest.update(image.contiguous().numpy().data)
+    if data.in_files:
+        digest.update(repr([data.label(i) for i in range(length)]).encode())
     return digest.hexdigest()
-
-
-def files_of(data: Any) -> list[str]:
-    """Paths of the images of a set, in its order; none if they are not files."""
-    samples: Iterable[Any] = getattr(data, "samples", [])
-    return [str(sample[0]) for sample in samples]
-
-
-def _spread(length: int) -> Iterator[int]:
-    count = min(PROBES, length)
-    return (i * (length - 1) // max(1, count - 1) for i in range(count))

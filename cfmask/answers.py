@@ -30,6 +30,8 @@ class Answers:
         nll: float32 (N,), -log of the probability of all right classes together, in nats.
         confidence: float32 (N,) in [0, 1], probability of the answer; see `LabelRule`.
         max_logit: float32 (N,), among all classes of the head.
+        readable: bool (N,); an image that could not be read is answered as a black one would be,
+            and is never right.
     """
 
     labels: Tensor
@@ -40,6 +42,7 @@ class Answers:
     nll: Tensor
     confidence: Tensor
     max_logit: Tensor
+    readable: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -114,12 +117,13 @@ class LabelRule:
             )
         return rows
 
-    def judge(self, logits: Tensor, labels: Tensor) -> Answers:
+    def judge(self, logits: Tensor, labels: Tensor, readable: Tensor | None = None) -> Answers:
         """Answers on the CPU.
 
         Args:
             logits: float (N, K), on any device.
             labels: int64 (N,).
+            readable: bool (N,), False for images that could not be read; None if all could.
 
         Raises:
             InputError: a label that is no class of the head or of the set; logits that are no
@@ -127,6 +131,7 @@ class LabelRule:
         """
         right = self.right[self.rows(labels.cpu())]
         logits = logits.float().cpu()
+        seen = torch.ones(len(labels), dtype=torch.bool) if readable is None else readable
         if not logits.isfinite().all():
             raise InputError("Expected finite logits, but the model gave NaN or infinity.")
         competing = logits[:, self.classes] if self.restricted else logits
@@ -143,10 +148,11 @@ class LabelRule:
         return Answers(
             labels=labels.cpu(),
             best=best,
-            correct=hits[:, 0],
-            top5=hits.any(1),
-            unrestricted=(logits.argmax(1)[:, None] == right).any(1),
+            correct=hits[:, 0] & seen,
+            top5=hits.any(1) & seen,
+            unrestricted=(logits.argmax(1)[:, None] == right).any(1) & seen,
             nll=-log_p.gather(1, right % log_p.shape[1]).logsumexp(1).float(),
             confidence=p.gather(1, order[:, :1])[:, 0].clamp(max=1).float(),
             max_logit=logits.amax(1),
+            readable=seen,
         )

@@ -9,10 +9,12 @@ from typing import Any
 
 from cfmask import processes
 from cfmask.data.images import Decoder
+from cfmask.data.readable import Unreadable
 from cfmask.data.shifts import Request, Shift, find_shifts
 from cfmask.errors import InputError
 from cfmask.evaluate import evaluate
-from cfmask.inference import Model, Precision, classifier_of
+from cfmask.inference import Model, Precision, described
+from cfmask.predictions import parquet
 from cfmask.protocol import protocol_of
 from cfmask.report import ShiftReport
 from cfmask.robustness import check_fit
@@ -37,6 +39,8 @@ def compare(
     precision: Precision = "fp32",
     decoder: Decoder = "fast",
     allow_incomplete: bool = False,
+    unreadable: Unreadable = "stop",
+    predictions: bool = False,
     reuse: bool = True,
 ) -> ShiftReport:
     """Evaluate models on sets; write report.json and a picture.
@@ -60,6 +64,9 @@ def compare(
         decoder: of image files: "fast", or "pil" for exactly the pixels of Pillow.
         allow_incomplete: evaluate sets whose number of images is not the published one; the
             report says so.
+        unreadable: `stop` at an image that cannot be read, or count it as a `wrong` answer; the
+            report then names it.
+        predictions: write the answers to all images, with their logits, as Parquet files.
         reuse: use answers that an earlier or interrupted evaluation has left in the folder.
 
     Returns:
@@ -78,13 +85,17 @@ def compare(
     request = Request(root, (), images, seed, allow_incomplete)
     found = _sets(shifts, request, models)
     check_fit(fit)
-    classifiers = {name: classifier_of(model) for name, model in models.items()}
+    if predictions:
+        parquet()
+    classifiers = {name: described(model) for name, model in models.items()}
     rules = protocol_of(classifiers, found, precision, decoder)
     for path, old in earlier.items():
         _check_protocol(rules, old, path)
     folder = report_folder(what, out)
     store = folder / "answers" if reuse else None
-    report = evaluate(models, found, batch_size, workers, precision, decoder, True, fit, store)
+    answers = folder / "predictions" if predictions else None
+    how = (batch_size, workers, precision, decoder, True, fit, unreadable, store, answers)
+    report = evaluate(models, found, *how)
     for path, old in earlier.items():
         report = joined(report, old, path)
     if processes.rank() == 0:
@@ -189,7 +200,7 @@ def _sets(shifts: Sequence[str], request: Request, models: Mapping[str, Model]) 
 
     The families of ImageNet check the number and order of the classes, whatever their names.
     """
-    classes = {classifier_of(model).class_names: name for name, model in models.items()}
+    classes = {described(model).class_names: name for name, model in models.items()}
     (names, first), *others = classes.items()
     own = [family.partition("/")[0] for family in shifts]
     for other, model in others:

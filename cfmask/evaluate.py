@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cfmask.data.images import Decoder
+from cfmask.data.readable import Unreadable
 from cfmask.data.shifts import Shift
 from cfmask.errors import InputError
-from cfmask.inference import Inference, Model, Precision, classifier_of
+from cfmask.inference import Inference, Model, Precision, described
 from cfmask.measures import combination_rows, counts_of, differences, rows_of
 from cfmask.protocol import protocol_of, run_facts
 from cfmask.report import Curve, Row, ShiftReport
@@ -25,7 +26,9 @@ def evaluate(
     decoder: Decoder = "fast",
     progress: bool = False,
     fit: str = "builtin",
+    unreadable: Unreadable = "stop",
     store: Path | None = None,
+    predictions: Path | None = None,
 ) -> ShiftReport:
     """All measures of each model on each set, every image counted once.
 
@@ -43,8 +46,11 @@ def evaluate(
         progress: show a bar with images a second and the time left over all sets.
         fit: what effective robustness is held against: `builtin`, `models`, `none` or a CSV file;
             see `cfmask.robustness`.
+        unreadable: "stop" at an image that cannot be read, which is named, or count it as a
+            "wrong" answer, marked in the report.
         store: folder in which the answers to each set are kept, so that an interrupted evaluation
             goes on where it was; None keeps none.
+        predictions: folder for a Parquet file of each model on each set; None writes none.
 
     Returns:
         A report with rows for each model and set, and for each combination of sets.
@@ -55,10 +61,11 @@ def evaluate(
     """
     if not models or not shifts:
         raise InputError("Expected at least one model and one shift set to evaluate, but got none.")
-    inference = Inference(models, batch_size, workers, precision, decoder, store, progress)
+    how = (batch_size, workers, precision, decoder, unreadable)
+    inference = Inference(models, *how, store, predictions, progress)
     table = inference.answer(shifts)
     reference = next((shift.name for shift in shifts if shift.in_distribution), None)
-    names = {name: classifier_of(model).class_names for name, model in models.items()}
+    names = {name: described(model).class_names for name, model in models.items()}
     details = {
         model: {shift.name: counts_of(shift, own[shift.name], names[model]) for shift in shifts}
         for model, own in table.items()
@@ -73,11 +80,14 @@ def evaluate(
     single = [row for row in rows if row.metric == "accuracy"]
     fits = fits_of(fit, single, reference)
     rows += [*combination_rows(single, shifts), *robustness_rows(single, fits)]
-    classifiers = {name: classifier_of(model) for name, model in models.items()}
+    classifiers = {name: described(model) for name, model in models.items()}
     tally = inference.tally
+    protocol = protocol_of(classifiers, shifts, precision, decoder)
+    for name, paths in tally.unreadable.items():
+        protocol["sets"][name]["unreadable"] = paths
     return ShiftReport(
         rows,
-        protocol_of(classifiers, shifts, precision, decoder),
+        protocol,
         reference,
         details,
         list(differences(table, shifts)),

@@ -189,9 +189,16 @@ class ShiftReport:
 
     @property
     def incomplete(self) -> list[str]:
-        """Names of the sets whose number of images or classes is not the published one."""
+        """Names of the sets that are not the published ones.
+
+        Their number of images or classes is another, or some images could not be read.
+        """
         sets = self.protocol.get("sets", {})
-        return [name for name in sets if not sets[name].get("size", {}).get("complete", True)]
+        return [
+            name
+            for name, rule in sets.items()
+            if not rule.get("size", {}).get("complete", True) or rule.get("unreadable")
+        ]
 
     def columns(self, metric: str = "accuracy") -> list[str]:
         """Sets and combinations that tables show: no parts of large collections."""
@@ -270,7 +277,9 @@ class ShiftReport:
         if any(self._differs(row) for row in self.of(metric)):
             lines.append(f"† differs from {self.models[0]} (McNemar's exact test, p < 0.05).")
         if set(self.columns(metric)) & set(self.incomplete):
-            lines.append("* INCOMPLETE: not the published number of images or classes.")
+            lines.append(
+                "* INCOMPLETE: not the published number of images or classes, or unreadable images."
+            )
         return " ".join(lines)
 
     def plot_trade_off(self, path: Path) -> bool:

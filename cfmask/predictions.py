@@ -1,0 +1,127 @@
+"""Predictions: a model's answer to every image of a set, as Parquet files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfmask.answers import Answers
+from cfmask.errors import InputError
+
+
+def parquet() -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet.
+
+    Raises:
+        InputError: pyarrow is not installed.
+    """
+    try:
+        return import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise InputError(
+            "Expected pyarrow to write predictions, but it is not installed: pip install pyarrow."
+        ) from error
+
+
+class PredictionFile:
+    """A Parquet file with a row for each image, written batch by batch.
+
+    Columns: `path`, `label` (as the set gives it), `readable`, `correct`, `confidence`, `top5`
+    (classes of the head by falling logit) and `logits` (float32, of the classes that compete).
+    The metadata hold the numbers of those classes under `classes`, as JSON.
+
+    Args:
+        path: the file; it has its name only when it is whole.
+        classes: numbers of the classes that compete, in the order of the logits.
+    """
+
+    def __init__(self, path: Path, classes: Sequence[int]) -> None:
+        pa, pq = parquet()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.partial = path.with_name(path.name + ".partial")
+        columns: dict[str, Any] = {
+            "path": pa.string(),
+            "label": pa.int64(),
+            "readable": pa.bool_(),
+            "correct": pa.bool_(),
+            "confidence": pa.float32(),
+            "top5": pa.list_(pa.int64()),
+            "logits": pa.list_(pa.float32(), len(classes)),
+        }
+        metadata = {"classes": json.dumps(list(classes))}
+        self.schema = pa.schema(list(columns.items()), metadata)
+        self.writer = pq.ParquetWriter(self.partial, self.schema)
+
+    def add(self, paths: Sequence[str], answers: Answers, logits: Tensor) -> None:
+        """Rows of a batch of B images.
+
+        Args:
+            paths: B of them.
+            answers: to the B images.
+            logits: float (B, C) of the competing classes.
+        """
+        pa, _ = parquet()
+        values: torch.Tensor = logits.float().cpu().contiguous().view(-1)
+        flat = pa.array(values.numpy(), pa.float32())
+        content = [
+            list(paths),
+            *(getattr(answers, name).numpy() for name in ("labels", "readable", "correct")),
+            answers.confidence.numpy(),
+            answers.best.tolist(),
+            pa.FixedSizeListArray.from_arrays(flat, logits.shape[1]),
+        ]
+        self.writer.write_batch(pa.record_batch(content, schema=self.schema))
+
+    def __enter__(self) -> PredictionFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.writer.close()
+        if kind is None:
+            self.partial.replace(self.path)
+        else:
+            self.partial.unlink(missing_ok=True)
+
+
+def join_parts(parts: Sequence[Path], path: Path, key: str) -> None:
+    """One file of several with the same columns, row group by row group; the parts are removed.
+
+    Args:
+        parts: the files, in order.
+        path: of the whole.
+        key: of all that the predictions depend on, for the metadata of the whole.
+    """
+    _, pq = parquet()
+    partial = path.with_name(path.name + ".partial")
+    schema = pq.read_schema(parts[0])
+    with pq.ParquetWriter(partial, schema.with_metadata({**schema.metadata, "key": key})) as writer:
+        for part in parts:
+            with pq.ParquetFile(part) as file:
+                for batch in file.iter_batches():
+                    writer.write_batch(batch)
+    partial.replace(path)
+    for part in parts:
+        part.unlink()
+
+
+def key_in(path: Path) -> str:
+    """The key that a file was written under; empty if it is not there or no such file."""
+    pa, pq = parquet()
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException):
+        return ""
+    return bytes(metadata.get(b"key", b"")).decode()

@@ -1,0 +1,325 @@
+"""Several processes, interrupted evaluations, predictions, unreadable images, the progress bar."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from imagenet_trees import Sees as SeesTheColour
+from imagenet_trees import find
+from test_evaluate import CLASSES, Sees, models, painted, random_images
+
+from cfmask import InputError, ShiftReport, evaluate
+from cfmask import processes as own_processes
+from cfmask.data.pictures import Pictures
+from cfmask.data.shifts import Shift
+from cfmask.inference import Inference
+
+# A parent that has imported everything forks in no time; one thread each, so that nothing hangs.
+FORK = mp.get_context("fork")
+
+
+def _child(rank: int, count: int, port: int, folder: Path, make: Callable[[Path], Any]) -> None:
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(where, RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank))
+    try:
+        with own_processes.joined():
+            make(folder / f"{rank}.json")
+    except InputError as error:
+        (folder / f"{rank}.txt").write_text(str(error))
+
+
+def in_processes(count: int, folder: Path, make: Callable[[Path], Any]) -> None:
+    """Run `make` in several processes that have joined, each with a file to write."""
+    import socket
+
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = [
+        FORK.Process(target=_child, args=(rank, count, port, folder, make)) for rank in range(count)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+
+
+def without_run(report: ShiftReport) -> ShiftReport:
+    """A report without what differs from run to run."""
+    return replace(report, run={})
+
+
+SIZES = {"id": 53, "sketch": 8, "tiny": 2, "single": 1}
+
+
+def odd_sets() -> list[Shift]:
+    """Sets that no number of processes divides, some with fewer images than there are processes."""
+    return [painted(name, n, n // 3, name == "id") for name, n in SIZES.items()]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_any_number_of_processes_gives_the_same_report(tmp_path, count):
+    def make(path: Path) -> None:
+        evaluate(models(), odd_sets(), 7).save(path)
+
+    expected = evaluate(models(), odd_sets(), 7)
+    totals = {row.shift: row.total for row in expected.of("accuracy") if row.total}
+    assert totals == SIZES
+    in_processes(count, tmp_path / "out", make)
+    for rank in range(count):
+        report = ShiftReport.load(tmp_path / "out" / f"{rank}.json")
+        assert without_run(report) == without_run(expected)
+        assert report.run["processes"] == count
+        assert report.run["images"] == sum(SIZES.values())
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_who_sees_the_class_is_right_on_every_set_in_any_number_of_processes(
+    everything, tmp_path, count
+):
+    shifts = find(everything, "imagenet")
+
+    def make(path: Path) -> None:
+        evaluate({"m": SeesTheColour()}, shifts, 2, workers=1).save(path)
+
+    expected = evaluate({"m": SeesTheColour()}, shifts)
+    assert all(row.value == pytest.approx(1) for row in expected.of("accuracy"))
+    in_processes(count, tmp_path / "out", make)
+    for rank in range(count):
+        assert ShiftReport.load(tmp_path / "out" / f"{rank}.json").rows == expected.rows
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 5, 12])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_parts_of_processes_cover_a_set_once(monkeypatch, length, count):
+    monkeypatch.setattr(own_processes, "count", lambda: count)
+    parts = []
+    for rank in range(count):
+        monkeypatch.setattr(own_processes, "rank", lambda rank=rank: rank)
+        parts.append(own_processes.own_part(length))
+    assert [i for part in parts for i in part] == list(range(length))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_what_is_wrong_in_one_process_is_said_by_all(tmp_path):
+    data = random_images(10)
+    data.labels[9] = CLASSES
+
+    def make(path: Path) -> None:
+        evaluate(models(), [Shift("x", lambda look: data)])
+
+    in_processes(2, tmp_path / "out", make)
+    said = [(tmp_path / "out" / f"{rank}.txt").read_text() for rank in range(2)]
+    assert "other classes" in said[0]
+    assert said[0] == said[1]
+
+
+def test_only_the_first_process_writes(tmp_path):
+    def make(path: Path) -> None:
+        store = tmp_path / f"store{own_processes.rank()}"
+        evaluate(models(), odd_sets(), store=store)
+
+    in_processes(2, tmp_path / "out", make)
+    assert len(list((tmp_path / "store0").iterdir())) == 2 * len(SIZES)
+    assert not (tmp_path / "store1").exists()
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(tmp_path):
+    store = tmp_path / "answers"
+    sets = odd_sets()
+    asked = []
+
+    def load(shift: Shift, kill: bool):
+        def inner(look):
+            asked.append(shift.name)
+            if kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return shift.load(look)
+
+        return replace(shift, load=inner)
+
+    first = [sets[0], sets[1], load(sets[2], True), sets[3]]
+    child = FORK.Process(target=lambda: evaluate(models(), first, store=store))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    assert len(list(store.glob("*.safetensors"))) == 4
+
+    report = evaluate(models(), sets, store=store)
+    assert without_run(report) == without_run(evaluate(models(), sets))
+    assert report.run["reused"] == ["id", "sketch"]
+    assert report.run["images"] == SIZES["tiny"] + SIZES["single"]
+    assert evaluate(models(), sets, store=store).run["images"] == 0
+
+
+def test_old_answers_serve_nothing_that_has_changed(tmp_path):
+    store, data = tmp_path / "answers", random_images(40)
+    shift = Shift("x", lambda look: data)
+    model = {"m": Sees(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, CLASSES)))}
+
+    def reused(shift: Shift = shift, **options) -> bool:
+        return evaluate(model, [shift], store=store, **options).run["reused"] == ["x"]
+
+    assert not reused()
+    assert reused()
+    assert reused(batch_size=3)
+    assert reused(replace(shift, licence="another", missing=("y",)))
+    assert not reused(precision="bf16")
+    assert not reused(decoder="pil")
+    assert not reused(unreadable="wrong")
+    assert not reused(replace(shift, note="another rule"))
+    assert not reused(replace(shift, classes=(0, 1, 2, 3, 4)))
+    data.images[17, 0, 0, 0] += 1
+    assert not reused()
+    assert reused()
+    data.labels[3] = (data.labels[3] + 1) % CLASSES
+    assert not reused()
+    with torch.no_grad():
+        model["m"].encoder[1].bias[0] += 1e-3
+    assert not reused()
+    for path in store.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert not reused()
+
+
+def test_another_file_of_the_same_name_is_another_image(everything, tmp_path):
+    import shutil
+
+    shutil.copytree(everything / "imagenet-r", tmp_path / "imagenet-r")
+    model = {"m": SeesTheColour()}
+    shifts = find(tmp_path, "imagenet/r")
+    evaluate(model, shifts, store=tmp_path / "answers")
+    assert evaluate(model, shifts, store=tmp_path / "answers").run["reused"] == ["r"]
+    path = next((tmp_path / "imagenet-r").rglob("*.JPEG"))
+    path.touch()
+    assert not evaluate(model, shifts, store=tmp_path / "answers").run["reused"]
+
+
+def plant_broken(root: Path, everything: Path) -> tuple[Shift, Path]:
+    import shutil
+
+    shutil.copytree(everything / "imagenet-r", root / "imagenet-r")
+    broken = sorted((root / "imagenet-r").rglob("*.JPEG"))[2]
+    broken.write_bytes(b"no picture")
+    (shift,) = find(root, "imagenet/r")
+    return shift, broken
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_stops_the_evaluation(everything, tmp_path, workers):
+    shift, broken = plant_broken(tmp_path, everything)
+    with pytest.raises(InputError, match=re.escape(str(broken))):
+        evaluate({"m": SeesTheColour()}, [shift], workers=workers)
+
+
+def test_an_image_that_cannot_be_read_counts_as_wrong_and_is_named(everything, tmp_path):
+    shift, broken = plant_broken(tmp_path, everything)
+    report = evaluate({"m": SeesTheColour()}, [shift], 2, unreadable="wrong")
+    row = report.row("m", "r")
+    assert (row.correct, row.total) == (row.total - 1, shift.found.images)
+    assert report.row("m", "r", "top5").correct <= row.total - 1
+    assert report.protocol["sets"]["r"]["unreadable"] == [str(broken)]
+    assert report.incomplete == ["r"]
+
+
+def test_predictions_are_those_of_the_models(tmp_path):
+    import pyarrow.parquet as pq
+
+    torch.manual_seed(0)
+    model = Sees(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, CLASSES)))
+    data = random_images(23)
+    data.labels[data.labels == 1] = 2
+    shift = Shift("x", lambda look: data, classes=(0, 2, 3, 4))
+    report = evaluate({"a model": model}, [shift], 10, predictions=tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert path.name == "x--a_model.parquet"
+    table = pq.read_table(path).to_pydict()
+    with torch.no_grad():
+        logits = model(data.images.float() / 255)[:, [0, 2, 3, 4]]
+    assert table["path"] == [str(i) for i in range(23)]
+    assert table["label"] == data.labels.tolist()
+    assert torch.tensor(table["logits"]).equal(logits)
+    classes = torch.tensor([0, 2, 3, 4])
+    assert table["top5"] == classes[logits.argsort(1, descending=True)].tolist()
+    assert sum(table["correct"]) == report.row("a model", "x").correct
+    assert all(table["readable"])
+    assert pq.read_schema(path).metadata[b"classes"] == b"[0, 2, 3, 4]"
+
+
+def test_predictions_of_several_processes_are_one_file_in_order(everything, tmp_path):
+    import pyarrow.parquet as pq
+
+    shifts = find(everything, "imagenet/r", "imagenet/a")
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    evaluate({"m": SeesTheColour()}, shifts, predictions=alone)
+
+    def make(path: Path) -> None:
+        evaluate({"m": SeesTheColour()}, shifts, 1, predictions=together)
+
+    in_processes(3, tmp_path / "out", make)
+    assert sorted(p.name for p in together.iterdir()) == ["a--m.parquet", "r--m.parquet"]
+    for name in ("a--m.parquet", "r--m.parquet"):
+        table = pq.read_table(together / name)
+        assert table.to_pydict() == pq.read_table(alone / name).to_pydict()
+        assert table.num_rows == {"a": 3, "r": 4}[name[0]]
+        assert all(Path(path.as_py()).is_file() for path in table["path"])
+
+
+def test_answers_without_their_predictions_are_made_again(tmp_path):
+    def images(**options) -> int:
+        return evaluate(models(), odd_sets()[:1], store=tmp_path / "a", **options).run["images"]
+
+    assert images() == 53
+    assert images(predictions=tmp_path / "p") == 53
+    assert images(predictions=tmp_path / "p") == 0
+    next((tmp_path / "p").iterdir()).unlink()
+    assert images(predictions=tmp_path / "p") == 53
+
+
+def test_predictions_need_pyarrow(monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match="pip install pyarrow") as caught:
+        evaluate(models(), odd_sets(), predictions=tmp_path / "p")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_bar_counts_every_image_and_says_how_fast(tmp_path):
+    import io
+
+    from rich.console import Console
+
+    from cfmask.inference import ImagesPerSecond
+
+    inference = Inference(models(), 10, 0, "fp32", "fast", "stop", None, None, True)
+    stream = io.StringIO()
+    inference.bar.live.console = Console(file=stream, force_terminal=True, width=120)
+    inference.answer(odd_sets())
+    (task,) = inference.bar.tasks
+    assert task.completed == task.total == sum(SIZES.values())
+    assert re.fullmatch(r"[\d,]+ images/s", ImagesPerSecond().render(task).plain)
+    assert "left" in stream.getvalue()
+
+
+def test_labels_of_unreadable_images_are_those_of_the_set(everything):
+    from cfmask.data.images import Preprocess
+    from cfmask.data.readable import Readable
+
+    (shift,) = find(everything, "imagenet/objectnet")
+    data = shift.load(Preprocess((8, 8)))
+    assert isinstance(data, Pictures)
+    readable = Readable(data, (8, 8), "wrong")
+    assert [readable.label(i) for i in range(len(data))] == [data[i][1] for i in range(len(data))]
+    assert readable.paths() == [path for path, _ in data.samples]
