@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from imagenet_trees import colour, find, paint, plant_val, refusal, score
+from imagenet_trees import Sees, colour, find, paint, plant_val, refusal, score
 from PIL import Image
 from torchvision import transforms
 
-from cfmask import InputError
+from cfmask import InputError, evaluate
 from cfmask.data.check import check_sets
 from cfmask.data.combinations import ALEXNET_ERRORS, COMBINATIONS
 from cfmask.data.imagenet_c import EXTRA, IMAGENET_C, corrupt_function
@@ -45,7 +46,7 @@ def plant_c(root: Path, place: str = "imagenet-c/fog/3") -> None:
 def test_stored_corruptions_are_judged_as_stored(tmp_path, place):
     plant_c(tmp_path, place)
     (shift,) = find(tmp_path, "imagenet-c")
-    assert (shift.name, shift.part_of) == ("imagenet-c-fog-3", "imagenet-c")
+    assert shift.name == "imagenet-c-fog-3"
     assert score(shift, side=SIDE) == (3, 3)
     samples = shift.load(AT_224).samples
     again = Preprocess((SIDE, SIDE), 224 / 256)
@@ -72,6 +73,23 @@ def test_the_collection_has_75_sets_and_the_extra_ones_come_only_if_asked_for():
     assert len(IMAGENET_C) == 75 + 5 * len(EXTRA)
     assert set(COMBINATIONS["ImageNet-C mean"].weights) == set(wanted)
     assert {origin.expected for origin in IMAGENET_C.values()} == {Size(50_000, 1000)}
+
+
+def test_a_table_shows_parts_only_as_long_as_the_collection_is_not_whole(tmp_path):
+    for name in ALEXNET_ERRORS:
+        for severity in range(1, 6):
+            place = tmp_path / "imagenet-c" / name / str(severity) / synsets()[5]
+            paint(place / "x.JPEG", 5, (SIDE, SIDE))
+    assert {shift.part_of for shift in find(tmp_path, "imagenet-c")} == {"imagenet-c"}
+    assert {shift.part_of for shift in find(tmp_path, "imagenet-c/fog")} == {""}
+    report = evaluate({"m": Sees(side=SIDE)}, find(tmp_path, "imagenet-c"))
+    assert report.columns() == ["ImageNet-C mean", "ImageNet-C mCE (lower is better)"]
+    assert report.value("m", "ImageNet-C mean") == pytest.approx(1)
+    assert report.value("m", "ImageNet-C mCE (lower is better)") == pytest.approx(0, abs=1e-12)
+    shutil.rmtree(tmp_path / "imagenet-c" / "snow" / "1")
+    found = find(tmp_path, "imagenet-c")
+    assert {shift.part_of for shift in found} == {""}
+    assert found[0].missing == ("imagenet-c/snow-1",)
 
 
 def test_images_of_another_size_are_refused(tmp_path):

@@ -18,7 +18,7 @@ from cfmask.data.imagenet_val import devkit_labels
 from cfmask.data.images import Preprocess
 from cfmask.data.origin import Contents, Origin, looked_for
 from cfmask.data.pictures import Samples
-from cfmask.data.published import PUBLISHED
+from cfmask.data.published import PUBLISHED, short_name
 from cfmask.data.shifts import Size, is_asked_for
 from cfmask.data.wordnet import numbers, real_labels
 from cfmask.errors import InputError, unknown
@@ -118,8 +118,7 @@ def _wanted(names: Sequence[str]) -> list[tuple[str, str, Origin]]:
 
 def _asked(family: str, name: str) -> str:
     """What `--shifts` takes for a set."""
-    short = name.removeprefix(f"{family}-")
-    return family if short == family else f"{family}/{short}"
+    return family if name == family else short_name(family, name)
 
 
 def _look(name: str, origin: Origin, root: Path) -> tuple[Contents | None, SetCheck]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from cfmask.data.attributes import IMAGENET_E, IMAGENET_X
 from cfmask.data.backgrounds import COUNTERANIMAL, IMAGENET_9
+from cfmask.data.combinations import corruption_sets
 from cfmask.data.dollarstreet import DOLLAR_STREET
 from cfmask.data.imagenet import IMAGENET
 from cfmask.data.imagenet_c import IMAGENET_C, IMAGENET_C_MADE
-from cfmask.data.origin import Origin
+from cfmask.data.origin import Origin, looked_for
 from cfmask.data.shifts import Request, Shift, is_asked_for
 from cfmask.data.watermark import IMAGENET_W
 from cfmask.data.wordnet import synsets
@@ -43,15 +44,29 @@ def published_shifts(family: str, request: Request) -> list[Shift]:
     if root is None or not root.is_dir():
         raise InputError(f"Expected data_root to be the folder of the ImageNet sets, got {root}.")
     _check_classes(request.class_names)
-    if request.only:
-        asked = [name for name in origins if is_asked_for(request.only, name, family)]
-        if not asked:
-            known = [f"{family}/{name.removeprefix(f'{family}-')}" for name in origins]
-            raise unknown("shift", f"{family}/{request.only}", known)
-        return [origins[name].shift(name, root, request.allow_incomplete) for name in asked]
-    found, missing = _there(family, root)
+    found, missing = _asked(family, request.only) if request.only else _there(family, root)
     shifts = [origins[name].shift(name, root, request.allow_incomplete) for name in found]
-    return [replace(shift, missing=missing) for shift in shifts]
+    return [replace(shift, missing=missing, part_of=_whole(shift, found)) for shift in shifts]
+
+
+def short_name(family: str, name: str) -> str:
+    """What `--shifts` takes for a set: its family, a slash, and the rest of its name."""
+    return f"{family}/{name.removeprefix(f'{family}-')}"
+
+
+def _whole(shift: Shift, found: Sequence[str]) -> str:
+    """The collection of a set, if all of it is there; else the set stands for itself."""
+    whole = set(corruption_sets(shift.part_of)) <= set(found)
+    return shift.part_of if whole else ""
+
+
+def _asked(family: str, single: str) -> tuple[list[str], tuple[str, ...]]:
+    """The sets that are asked for by what stands behind the slash; none is missing."""
+    names = [name for name in PUBLISHED[family] if is_asked_for(single, name, family)]
+    if not names:
+        known = [short_name(family, name) for name in PUBLISHED[family]]
+        raise unknown("shift", f"{family}/{single}", known)
+    return names, ()
 
 
 def _there(family: str, root: Path) -> tuple[list[str], tuple[str, ...]]:
@@ -61,13 +76,13 @@ def _there(family: str, root: Path) -> tuple[list[str], tuple[str, ...]]:
     there = [name for name, origin in wanted.items() if origin.place(root)]
     found = [name for name in there if not wanted[name].beside or wanted[name].beside in there]
     if not found:
-        places = dict.fromkeys(origin.places[0] for origin in wanted.values())
+        places = list(dict.fromkeys(origin.places[0] for origin in wanted.values()))
         raise InputError(
-            f"Expected sets of {family} in {root}, such as {', '.join(places)}, but found none. "
+            f"Expected sets of {family} in {root}, such as {looked_for(places)}, but found none. "
             f"What is there: python eval.py --check --data_root {root}"
         )
     own = [name for name, origin in wanted.items() if not origin.made_of]
-    return found, tuple(f"{family}/{name}" for name in own if name not in found)
+    return found, tuple(short_name(family, name) for name in own if name not in found)
 
 
 def _check_classes(names: Sequence[str]) -> None:
