@@ -177,7 +177,7 @@ def test_what_is_not_there_is_told_with_its_places_and_source(tmp_path):
     ("asked", "listed"),
     [
         (["imagenet/real"], ["imagenet/real"]),
-        (["imagenet-w"], ["imagenet-w"]),
+        (["imagenet-w/imagenet-w"], ["imagenet-w"]),
         (["imagenet/r", "imagenet/r"], ["imagenet/r"]),
         (["imagenet/v2"], ["imagenet/v2"]),
     ],

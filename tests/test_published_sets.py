@@ -121,7 +121,7 @@ def plant_watermark(root: Path, classes=(5, 7)) -> None:
 @pytest.mark.parametrize(("side", "size"), [(224, 36), (384, 62), (256, 41)])
 def test_the_watermark_is_written_on_the_cropped_image(tmp_path, side, size):
     plant_watermark(tmp_path)
-    (shift,) = find(tmp_path, "imagenet-w")
+    (shift,) = find(tmp_path, "imagenet-w/imagenet-w")
     preprocess = Preprocess((side, side))
     image, _ = shift.load(preprocess)[0]
     clean, _ = find(tmp_path, "imagenet/val")[0].load(preprocess)[0]
@@ -136,14 +136,24 @@ def test_the_watermark_is_written_on_the_cropped_image(tmp_path, side, size):
     assert torch.equal(image[:, : side // 4], clean[:, : side // 4])
 
 
+def test_the_carton_gap_is_of_the_images_of_cartons(tmp_path):
+    plant_watermark(tmp_path, (5, 478, 478))
+    marked, clean = find(tmp_path, "imagenet-w/carton")
+    assert (marked.name, clean.name) == ("imagenet-w-carton", "imagenet-w-carton-clean")
+    assert [len(shift.load(Preprocess())) for shift in (marked, clean)] == [2, 2]
+    assert (marked.load(Preprocess())[0][0] != clean.load(Preprocess())[0][0]).any()
+    assert score(clean) == (2, 2)
+    assert marked.in_distribution, "it is in no mean"
+    assert COMBINATIONS["ImageNet-W carton gap"].weights == {marked.name: 1, clean.name: -1}
+
+
 def test_the_watermark_needs_its_font(tmp_path):
     plant_val(tmp_path / "val", [5])
     said = refusal(tmp_path, "imagenet-w")
     assert "SourceHanSerifSC-ExtraLight.otf" in said
     assert "facebookresearch/Whac-A-Mole" in said
     (tmp_path / "SourceHanSerifSC-ExtraLight.otf").write_bytes(b"no font")
-    with pytest.raises(ValueError, match="Cannot read the font"):
-        score(find(tmp_path, "imagenet-w")[0])
+    assert "Cannot read the font" in refusal(tmp_path, "imagenet-w/imagenet-w")
 
 
 def plant_imagenet_x(root: Path) -> None:

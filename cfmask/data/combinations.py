@@ -81,6 +81,7 @@ COMBINATIONS: dict[str, Combination] = {
     "CounterAnimal drop": drop("counteranimal-common", "counteranimal-counter"),
     "ImageNet-9 BG-gap": drop("imagenet-9-mixed_same", "imagenet-9-mixed_rand"),
     "ImageNet-W drop": drop("val", "imagenet-w"),
+    "ImageNet-W carton gap": drop("imagenet-w-carton", "imagenet-w-carton-clean"),
     "ImageNet-E drop": drop("imagenet-e-original", "imagenet-e-edited"),
     "ImageNet-C mean": mean_of(*corruption_sets("imagenet-c")),
     "ImageNet-C mCE (lower is better)": mean_corruption_error("imagenet-c"),

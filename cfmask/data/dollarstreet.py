@@ -15,7 +15,7 @@ from cfmask.errors import InputError
 
 LIST = "images_v2_imagenet_test.csv"
 SOURCE = "https://www.kaggle.com/datasets/mlcommons/the-dollar-street-dataset"
-# Quartiles of the monthly income in dollars, as the set's own evaluation has them.
+# Quartiles of the monthly income in dollars, as a public evaluation of the set has them.
 QUARTILES = (200, 684, 1997)
 GROUPS = ("income to 200", "income 200 to 684", "income 684 to 1997", "income above 1997")
 
@@ -69,7 +69,7 @@ DOLLAR_STREET = {
         # Its authors state the number of images, not that of classes.
         Size(4308, 0),
         SOURCE,
-        "CC BY 4.0, some images CC BY-SA",
+        "stated on its page",
         dollar_street,
     )
 }

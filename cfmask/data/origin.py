@@ -55,6 +55,10 @@ class Contents:
         return Size(len(self.samples), len(labels))
 
 
+# Folder of a set and data root -> contents.
+ReadContents = Callable[[Path, Path], Contents]
+
+
 def several_classes(
     right: Sequence[tuple[int, ...]],
 ) -> tuple[list[int], dict[int, tuple[int, ...]]]:
@@ -88,7 +92,7 @@ class Origin:
             that of images alone.
         source: where to get it.
         licence: as its authors state it.
-        read: folder and data root -> contents.
+        read: lists and labels the files.
         in_distribution: True for clean sets.
         on_request: True for a set that comes only if it is asked for by its own name.
         beside: name of a set without which this one does not come with the family.
@@ -102,7 +106,7 @@ class Origin:
     expected: Size | None
     source: str
     licence: str
-    read: Callable[[Path, Path], Contents]
+    read: ReadContents
     in_distribution: bool = False
     on_request: bool = False
     beside: str = ""

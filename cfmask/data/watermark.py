@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cfmask.data import imagenet_val
 from cfmask.data.images import Preprocess
-from cfmask.data.origin import Contents, Origin
+from cfmask.data.origin import Contents, Origin, ReadContents
 from cfmask.data.pictures import Pictures, Samples
 from cfmask.data.shifts import Size
 from cfmask.errors import InputError
@@ -20,12 +20,15 @@ from cfmask.errors import InputError
 FONT = "SourceHanSerifSC-ExtraLight.otf"
 SOURCE = "https://github.com/facebookresearch/Whac-A-Mole"
 TEXT = "捷径捷径捷径"
+# The head class that models take the watermark for.
+CARTON = 478
 # Half transparent white, beginning at these shares of width and height.
 COLOUR = (255, 255, 255, 128)
 PLACE = (0.01, 0.4)
 # Font size by the side of the image, as published; another side has it by the ratio.
 FONT_SIZES = {224: 36, 384: 62, 512: 82, 518: 84}
 SIDE_BY_SIZE = 6.22
+CHECKED_SIDE = 224
 
 
 class Watermarked(Pictures):
@@ -76,11 +79,17 @@ def watermark(width: int, height: int, font: Path) -> Image.Image:
     return layer
 
 
-def imagenet_w(folder: Path, root: Path) -> Contents:
+def imagenet_w(folder: Path, root: Path, only: int | None = None, marked: bool = True) -> Contents:
     """The images of val with the watermark.
 
+    Args:
+        folder: of val.
+        root: the data root.
+        only: the one class whose images are wanted; None for all.
+        marked: False leaves the watermark out.
+
     Raises:
-        InputError: the font of the watermark is not there.
+        InputError: the font of the watermark is not there or cannot be read.
     """
     places = [root / "imagenet-w" / FONT, root / FONT]
     font = next((path for path in places if path.is_file()), None)
@@ -89,20 +98,36 @@ def imagenet_w(folder: Path, root: Path) -> Contents:
             f"Expected the font of the watermark, {places[0]}; get it from {SOURCE} "
             "(imagenet_w/fonts)."
         )
+    # A font that cannot be read is found now, not when the turn of the set comes.
+    watermark(CHECKED_SIDE, CHECKED_SIDE, font)
     val = imagenet_val.val(folder, root)
-    note = f"val with the watermark of {FONT}, written after resizing and cropping; {val.note}"
-    dataset = partial(Watermarked, font=font)
-    return Contents(val.samples, note, val.labels, dataset=dataset, complaint=val.complaint)
+    samples = [sample for sample in val.samples if only in (None, sample[1])]
+    labels = {name: label for name, label in val.labels.items() if only in (None, label)}
+    note = f"with the watermark of {FONT}, written after resizing and cropping; " if marked else ""
+    dataset = partial(Watermarked, font=font) if marked else Pictures
+    return Contents(
+        samples, f"val, {note}{val.note}", labels, dataset=dataset, complaint=val.complaint
+    )
 
 
-IMAGENET_W = {
-    "imagenet-w": Origin(
-        "ImageNet-W",
+def _origin(title: str, read: ReadContents, expected: Size, in_distribution: bool) -> Origin:
+    return Origin(
+        title,
         imagenet_val.PLACES,
-        Size(50_000, 1000),
+        expected,
         SOURCE,
         f"images: {imagenet_val.LICENCE}",
-        imagenet_w,
+        read,
+        in_distribution,
         made_of="val",
     )
+
+
+_CARTONS = partial(imagenet_w, only=CARTON)
+_CLEAN_CARTONS = partial(imagenet_w, only=CARTON, marked=False)
+IMAGENET_W = {
+    "imagenet-w": _origin("ImageNet-W", imagenet_w, Size(50_000, 1000), False),
+    # Images of one class belong in no mean of shifts.
+    "imagenet-w-carton": _origin("ImageNet-W, cartons", _CARTONS, Size(50, 1), True),
+    "imagenet-w-carton-clean": _origin("ImageNet val, cartons", _CLEAN_CARTONS, Size(50, 1), True),
 }
