@@ -10,6 +10,7 @@ import copy
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,8 +70,10 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         line = " ".join(str(error).split())[:200]
+        free = shutil.disk_usage(path.parent).free / 1e6
         raise InputError(
-            f"Cannot write {path}: {line}. What was there before is whole; make room on the disk."
+            f"Cannot write {path}: {line}. {free:,.0f} MB are free there; make room. What was "
+            "written before is whole."
         ) from error
 
 

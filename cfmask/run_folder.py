@@ -32,7 +32,7 @@ from cfmask.summary import SUMMARY, Announce
 CONFIG = "config.yaml"
 LOCK = ".lock"
 # Settings that a run may change when it goes on: they do not touch the training.
-FREE = ("run", "evaluation", "checkpoints")
+FREE = ("run", "evaluation", "checkpoints", "skip_nonfinite")
 
 
 class RunFolder:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cfmask import processes
 from cfmask.checkpoint import PRETRAINED, load_classifier, read_checkpoint
@@ -19,7 +16,7 @@ from cfmask.command import OneLineParser, one_line_errors, print_table, quiet
 from cfmask.comparison import compare
 from cfmask.data.datamodule import TrainingData
 from cfmask.data.shifts import Request, find_shifts
-from cfmask.errors import InputError
+from cfmask.faults import endings
 from cfmask.methods import MaskedDistillation, Method
 from cfmask.resume import CheckpointFiles, StepCheckpoints, leads
 from cfmask.run_folder import RunFolder
@@ -31,8 +28,6 @@ RECIPE = {
     "log_every_n_steps": 10,
     "enable_model_summary": False,
 }
-# 128 + SIGTERM, as a shell says of a process that the signal ended.
-STOPPED = 143
 
 
 def train(args: Sequence[str] | None = None) -> None:
@@ -46,7 +41,7 @@ def train(args: Sequence[str] | None = None) -> None:
         cli = command_line(args)
         cli.check()
         with cli.folder.held():
-            with _faults(cli):
+            with endings(cli.trainer, cli.folder):
                 cli.begin()
                 cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
             _conclude(cli)
@@ -98,6 +93,13 @@ class TrainCLI(LightningCLI):
             default=False,
             help="go on from the newest checkpoint of this run, or begin if there is none",
         )
+        parser.add_argument(
+            "--skip_nonfinite",
+            type=int,
+            default=0,
+            help="steps with a loss or gradient that is not finite to leave out before the run "
+            "stops; 0 stops at the first",
+        )
         parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
         parser.link_arguments("run", "checkpoints.run")
         parser.add_function_arguments(compare, "evaluation", skip={"what", "out"})
@@ -137,6 +139,7 @@ class TrainCLI(LightningCLI):
         Raises:
             InputError: the run cannot be read.
         """
+        self.model.skip_nonfinite = self.config.skip_nonfinite
         self.checkpoint = self.folder.newest() if self.config.resume else None
         if self.checkpoint:
             self.model.start_from(load_classifier(self.folder.path, PRETRAINED))
@@ -154,23 +157,6 @@ class TrainCLI(LightningCLI):
             config.pop(key, None)
         text: str = self.parser.dump(config, skip_link_targets=True, skip_none=False)
         return text
-
-
-@contextlib.contextmanager
-def _faults(cli: TrainCLI) -> Iterator[None]:
-    """What may end a training early, each with its line and exit code."""
-    try:
-        yield
-    except InputError:
-        cli.folder.clear_unless_trained()
-        raise
-    except SIGTERMException as error:
-        print(
-            f"stopped by SIGTERM at step {cli.trainer.global_step}; the checkpoint is written, go "
-            "on with --resume true",
-            file=sys.stderr,
-        )
-        raise SystemExit(STOPPED) from error
 
 
 def _conclude(cli: TrainCLI) -> None:

@@ -169,7 +169,8 @@ def test_a_run_that_has_ended_only_reports_again(whole, tmp_path):
     (folder / "report.json").unlink()
     run(folder, "--resume=true", "--evaluation.images=10")
     assert_same_weights(whole, folder)
-    assert {row.total for row in ShiftReport.load(folder / "report.json").rows} == {10}
+    rows = ShiftReport.load(folder / "report.json").rows
+    assert {row.total for row in rows if row.metric == "accuracy"} == {10}
 
 
 def test_a_checkpoint_that_would_run_code_is_not_resumed(halfway, tmp_path, capsys):

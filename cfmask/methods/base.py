@@ -37,6 +37,11 @@ class Method(pl.LightningModule, ABC):
             map has to be read.
         grad_checkpointing: keep less of each block and compute it again for its gradient: less
             memory, more time; for large transformers.
+
+    Attributes:
+        skip_nonfinite: how many steps with a loss or gradient that is not finite may be left out
+            before the run stops.
+        skipped: how many have been.
     """
 
     def __init__(
@@ -68,6 +73,9 @@ class Method(pl.LightningModule, ABC):
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         # The teacher is not in the checkpoint.
         self.strict_loading = False
+
+    skip_nonfinite = 0
+    skipped = 0
 
     @abstractmethod
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -147,7 +155,7 @@ class Method(pl.LightningModule, ABC):
         images, labels = batch
         losses = self.losses(images, labels)
         loss = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(loss):
+        if not self.skip_nonfinite and not torch.isfinite(loss):
             parts = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
             raise InputError(
                 f"The loss is not finite at step {self.global_step} ({parts}). The last checkpoint "
@@ -177,6 +185,31 @@ class Method(pl.LightningModule, ABC):
         )
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave out a step whose gradient is not finite, or stop.
+
+        Raises:
+            InputError: more such steps than `skip_nonfinite`.
+        """
+        # Half precision has a scale that is tried out; its steps are left out by the scaler.
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return
+        given = [p for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in given if p.grad is not None])
+        if not self.trainer.strategy.reduce_boolean_decision(not bool(norm.isfinite()), all=False):
+            return
+        self.skipped += 1
+        if self.skipped > self.skip_nonfinite:
+            raise InputError(
+                f"The gradient is not finite at step {self.global_step}, and {self.skip_nonfinite} "
+                "such steps were allowed. The last checkpoint is kept; try a lower learning rate, "
+                "or a higher --skip_nonfinite."
+            )
+        # The optimiser passes over what has no gradient, weight decay included.
+        for parameter in given:
+            parameter.grad = None
+        self.log("skipped_steps", float(self.skipped))
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then clear the gradients: before a step they may hold its first part already."""
         super().optimizer_step(*args, **kwargs)
@@ -201,6 +234,11 @@ class Method(pl.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write what rebuilds the classifier, so that the checkpoint loads without its method."""
         checkpoint["classifier"] = self.classifier.spec
+        checkpoint["skipped_steps"] = self.skipped
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting the steps that were left out."""
+        self.skipped = int(checkpoint.get("skipped_steps", 0))
 
 
 def frozen_copy(classifier: Classifier) -> Classifier:
