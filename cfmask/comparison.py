@@ -11,13 +11,16 @@ from cfmask import processes
 from cfmask.data.images import Decoder
 from cfmask.data.readable import Unreadable
 from cfmask.data.shifts import Request, Shift, find_shifts
+from cfmask.disagreement import gallery
 from cfmask.errors import InputError
 from cfmask.evaluate import evaluate
 from cfmask.inference import Model, Precision, described
 from cfmask.predictions import parquet
 from cfmask.protocol import protocol_of
+from cfmask.publish import publish
 from cfmask.report import ShiftReport
 from cfmask.robustness import check_fit
+from cfmask.run_folder import CONFIG
 from cfmask.sources import is_run, labels_of, models_of
 from cfmask.wise import Blend, alphas_of
 
@@ -42,8 +45,9 @@ def compare(
     unreadable: Unreadable = "stop",
     predictions: bool = False,
     reuse: bool = True,
+    pictures: int = 4,
 ) -> ShiftReport:
-    """Evaluate models on sets; write report.json and a picture.
+    """Evaluate models on sets; write the report in all formats of `cfmask.publish` and a picture.
 
     Args:
         what: models, each a run folder, a .safetensors or .ckpt file, `open_clip:NAME/TAG` or
@@ -68,6 +72,8 @@ def compare(
             report then names it.
         predictions: write the answers to all images, with their logits, as Parquet files.
         reuse: use answers that an earlier or interrupted evaluation has left in the folder.
+        pictures: number of images of each set in report.html, on which the starting point and the
+            tuned model (or the first two models) differ.
 
     Returns:
         The report, in every process; the first one has written it.
@@ -98,10 +104,12 @@ def compare(
     report = evaluate(models, found, *how)
     for path, old in earlier.items():
         report = joined(report, old, path)
+    report.run.update(_configs(sources))
     if processes.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         report.save(folder / REPORT)
         report.plot_trade_off(folder / "trade_off.png")
+        publish(report, folder, gallery(models, found, pictures))
     return report
 
 
@@ -110,6 +118,14 @@ def report_folder(what: Sequence[str], out: str | None) -> Path:
     sources = [name for name in what if not _is_report(name)]
     single = len(sources) == 1 and is_run(sources[0])
     return Path(out) if out else Path(sources[0]) if single else OUT
+
+
+def _configs(sources: Sequence[str]) -> dict[str, str]:
+    """Text of the config of each run folder, under a name for the report."""
+    runs = [what for what in sources if is_run(what)]
+    return {
+        f"config of {Path(run).resolve().name}": (Path(run) / CONFIG).read_text() for run in runs
+    }
 
 
 def _is_report(what: str) -> bool:

@@ -19,6 +19,7 @@ from cfmask.data.datamodule import to_unit
 from cfmask.data.shifts import Shift
 from cfmask.errors import InputError
 from cfmask.relevance import AttentionRelevance, GradCAM, Relevance
+from cfmask.wise import Blend
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,33 @@ class Disagreement:
     image: Tensor
     first: Answer
     second: Answer
+
+
+def gallery(
+    models: Mapping[str, Classifier | Blend], shifts: Sequence[Shift], count: int = 4
+) -> list[Disagreement]:
+    """Disagreements for a report: those of a starting point and the model tuned from it.
+
+    Args:
+        models: the rows of the report, in eval mode. The two are the ends of the first WiSE-FT line
+            among them, else the first two.
+        shifts: the sets; those that are parts of a large collection are left out.
+        count: most images of a set.
+
+    Returns:
+        What `disagreements` finds; nothing if there are no two models of the same classes and
+        preprocessing.
+    """
+    whole = {name: model for name, model in models.items() if isinstance(model, Classifier)}
+    line = next((model.line for model in models.values() if isinstance(model, Blend)), None)
+    ends = [name for name, model in whole.items() if line and model in (line.start, line.tuned)]
+    names = (ends if len(ends) == 2 else list(whole))[:2]
+    looks = {(whole[name].class_names, whole[name].preprocess) for name in names}
+    if len(names) < 2 or len(looks) > 1 or not count:
+        return []
+    first, second = names
+    few = [shift for shift in shifts if not shift.part_of]
+    return disagreements(whole[first], whole[second], few, count, names=(first, second))
 
 
 def disagreements(

@@ -10,7 +10,8 @@ from cfmask import AttentionRelevance, GradCAM, InputError, OpenClipClassifier
 from cfmask.data import digits
 from cfmask.data.datamodule import Tensors
 from cfmask.data.shifts import Shift
-from cfmask.disagreement import disagreements
+from cfmask.disagreement import disagreements, gallery
+from cfmask.wise import Blend, WeightLine
 
 COUNT = 60
 
@@ -151,3 +152,25 @@ def test_models_that_cannot_be_compared_are_refused(pair, small_cnn, drawn):
 
 def test_models_that_agree_give_nothing(pair, drawn):
     assert disagreements(pair[0], pair[0], [shift_of(drawn)]) == []
+
+
+def shown(found) -> set[tuple[str, str]]:
+    return {(item.first.model, item.second.model) for item in found}
+
+
+def test_a_gallery_is_of_the_ends_of_a_line(pair, drawn):
+    blend = Blend(WeightLine(*pair), 0.5)
+    other = copy.deepcopy(pair[0])
+    models = {"other": other, "zero-shot": pair[0], "tuned": pair[1], "half": blend}
+    assert shown(gallery(models, [shift_of(drawn)])) == {("zero-shot", "tuned")}
+    del models["half"]
+    del models["zero-shot"]
+    assert shown(gallery(models, [shift_of(drawn)])) == {("other", "tuned")}
+
+
+def test_there_is_no_gallery_of_models_that_cannot_be_compared(pair, small_cnn, drawn):
+    assert gallery({"one": pair[0]}, [shift_of(drawn)]) == []
+    assert gallery({"one": pair[0], "cnn": small_cnn}, [shift_of(drawn)]) == []
+    both = {"one": pair[0], "two": pair[1]}
+    assert gallery(both, [shift_of(drawn)], count=0) == []
+    assert gallery(both, [replace(shift_of(drawn), part_of="c")]) == []

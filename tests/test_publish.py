@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from reports import gallery, small_report
+from test_comparison import plant_run
 
+from cfmask.comparison import compare
 from cfmask.publish import PUBLISHERS, publish
 
 
@@ -32,3 +36,20 @@ def test_the_gallery_stands_in_the_page_alone(tmp_path):
     pictures = {suffix for suffix, file in files.items() if "data:image" in file.read_text()}
     assert pictures == {".html"}
     assert {file.stem for file in files.values()} == {"x"}
+
+
+def test_an_evaluation_writes_every_format(tiny_clip, tmp_path):
+    run = plant_run(tmp_path / "run", tiny_clip)
+    report = compare([str(run)], shifts=["digits/id", "digits/sketch"], images=60)
+    files = {suffix: (run / f"report.{suffix}").read_text() for suffix in PUBLISHERS}
+    for row in report.of("accuracy"):
+        figure = f"{100 * row.value:.1f}"
+        assert all(figure in files[suffix] for suffix in ("md", "tex", "html"))
+        assert f"{row.model},{row.shift},accuracy,{row.value}" in files["csv"]
+    page = files["html"]
+    assert "Where the two models differ" in page and page.count("<img") % 3 == 0
+    assert "config of run" in page and "shifts:" in page
+    saved = json.loads((run / "report.json").read_text())
+    assert saved["run"]["config of run"] == (run / "config.yaml").read_text()
+    compare([str(run)], shifts=["digits/id"], images=60, pictures=0)
+    assert "<img" not in (run / "report.html").read_text()
