@@ -230,7 +230,15 @@ def _weights(runs: Sequence[Path], alpha: float | None) -> Classifier:
 
 
 def _write(classifier: Classifier, provenance: Provenance, folder: Path) -> Provenance:
-    options = EXPORTERS[provenance.format](classifier, provenance.text, folder)
+    form = provenance.format
+    try:
+        options = EXPORTERS[form](classifier, provenance.text, folder)
+    except InputError:
+        raise
+    # Tracing a model can fail in ways that no tool lists.
+    except Exception as error:
+        line = " ".join(str(error).split())[:300]
+        raise InputError(f"Cannot write {classifier.name} as {form}: {line}") from error
     provenance = replace(provenance, agreement=_agreement(classifier, folder))
     (folder / FILE).write_text(provenance.text + "\n")
     (folder / "README.md").write_text(model_card(provenance, options), encoding="utf-8")

@@ -53,7 +53,7 @@ def native_timm(classifier: TimmClassifier) -> tuple[nn.Module, dict[str, Any]]:
         The model in eval mode, and the arguments with which `timm.create_model` builds the like.
 
     Raises:
-        InputError: a model whose head is more than a linear layer.
+        InputError: a model with a head of another kind, or that is changed by its image size.
     """
     import timm
 
@@ -65,8 +65,8 @@ def native_timm(classifier: TimmClassifier) -> tuple[nn.Module, dict[str, Any]]:
         net.load_state_dict(_with_head(classifier, net))
     except (RuntimeError, TypeError) as error:
         raise InputError(
-            f"Expected a timm model whose head is one linear layer, but {classifier.name} has "
-            f"another; {OTHERS}."
+            "Expected a model that timm builds from its name, an image size and a linear head, but "
+            f"{classifier.name} has more to it; {OTHERS}."
         ) from error
     return net.eval(), options
 

@@ -18,9 +18,8 @@ from cfmask.model_card import LOADING
 from cfmask.predict import MAIN_FILES, READERS, open_model
 
 DOCS = Path(__file__).parents[1] / "docs" / "export.md"
-# Graphs take seconds each. ONNX is written by the page on one's own data too, in the quick tier.
+# Graphs take seconds each; quick tests of programs and of own data write one of each kind.
 SLOW = {(model, form) for model in FAMILY for form in ("onnx", "torch_export")}
-SLOW -= {("test_resnet", "torch_export")}
 PAIRS = [
     pytest.param(
         (model, form), id=f"{model} {form}", marks=[pytest.mark.slow] * ((model, form) in SLOW)

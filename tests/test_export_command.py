@@ -10,7 +10,7 @@ import torch
 from exported import plant_run, start, tuned
 
 import cfmask.export
-from cfmask import InputError, interpolate, load_classifier, save_classifier
+from cfmask import InputError, TimmClassifier, interpolate, load_classifier, save_classifier
 from cfmask.checkpoint import PRETRAINED, WEIGHTS, average
 from cfmask.export import EXPORTERS, export, export_run, push
 
@@ -159,6 +159,24 @@ def test_a_file_that_does_not_agree_is_not_left_behind(runs, tmp_path, capsys, m
     line = fails(capsys, runs / "first", "--to=safetensors", f"--out={tmp_path / 'out'}")
     assert "differ by 0.01" in line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_cannot_be_traced_is_named(runs, tmp_path, capsys, monkeypatch):
+    def fails_to_trace(classifier, facts, folder):
+        (folder / "half").touch()
+        raise RuntimeError("no\nsuch operator")
+
+    monkeypatch.setitem(EXPORTERS, "onnx", fails_to_trace)
+    line = fails(capsys, runs / "first", "--to=onnx", f"--out={tmp_path / 'out'}")
+    assert "Cannot write test_vit as onnx: no such operator" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_timm_model_with_two_heads_is_refused(tmp_path, capsys):
+    classifier = TimmClassifier("deit_tiny_distilled_patch16_224", False, ["a"], image_size=32)
+    save_classifier(classifier, tmp_path / "x.safetensors")
+    line = fails(capsys, tmp_path / "x.safetensors", "--to=timm", f"--out={tmp_path / 'out'}")
+    assert "deit_tiny_distilled_patch16_224 has more to it" in line
 
 
 @pytest.mark.parametrize("library", ["onnx", "onnxscript", "onnxruntime"])
