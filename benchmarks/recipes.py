@@ -76,7 +76,7 @@ def build(model: str, method: str) -> Method:
     if method != FINE_TUNING:
         text = (RECIPES / "methods" / f"{method}.yaml").read_text()
         args.append(f"--model={json.dumps(yaml.safe_load(text)['model'])}")
-    built: Method = parser.instantiate_classes(parser.parse_args(args)).model
+    built: Method = parser.instantiate(parser.parse_args(args)).model
     return built
 
 

@@ -18,7 +18,7 @@ from cfmask.classifier import Classifier
 from cfmask.data.datamodule import to_unit
 from cfmask.data.shifts import Shift
 from cfmask.errors import InputError
-from cfmask.relevance import AttentionRelevance, GradCAM, Relevance
+from cfmask.relevance import default_relevance
 from cfmask.wise import Blend
 
 
@@ -187,12 +187,12 @@ def _answer(name: str, model: Classifier, shift: Shift, image: Tensor, label: in
 
 def _relevance(model: Classifier, batch: Tensor, accepted: Sequence[int]) -> Tensor | None:
     """Relevance (h, w) by the family's own way; None for an encoder that has none."""
-    own: Relevance = GradCAM() if model.tokens is None else AttentionRelevance()
     with torch.no_grad():
         logits = model(batch)[0]
     likeliest = max(accepted, key=lambda k: float(logits[k]))
     try:
-        return own.explain(model, batch, torch.tensor([likeliest], device=batch.device))[1][0].cpu()
+        label = torch.tensor([likeliest], device=batch.device)
+        return default_relevance(model).explain(model, batch, label)[1][0].cpu()
     except InputError:
         return None
 

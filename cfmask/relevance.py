@@ -263,6 +263,11 @@ class LayerCAM(_ActivationMap):
         return (gradient.clamp(min=0) * activation).sum(1)
 
 
+def default_relevance(classifier: Classifier) -> Relevance:
+    """Attention relevance where the encoder is a transformer with patches, else Grad-CAM."""
+    return GradCAM() if classifier.tokens is None else AttentionRelevance()
+
+
 def normalise(relevance: Tensor) -> Tensor:
     """Divide each map (B, h, w) of non-negative values by its own maximum."""
     return relevance / (relevance.amax((1, 2), keepdim=True) + 1e-8)

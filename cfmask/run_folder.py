@@ -26,6 +26,7 @@ from cfmask.checkpoint import (
 )
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
+from cfmask.gallery import GALLERY, EpochGallery
 from cfmask.resume import BestCheckpoint, Position, checkpoints_of, leads, newest
 from cfmask.summary import SUMMARY, Announce
 
@@ -163,6 +164,7 @@ class RunFolder:
         """Summary, progress bar, seeds, checkpoints of the last and of the best epoch."""
         return [
             Announce(self.path / SUMMARY),
+            EpochGallery(self.path / GALLERY),
             RichProgressBar(leave=True),
             Position(),
             BestCheckpoint(checkpoints_of(self.path)),

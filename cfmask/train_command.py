@@ -17,10 +17,10 @@ from cfmask.comparison import compare
 from cfmask.data.datamodule import TrainingData
 from cfmask.data.shifts import Request, find_shifts
 from cfmask.faults import endings
+from cfmask.gallery import GALLERY, ROWS, draw, first_of_each_class, of_method
 from cfmask.methods import MaskedDistillation, Method
 from cfmask.resume import CheckpointFiles, StepCheckpoints, leads
 from cfmask.run_folder import RunFolder
-from cfmask.show import draw_gallery, first_of_each_class
 
 RECIPE = {
     "max_epochs": 10,
@@ -178,13 +178,8 @@ def _class_names(data: TrainingData) -> list[str]:
 def _gallery(cli: TrainCLI, tuned: Classifier, folder: RunFolder) -> None:
     """Picture of the tuned model on validation images, for methods that mask."""
     if isinstance(cli.model, MaskedDistillation):
-        images, labels = first_of_each_class(cli.datamodule.val_set, 8)
+        images, labels = first_of_each_class(cli.datamodule.val_set, ROWS)
         if len(labels) > 1:
-            draw_gallery(
-                folder.path / "gallery.png",
-                tuned,
-                cli.model.relevance,
-                cli.model.counterfactuals[0],
-                images.float() / 255,
-                labels,
-            )
+            names = [tuned.class_names[k] for k in labels.tolist()]
+            found = of_method(cli.model, tuned, images, labels)
+            draw(folder.path / f"{GALLERY}.png", found, names)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["cfmask.train_command", "cfmask.show"])
+SERVER.set_forkserver_preload(["cfmask.train_command", "cfmask.gallery"])
 
 
 class Death(NamedTuple):
