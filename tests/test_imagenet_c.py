@@ -96,7 +96,7 @@ def test_images_of_another_size_are_refused(tmp_path):
     plant_c(tmp_path)
     (shift,) = find(tmp_path, "imagenet-c/fog-3")
     with pytest.raises(InputError, match="336 x 336 pixels"):
-        shift.load(Preprocess((336, 336)))[0]
+        shift.load(Preprocess((336, 336)))
     plant_framed(tmp_path / "imagenet-c/snow/1" / synsets()[0] / "x.JPEG", 0, 256)
     assert "256 x 256" in refusal(tmp_path, "imagenet-c/snow-1")
 
@@ -149,6 +149,18 @@ def test_a_check_shows_the_collection_as_one(tmp_path):
     assert check.found == Size(3, 3)
     assert "sets missing: 74" in check.problems[0]
     assert check.unreadable == ()
+
+
+def test_an_unreadable_first_image_is_found_like_any_other(tmp_path):
+    plant_c(tmp_path)
+    first = min((tmp_path / "imagenet-c").rglob("*.JPEG"))
+    first.write_bytes(b"no picture")
+    (check,) = check_sets(tmp_path, ["imagenet-c"], decode=True)
+    assert check.unreadable == (str(first),)
+    (shift,) = find(tmp_path, "imagenet-c")
+    report = evaluate({"m": Sees(side=SIDE)}, [shift], unreadable="wrong")
+    accuracy = next(row for row in report.rows if row.metric == "accuracy")
+    assert (accuracy.correct, accuracy.total) == (2, 3)
 
 
 def has_corruptions() -> bool:

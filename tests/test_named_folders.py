@@ -240,3 +240,13 @@ def test_a_list_tells_its_classes_if_it_names_them(tmp_path, place):
     file.write_text("file_path,y\nx.png,1\ny.png,0\n")
     with pytest.raises(InputError, match="got numbers"):
         own_class_names(tmp_path)
+
+
+def test_an_unreadable_image_of_a_group_can_count_as_wrong(tmp_path):
+    plant(tmp_path, {"test/day": {"ant": 1}, "test/night": {"ant": 1}})
+    (tmp_path / "test" / "night" / "ant" / "broken.png").write_bytes(b"no picture")
+    (shift,) = folders(tmp_path)
+    report = evaluate({"m": Sees()}, [shift], unreadable="wrong")
+    assert next(row.total for row in report.rows if row.metric == "accuracy") == 3
+    with pytest.raises(InputError, match=r"broken\.png"):
+        evaluate({"m": Sees()}, [shift])

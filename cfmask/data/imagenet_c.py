@@ -27,7 +27,7 @@ from cfmask.data.combinations import ALEXNET_ERRORS, SEVERITIES
 from cfmask.data.imagenet import by_wordnet_id
 from cfmask.data.images import Preprocess
 from cfmask.data.origin import Contents, Origin
-from cfmask.data.pictures import AsStored, Pictures, Samples, read_picture
+from cfmask.data.pictures import AsStored, Pictures, Samples, read_picture, stored_size
 from cfmask.data.shifts import Size
 from cfmask.errors import InputError
 
@@ -138,11 +138,11 @@ def stored(folder: Path, root: Path) -> Contents:
 
 
 def _refuse_another_side(path: str) -> None:
-    width, height = read_picture(path).size
-    if (width, height) != (SIDE, SIDE):
+    size = stored_size(path) or CUT.size
+    if size != CUT.size:
         raise InputError(
             f"Expected images of {SIDE} x {SIDE} pixels, as ImageNet-C is published, but got "
-            f"{path} of {width} x {height}; get the published images."
+            f"{path} of {size[1]} x {size[0]}; get the published images."
         )
 
 

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
-
 from cfmask.data.folders import Folder, class_folders
-from cfmask.data.image_list import image_list, list_file, listed_classes
+from cfmask.data.image_list import ListedImages, image_list, list_file, listed_classes
 from cfmask.data.images import Preprocess
 from cfmask.data.pictures import Samples
 from cfmask.data.shifts import Request, Shift
@@ -133,31 +130,27 @@ def _set(folder: Path, classes: Sequence[str], reference: bool, note: str) -> Sh
     known = {_plain(name) for name in classes}
     grouped = not any(_plain(name) in known for name in inner) and _holds_folders(folder, inner)
     places = [folder / name for name in inner] if grouped else [folder]
-    load = partial(_load, places, classes)
     # What is wrong with a folder shows now, not after hours of training.
-    sizes = [len(part) for part in _parts(places, classes, Preprocess())]
-    groups = tuple(k for k, size in enumerate(sizes) for _ in range(size))
+    parts = [_samples(place, classes) for place in places]
+    load = partial(ListedImages, [sample for part in parts for sample in part])
     if not grouped:
         return Shift(folder.name, load, reference, note=note)
-    note = f"{note}; groups: folders around the classes"
-    return Shift(folder.name, load, reference, note=note, groups=groups, group_names=tuple(inner))
+    return Shift(
+        folder.name,
+        load,
+        reference,
+        note=f"{note}; groups: folders around the classes",
+        groups=tuple(k for k, part in enumerate(parts) for _ in part),
+        group_names=tuple(inner),
+    )
 
 
-def _load(
-    places: Sequence[Path], classes: Sequence[str], preprocess: Preprocess
-) -> Dataset[tuple[Tensor, int]]:
-    parts = _parts(places, classes, preprocess)
-    return parts[0] if len(parts) == 1 else ConcatDataset(parts)
-
-
-def _parts(places: Sequence[Path], classes: Sequence[str], preprocess: Preprocess) -> list[Folder]:
-    """One folder of classes for each place, with the classes spelled as they are there."""
-    parts = []
-    for place in places:
-        there = {_plain(name): name for name in class_folders(place)}
-        spelled = [there.get(_plain(name), name) for name in classes]
-        parts.append(Folder(place, preprocess, spelled))
-    return parts
+def _samples(place: Path, classes: Sequence[str]) -> Samples:
+    """Images of class folders with their labels; the folders may be spelled in another way."""
+    there = {_plain(name): name for name in class_folders(place)}
+    spelled = [there.get(_plain(name), name) for name in classes]
+    found = Folder(place, Preprocess(), spelled)
+    return [(path, label) for (path, _), label in zip(found.samples, found.labels.tolist())]
 
 
 def _splits(root: Path, class_names: Sequence[str]) -> list[Shift]:

@@ -57,7 +57,16 @@ class AsStored(Pictures):
     Args:
         samples: path and label of each.
         preprocess: that of the classifier, of which only the size is heeded.
+
+    Raises:
+        InputError: the first image is not of the classifier's size.
     """
+
+    def __init__(self, samples: Samples, preprocess: Preprocess) -> None:
+        super().__init__(samples, preprocess)
+        # A classifier of another size would have every image refused, one by one.
+        for path, _ in samples[:1]:
+            self._refuse_another_size(path, stored_size(path) or preprocess.size)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Image uint8 (3, H, W) and its label.
@@ -67,14 +76,26 @@ class AsStored(Pictures):
         """
         path, label = self.samples[index]
         image = read_image(path, self.preprocess.decoder, as_stored=True)
-        if extent(image) != self.preprocess.size:
-            (high, wide), (height, width) = extent(image), self.preprocess.size
+        self._refuse_another_size(path, extent(image))
+        return as_bytes(image), label
+
+    def _refuse_another_size(self, path: str, size: tuple[int, int]) -> None:
+        if size != self.preprocess.size:
+            (high, wide), (height, width) = size, self.preprocess.size
             raise InputError(
                 f"Expected {path} to be {width} x {height} pixels, as the classifier takes them, "
                 f"because its set is evaluated as stored, but got {wide} x {high}; "
                 "evaluate a classifier of that size."
             )
-        return as_bytes(image), label
+
+
+def stored_size(path: str) -> tuple[int, int] | None:
+    """(H, W) in pixels of a picture file by its first bytes; None if they are not a picture's."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, ValueError):
+        return None
 
 
 def read_picture(path: str, border: int = 0) -> Image.Image:
