@@ -113,8 +113,11 @@ def _classes_of(folder: Path) -> list[str]:
 
 
 def _holds_folders(folder: Path, names: Sequence[str]) -> bool:
-    """True if in each of these there are folders."""
-    return all(any(path.is_dir() for path in (folder / name).iterdir()) for name in names)
+    """True if in each of these there are folders; hidden ones do not count."""
+    return all(
+        any(path.is_dir() and path.name[0] != "." for path in (folder / name).iterdir())
+        for name in names
+    )
 
 
 def _plain(name: str) -> str:
