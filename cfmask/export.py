@@ -314,10 +314,11 @@ def export_run(args: Sequence[str] | None = None) -> None:
     """
     quiet()
     with one_line_errors():
-        parser = OneLineParser(prog="python -m cfmask.export", description=export.__doc__)
+        what = "Write a run's model in another tool's format, load it back and compare."
+        parser = OneLineParser(prog="python -m cfmask.export", description=what)
         parser.add_argument("run", type=str, help="run folder")
         parser.add_function_arguments(export, as_group=False, skip={"run", "average"})
-        parser.add_argument("--average", type=str, nargs="+", default=[], help="further runs")
+        parser.add_argument("--average", type=str, nargs="+", default=[], help="take the mean with")
         parser.add_argument("--push", type=str, help="owner/name on the Hugging Face Hub")
         options = parser.parse_args(args).as_dict()
         repo = options.pop("push")

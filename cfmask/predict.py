@@ -285,7 +285,9 @@ def predict_images(args: Sequence[str] | None = None) -> None:
     quiet()
     logging.getLogger("timm").setLevel(logging.WARNING)
     with one_line_errors():
-        parser = OneLineParser(prog="python -m cfmask.predict", description="Name classes.")
+        parser = OneLineParser(
+            prog="python -m cfmask.predict", description="Name the likeliest classes."
+        )
         parser.add_argument("model", type=str, help="run folder, exported folder or file")
         parser.add_argument("images", type=str, nargs="+", help="picture files")
         parser.add_function_arguments(predict, as_group=False, skip={"model", "images"})
