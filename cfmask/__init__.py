@@ -1,6 +1,6 @@
 """cfmask: robust fine-tuning of image encoders with masked images as counterfactual samples."""
 
-from cfmask.checkpoint import interpolate, load_classifier, save_classifier
+from cfmask.checkpoint import average, interpolate, load_classifier, save_classifier
 from cfmask.classifier import Classifier
 from cfmask.counterfactual import (
     BlurFill,
@@ -65,6 +65,7 @@ __all__ = [
     "ShuffleFill",
     "SingleFill",
     "TimmClassifier",
+    "average",
     "evaluate",
     "find_shifts",
     "interpolate",
