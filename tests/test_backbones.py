@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,10 @@ import open_clip
 import pytest
 import timm
 import torch
-from small_backbones import TIMM, TOWERS, build, clip_folder
 from test_relevance import slow_clip, slow_relevance
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from backbones import KINDS, VIT, Kind, build, randomise, write_clip
 
 from cfmask import AttentionRelevance, GradCAM, InputError, OpenClipClassifier, TimmClassifier
 from cfmask.classifier import Classifier
@@ -19,21 +22,38 @@ from cfmask.counterfactual import pixels
 from cfmask.families.pretrained import TINY_CLIP
 from cfmask.layer_masking import masked_forward
 
+# Kinds whose stand-in is large enough to be felt.
+LARGE = ("DeiT, distilled", "EVA", "Swin", "MaxViT, CoAtNet", "MobileNet", "RegNet", "DenseNet")
+UNMASKED = ("Swin", "MaxViT, CoAtNet")
+# Pixels a position of the grid covers, where it is not a last stage of stride 32.
+STEPS = {
+    **dict.fromkeys(("CLIP ViT", "CLIP ViT, averaged", "CoCa"), 8),
+    **dict.fromkeys(("SigLIP", "DeiT, distilled"), 16),
+    **dict.fromkeys((name for name in KINDS if name.startswith("ViT")), 16),
+    "EVA": 14,
+}
+
+
+def kinds(*left_out):
+    return [
+        pytest.param(name, marks=pytest.mark.slow if name in LARGE else ())
+        for name in KINDS
+        if name not in left_out
+    ]
+
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("clips")
+def made(tmp_path_factory):
+    """Builds a classifier of a kind; the CLIPs are written once."""
+    root = tmp_path_factory.mktemp("clips")
+    return lambda name, size=None: build(KINDS[name], root / name, size)
 
 
-KINDS = [*TOWERS, *TIMM]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_any_size_is_taken_saved_and_explained_on_its_own_grid(kind, folders):
-    size = (96, 160) if kind in ("resnet", *TIMM[5:], "convnext") else (48, 80)
-    classifier = build(kind, folders, size)
+@pytest.mark.parametrize("name", kinds())
+def test_any_size_is_taken_saved_and_explained_on_its_own_grid(name, made):
+    size, step = KINDS[name].size[::-1], STEPS.get(name, 32)
+    classifier = made(name, size)
     assert classifier.image_size == size
-    step = {8: 8, 16: 16}.get(size[0] // classifier.grid[0], 32)
     assert classifier.grid == (size[0] // step, size[1] // step)
     again = Classifier.rebuild(json.loads(json.dumps(classifier.spec))).eval()
     again.load_state_dict(classifier.state_dict())
@@ -47,14 +67,17 @@ def test_any_size_is_taken_saved_and_explained_on_its_own_grid(kind, folders):
         classifier(images.mT)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_hidden_patches_have_no_influence_and_none_hidden_changes_nothing(kind, folders):
-    size = (64, 96) if kind in ("resnet", *TIMM[5:], "convnext") else (32, 48)
-    classifier = build(kind, folders, size).double()
+@pytest.mark.parametrize("name", kinds(*UNMASKED))
+def test_hidden_patches_have_no_influence_and_none_hidden_changes_nothing(name, made):
+    check_hidden(made(name).double())
+
+
+def check_hidden(classifier):
     torch.manual_seed(1)
-    images = torch.rand(4, 3, *size).double()
+    images = torch.rand(4, 3, *classifier.image_size).double()
     hidden = torch.rand(4, *classifier.grid) < 0.5
     hidden[0], hidden[3] = False, True
+    hidden[1, 0, 0], hidden[1, 1, 1] = True, False
     noise = torch.where(pixels(hidden, images), torch.rand_like(images), images)
     with torch.no_grad():
         features = classifier.features(images, hidden)
@@ -67,9 +90,12 @@ def test_hidden_patches_have_no_influence_and_none_hidden_changes_nothing(kind, 
         for n in (1, 2):
             alone = classifier.features(images[n : n + 1], hidden[n : n + 1])
             assert torch.allclose(alone[0], features[n], atol=1e-8)
-    with torch.enable_grad():
-        classifier.features(images, hidden).square().sum().backward()
+    classifier.features(images, hidden).square().sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in classifier.parameters())
+
+
+def test_a_mean_after_the_last_norm_leaves_hidden_patches_out_too(tmp_path):
+    check_hidden(build(Kind("", {**VIT, "pool_type": "avg"}), tmp_path).double())
 
 
 def slow_attention(block, x):
@@ -135,11 +161,18 @@ def slow_patch_relevance(classifier, feature, label, maps):
     return total[prefix:].mean(0)[prefix:]
 
 
+def small_timm(model, size):
+    torch.manual_seed(0)
+    classifier = TimmClassifier(model, False, ["cat", "dog"], image_size=size).eval()
+    randomise(classifier)
+    return classifier
+
+
 @pytest.mark.parametrize(
     "kind", ["test_vit", "test_vit2", "test_vit3", "test_vit3 patches", "test_vit4"]
 )
-def test_timm_transformers_equal_a_loop_over_heads_and_tokens(kind, folders):
-    classifier = build(kind.split()[0], folders, (32, 80)).double()
+def test_timm_transformers_equal_a_loop_over_heads_and_tokens(kind):
+    classifier = small_timm(kind.split()[0], (32, 80)).double()
     if kind.endswith("patches"):
         classifier.encoder.pool_include_prefix = False
     torch.manual_seed(2)
@@ -194,8 +227,8 @@ def test_position_embeddings_are_resampled_as_open_clip_does():
     assert torch.allclose(resized.positional_embedding, expected, atol=1e-6)
 
 
-def test_the_attention_pool_of_clips_resnet_reads_visible_positions_alone(folders):
-    classifier = build("resnet", folders, (96, 320)).double()
+def test_the_attention_pool_of_clips_resnet_reads_visible_positions_alone(made):
+    classifier = made("CLIP ResNet", (96, 320)).double()
     torch.manual_seed(4)
     images, hidden = torch.rand(2, 3, 96, 320).double(), torch.ones(2, 3, 10).bool()
     hidden[0, :, 0] = hidden[1, 2, 7] = False
@@ -226,9 +259,9 @@ def test_the_attention_pool_of_clips_resnet_reads_visible_positions_alone(folder
         assert torch.allclose(got[n], pool.c_proj(torch.cat(out)), atol=1e-8)
 
 
-@pytest.mark.parametrize("kind", ["test_resnet", "resnet", "convnext", "test_efficientnet"])
-def test_grad_cam_equals_the_formula_on_a_grid_that_is_not_square(kind, folders):
-    classifier = build(kind, folders, (64, 96)).double()
+@pytest.mark.parametrize("name", ["ResNet", "CLIP ResNet", "CLIP ConvNeXt", "EfficientNet"])
+def test_grad_cam_equals_the_formula_on_a_grid_that_is_not_square(name, made):
+    classifier = made(name, (64, 96)).double()
     torch.manual_seed(5)
     images, labels = torch.rand(2, 3, 64, 96).double(), torch.tensor([1, 0])
     seen = []
@@ -245,8 +278,9 @@ def test_grad_cam_equals_the_formula_on_a_grid_that_is_not_square(kind, folders)
         assert torch.allclose(relevance[n], cam / (cam.max() + 1e-8), atol=1e-6)
 
 
-def test_siglip_adds_its_logit_bias_and_scale(folders):
-    folder = clip_folder(folders, "siglip")
+def test_siglip_adds_its_logit_bias_and_scale(tmp_path):
+    folder = tmp_path / "clip"
+    write_clip(KINDS["SigLIP"].stands_in, folder)
     names, prompts = ["cat", "dog"], ["a {}", "the {}"]
     clip = open_clip.create_model(f"local-dir:{folder}").eval()
     merges = str(TINY_CLIP / "merges.txt.gz")
@@ -339,14 +373,14 @@ def test_explicit_attention_is_never_passed_over():
     assert AttentionRelevance().explain(classifier, images, labels)[1].amax() > 0.99
 
 
-@pytest.mark.parametrize("kind", ["test_vit", "test_vit_relpos", "siglip"])
-def test_gradient_checkpointing_gives_the_same_relevance_and_gradients(kind, folders):
+@pytest.mark.parametrize("name", ["ViT, class token", "ViT, relative positions", "SigLIP"])
+def test_gradient_checkpointing_gives_the_same_relevance_and_gradients(name, made):
     torch.manual_seed(7)
     images, labels = torch.rand(2, 3, 64, 64).double(), torch.tensor([0, 1])
     hidden = torch.rand(2, 4, 4) < 0.5
     results = []
     for again in (False, True):
-        classifier = build(kind, folders, (64, 64)).double()
+        classifier = made(name, (64, 64)).double()
         classifier.encoder.set_grad_checkpointing(again)
         logits, relevance = AttentionRelevance().explain(classifier, images, labels)
         loss = logits.square().sum() + classifier.features(images, hidden).square().sum()
