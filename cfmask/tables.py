@@ -85,9 +85,10 @@ class Grid:
         return MEASURES.get(self.metric, Measure(self.metric, scale=1, digits=3, better=0))
 
     @property
-    def has_intervals(self) -> bool:
-        """Whether any figure has an interval."""
-        return any(row.low is not None for row in self.cells.values())
+    def short(self) -> str:
+        """The title without its unit, to stand in a line with others."""
+        title = self.measure.title.rpartition(", ")[0] or self.measure.title
+        return title if title[:2].isupper() else title[:1].lower() + title[1:]
 
     def figure(self, model: str, shift: str) -> str:
         """Text of a figure; empty if there is none."""

@@ -95,7 +95,7 @@ def test_the_tables_have_the_figures_of_the_report(page):
                 assert cell.replace("†", "") == "".join(shown)
     accuracy = {line[0]: line for line in page.tables[0][1:]}
     assert accuracy["zero-shot"][1] == "70.045.7–88.1"
-    assert accuracy["tuned (chosen by id)"][2] == "25.0†8.7–49.1"
+    assert accuracy["tuned"][2] == "25.0†8.7–49.1"
 
 
 def test_the_first_lines_say_what_was_gained_and_lost(page):
@@ -123,6 +123,10 @@ def test_a_comparison_of_two_reports_says_which_model_is_held_against_which():
         "zero-shot against WiSE-FT 0.5",
     ]
     assert table[0][6] == "only the other right"
+
+
+def test_further_measures_are_folded_and_named(page):
+    assert "1 further measure: expected calibration error" in squeezed(page.text)
 
 
 def test_the_worst_classes_come_first(page):
@@ -201,6 +205,10 @@ def test_all_of_the_run_and_the_protocol_is_told(page):
 
 def test_the_chosen_model_of_a_curve_is_named(page):
     assert "Dashed: tuned, the best on id" in squeezed(page.text)
+    names = ["zero-shot", "WiSE-FT 0.2", "WiSE-FT 0.5", "tuned"]
+    curve = Curve([0, 0.2, 0.5, 1], names, "WiSE-FT 0.5", "id")
+    longer = Page(as_html(ShiftReport(whole_report().rows, {}, None, curves=[curve])))
+    assert "WiSE-FT 0.5 (chosen by id)" in [line[0] for line in longer.tables[0]]
 
 
 def test_the_same_report_gives_the_same_page(text):
