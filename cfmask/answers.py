@@ -68,6 +68,7 @@ class LabelRule:
         heads: number K of classes of the head.
         classes: those that compete; None for all.
         accepts: label -> classes that are right; None where the label itself is.
+        name: of the set, for messages.
 
     Raises:
         InputError: `classes` that the head does not have.
@@ -78,12 +79,14 @@ class LabelRule:
         heads: int,
         classes: Sequence[int] | None = None,
         accepts: Mapping[int, Sequence[int]] | None = None,
+        name: str = "",
     ) -> None:
+        self.name = name
         competing = range(heads) if classes is None else sorted(classes)
         if len(competing) and not 0 <= competing[0] <= competing[-1] < heads:
             raise InputError(
                 f"Expected a head that has class {competing[-1]}, but got one of {heads} classes; "
-                "does the set have other classes than the classifier?"
+                f"does the set {name} have other classes than the classifier?"
             )
         self.own = accepts is None
         accepts = {k: (k,) for k in competing} if accepts is None else accepts
@@ -113,7 +116,7 @@ class LabelRule:
             owner = "of the head" if self.own else "of the set"
             raise InputError(
                 f"Expected labels among the {len(self.known)} classes {owner}, but got "
-                f"{int(wrong[0])}; does the set have other classes than the classifier?"
+                f"{int(wrong[0])}; does the set {self.name} have other classes than the classifier?"
             )
         return rows
 

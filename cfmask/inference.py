@@ -35,6 +35,8 @@ from cfmask.errors import InputError
 from cfmask.predictions import PredictionFile, join_parts, key_in
 from cfmask.wise import Blend
 
+# Images at a time whose activations stay in a processor's cache: a fifth faster than hundreds.
+CACHED = 50
 Precision = Literal["fp32", "bf16"]
 Model = Classifier | Blend
 Judge = Callable[[Tensor, Tensor, Tensor, list[str]], Answers]
@@ -243,7 +245,7 @@ class Inference:
     def _judge(self, shift: Shift, name: str) -> Iterator[Judge]:
         """Makes answers of logits, labels, readable and paths, and writes the predictions."""
         heads = len(described(self.models[name]).class_names)
-        rule = LabelRule(heads, shift.classes, shift.accepts)
+        rule = LabelRule(heads, shift.classes, shift.accepts, shift.name)
         if self.predictions is None:
             yield lambda logits, labels, readable, paths: rule.judge(logits, labels, readable)
             return
@@ -264,7 +266,8 @@ class Inference:
         device = next(model.parameters()).device
         images = to_unit(images.to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return images, model(images)
+            parts = images.split(CACHED if device.type == "cpu" else len(images))
+            return images, torch.cat([model(part) for part in parts])
 
 
 def _part(path: Path, rank: int) -> Path:

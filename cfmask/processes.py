@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from cfmask.errors import InputError
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=1)
 
 
 def rank() -> int:
@@ -76,8 +78,9 @@ def joined() -> Iterator[None]:
     """Join the processes that torchrun has started, if it has, and leave them at the end."""
     started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and count() == 1
     if started:
-        # Only counts and answers are exchanged, which lie in the main memory.
-        dist.init_process_group("gloo")
+        # Only counts and answers are exchanged, which lie in the main memory. A process that has
+        # finished its part of a set waits for the slowest one.
+        dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield
     finally:
@@ -87,4 +90,6 @@ def joined() -> Iterator[None]:
 
 def _group() -> Any:
     """A group that exchanges main memory, where the default one exchanges a GPU's."""
-    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    return (
+        None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=PATIENCE)
+    )

@@ -13,7 +13,7 @@ import torch
 
 from cfmask.checkpoint import PRETRAINED, load_classifier
 from cfmask.classifier import Classifier
-from cfmask.data import digits
+from cfmask.data import digits, wordnet
 from cfmask.data.named_folders import own_class_names
 from cfmask.data.shifts import SHIFTS
 from cfmask.errors import InputError, unknown
@@ -55,9 +55,7 @@ def labels_of(shifts: Sequence[str], data_root: Path | None) -> Labels:
     if family == "digits":
         return Labels(digits.CLASS_NAMES, digits.TEMPLATES)
     if family != "folders":
-        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-
-        return Labels(tuple(IMAGENET_CLASSNAMES))
+        return Labels(wordnet.class_names())
     if data_root is None:
         raise InputError("Expected data_root to be a folder of test folders, but got None.")
     return Labels(own_class_names(data_root))

@@ -91,7 +91,7 @@ def test_who_sees_the_class_is_right_on_every_set_in_any_number_of_processes(
     shifts = find(everything, "imagenet")
 
     def make(path: Path) -> None:
-        evaluate({"m": SeesTheColour()}, shifts, 2, workers=1).save(path)
+        evaluate({"m": SeesTheColour()}, shifts, 2, workers=3 - count).save(path)
 
     expected = evaluate({"m": SeesTheColour()}, shifts)
     assert all(row.value == pytest.approx(1) for row in expected.of("accuracy"))
@@ -323,3 +323,32 @@ def test_labels_of_unreadable_images_are_those_of_the_set(everything):
     readable = Readable(data, (8, 8), "wrong")
     assert [readable.label(i) for i in range(len(data))] == [data[i][1] for i in range(len(data))]
     assert readable.paths() == [path for path, _ in data.samples]
+
+
+def test_each_process_has_its_own_gpu(monkeypatch):
+    assert own_processes.device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert own_processes.device() == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert own_processes.device() == torch.device("cuda", 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_torchrun_starts_the_command(tmp_path, count):
+    import subprocess
+    import sys
+
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={count}", str(root / "eval.py"), "open_clip:tiny-clip"]
+    command += ["--images=31", f"--out={tmp_path}", "--pictures=0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Everything of this run") == 1
+    report = ShiftReport.load(tmp_path / "report.json")
+    assert report.run["processes"] == count
+    assert report.row("open_clip:tiny-clip", "id").total == 31
+    broken = subprocess.run([*command, "--fit=no.csv"], capture_output=True, text=True, cwd=root)
+    assert broken.returncode
+    assert "error: Expected a fit" in broken.stderr
