@@ -247,6 +247,9 @@ Notes:
 ResNets); position embeddings are resampled. It is saved with the weights. CNNs take any size, but
 the grid of relevance, that of the last stage, must divide the image too.
 
+Pictures of every model are resized by their short side and cropped at the centre. SigLIP's own
+transform stretches the whole picture to a square instead; expect other figures on oblong pictures.
+
 ## Removed patches
 
 `NoFill` removes patches instead of replacing them. In a transformer no query attends to them, and a

@@ -156,3 +156,11 @@ def test_what_cannot_be_told_is_said(models, tmp_path):
 
 def test_shapes_are_plain_numbers():
     assert shapes({"a": torch.zeros(2, 3), "b": torch.zeros(())}) == {"a": (2, 3), "b": ()}
+
+
+def test_the_interpolation_of_a_model_is_its_own(models, tmp_path):
+    config = {"model_cfg": CONFIGS["small"], "preprocess_cfg": {"interpolation": "bilinear"}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    classifier = OpenClipClassifier(str(tmp_path), None, ["a"], head="linear")
+    assert classifier.preprocess.interpolation == "bilinear"
+    assert classifier.preprocess.size == (32, 32)

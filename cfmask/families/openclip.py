@@ -89,7 +89,9 @@ class OpenClipClassifier(Classifier):
             "head_shape": [len(class_names), width],
             "mean": list(preprocess["mean"]),
             "std": list(preprocess["std"]),
-            "preprocess": Preprocess(size).spec(),
+            "preprocess": Preprocess(
+                size, interpolation=preprocess.get("interpolation", "bicubic")
+            ).spec(),
         }
         super().__init__(tower, layer, spec)
 

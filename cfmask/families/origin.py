@@ -72,11 +72,15 @@ def mismatch(
 def _likely(given: Shapes, candidates: Iterable[Candidate], enough: float = 0.9) -> str | None:
     """Name of the first candidate that shares nearly all names and shapes; heads may differ.
 
-    A candidate that is a part of a model is compared with the part of that name.
+    Weights in the candidate's order under other names fit too. A candidate that is a part of a
+    model is compared with the part of that name.
     """
     for name, build in candidates:
         with torch.device("meta"):
-            own = set(shapes(build().state_dict()).items())
+            state = shapes(build().state_dict())
+        if list(state.values()) == list(given.values()):
+            return name
+        own = set(state.items())
         parts = {key.split(".")[0] for key, _ in own}
         held = {item for item in given.items() if item[0].split(".")[0] in parts}
         if len(own & held) > enough * len(own | held):

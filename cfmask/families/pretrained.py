@@ -112,6 +112,12 @@ def _quietly(what: str) -> Iterator[None]:
             yield
     except InputError:
         raise
+    except ImportError as error:
+        # open_clip leaves the towers and tokenizers of Hugging Face to a package of theirs.
+        raise InputError(
+            f"Cannot load open_clip {what}: {' '.join(str(error).split())}; pip install "
+            "transformers sentencepiece, or use head: linear if it is a tokenizer."
+        ) from error
     except Exception as error:
         line = " ".join(str(error).split())[:300]
         raise InputError(f"Cannot load open_clip {what}: {line}") from error
