@@ -15,6 +15,7 @@ from cfmask.counterfactual import (
     SingleFill,
 )
 from cfmask.data.datamodule import DigitsData, FolderData
+from cfmask.data.images import RandomCrop
 from cfmask.data.shifts import SHIFTS, find_shifts
 from cfmask.errors import InputError
 from cfmask.evaluate import evaluate
@@ -58,6 +59,7 @@ __all__ = [
     "NoFill",
     "ObjectMask",
     "OpenClipClassifier",
+    "RandomCrop",
     "RandomMask",
     "Relevance",
     "SavedRelevance",

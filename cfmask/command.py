@@ -7,6 +7,7 @@ import difflib
 import json
 import logging
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -72,6 +73,16 @@ def one_line_errors() -> Iterator[None]:
     """An InputError inside ends the process with its one line and exit code 2."""
     try:
         yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        # Other workers end now too, and torch would raise the error again at any of them.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        fail(
+            f"A process that reads images ended: {str(error).splitlines()[0].rstrip('.')}. "
+            "Expected enough memory for all of them; give fewer workers, and go on with "
+            "--resume true if this was training."
+        )
     except ValueError as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, InputError):

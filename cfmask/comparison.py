@@ -20,7 +20,7 @@ from cfmask.protocol import protocol_of
 from cfmask.publish import publish
 from cfmask.report import ShiftReport
 from cfmask.robustness import check_fit
-from cfmask.run_folder import CONFIG
+from cfmask.run_folder import CONFIG, RunFolder
 from cfmask.sources import is_run, labels_of, models_of
 from cfmask.wise import Blend, alphas_of
 
@@ -107,6 +107,7 @@ def compare(
     report.run.update(_configs(sources))
     if processes.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
+        report.run.update(_skipped(sources))
         report.save(folder / REPORT)
         report.plot_trade_off(folder / "trade_off.png")
         publish(report, folder, gallery(models, found, pictures))
@@ -126,6 +127,13 @@ def _configs(sources: Sequence[str]) -> dict[str, str]:
     return {
         f"config of {Path(run).resolve().name}": (Path(run) / CONFIG).read_text() for run in runs
     }
+
+
+def _skipped(sources: Sequence[str]) -> dict[str, dict[str, int]]:
+    """How many unreadable training images the runs have skipped, if any has."""
+    counts = {name: len(RunFolder(name).skipped()) for name in sources if is_run(name)}
+    some = {name: count for name, count in counts.items() if count}
+    return {"skipped_training_images": some} if some else {}
 
 
 def _is_report(what: str) -> bool:

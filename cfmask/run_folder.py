@@ -32,6 +32,7 @@ from cfmask.summary import SUMMARY, Announce
 
 CONFIG = "config.yaml"
 LOCK = ".lock"
+SKIPPED = "skipped.txt"
 # Settings that a run may change when it goes on: they do not touch the training.
 FREE = ("run", "evaluation", "checkpoints", "skip_nonfinite")
 
@@ -176,6 +177,16 @@ class RunFolder:
         tuned = load_classifier(best if best.is_file() else best.with_name("last.ckpt"))
         save_classifier(tuned, self.path / WEIGHTS)
         return tuned
+
+    def note_skipped(self, images: list[str]) -> None:
+        """Write the lines about training images that could not be read, if there are any."""
+        if images:
+            (self.path / SKIPPED).write_text("\n".join(images) + "\n")
+
+    def skipped(self) -> list[str]:
+        """These lines."""
+        file = self.path / SKIPPED
+        return file.read_text().splitlines() if file.is_file() else []
 
     def config(self) -> dict[str, Any]:
         """The run's configuration.

@@ -161,10 +161,16 @@ class TrainCLI(LightningCLI):
 
 def _conclude(cli: TrainCLI) -> None:
     """Weights and pictures of a trained model, then its report, by all processes together."""
-    processes.from_first(lambda: _gallery(cli, cli.folder.finish(), cli.folder))
+    processes.from_first(lambda: _finish(cli))
     report = compare([str(cli.folder.path)], **cli.config.evaluation.as_dict())
     if leads():
         print_table(report.table(), cli.folder.path)
+
+
+def _finish(cli: TrainCLI) -> None:
+    tuned = cli.folder.finish()
+    cli.folder.note_skipped(cli.datamodule.skipped)
+    _gallery(cli, tuned, cli.folder)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from cfmask import DigitsData, InputError
 from cfmask.data.datamodule import TrainingData
 from cfmask.data.epochs import EpochSampler, Seeded, mixed
+from cfmask.data.images import Preprocess
 
 
 def draws(epoch: int, *args: int, **kwargs: int) -> list[int]:
@@ -152,7 +153,7 @@ class NoiseData(TrainingData):
         return Noise(), Noise()
 
     def setup(self, stage):
-        self.prepare(None)
+        self.prepare(Preprocess())
 
 
 def fit(epochs: int, workers: int, strategy="auto", **kwargs) -> tuple[Recorder, pl.Trainer]:

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from cfmask.data import digits, wordnet
 from cfmask.data.epochs import EpochLoader, EpochSampler, Seeded, run_seed
+from cfmask.data.file_index import FileIndex
 from cfmask.data.folders import Folder, class_folders, hold_out
-from cfmask.data.images import Preprocess
+from cfmask.data.images import Decoder, Preprocess, RandomCrop
+from cfmask.data.unreadable import Skipping, Unreadable, refuse_unreadable
 from cfmask.errors import InputError
+from cfmask.processes import gathered
 
 Sample = tuple[Tensor, int]
 
@@ -32,14 +37,24 @@ class TrainingData(pl.LightningDataModule, ABC):
 
     Attributes:
         class_names: K names, in the order of the labels.
+        skipped: after training, a line for each image that could not be read and was skipped.
     """
 
     class_names: tuple[str, ...]
 
-    def __init__(self, batch_size: int, workers: int) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        workers: int,
+        decoder: Decoder = "fast",
+        unreadable: Unreadable = "fail",
+    ) -> None:
         super().__init__()
         if batch_size < 1:
             raise InputError(f"Expected a batch size of at least 1, but got {batch_size}.")
+        self.decoder = decoder
+        self.unreadable = unreadable
+        self.skipped: list[str] = []
         self.batch_size = batch_size
         self.workers = workers
         self.train_set: Dataset[Sample] | None = None
@@ -52,12 +67,29 @@ class TrainingData(pl.LightningDataModule, ABC):
     def prepare(self, preprocess: Preprocess) -> None:
         """Load the sets, once, as a classifier wants them. Training calls it if nobody has."""
         if self.train_set is None:
-            self.train_set, self.val_set = self.load(preprocess)
+            sets = self.load(replace(preprocess, decoder=self.decoder))
+            skips = self.unreadable == "skip"
+            self.train_set, self.val_set = (Skipping(data) if skips else data for data in sets)
 
     def setup(self, stage: str) -> None:
         """Load the sets as the classifier in training wants them."""
         method: Any = self.trainer.lightning_module if self.trainer else None
         self.prepare(method.classifier.preprocess if method else Preprocess())
+
+    def skips(self) -> int:
+        """Number of images that this process has skipped so far."""
+        return sum(int(data.skipped.sum()) for data in self._skipping())
+
+    def teardown(self, stage: str) -> None:
+        """Collect what all processes have skipped."""
+        if stage == "fit" and self._skipping():
+            lines = [line for data in self._skipping() for line in data.complaints()]
+            self.skipped = sorted({line for part in gathered(lambda: lines) for line in part})
+            if self.skipped:
+                rank_zero_warn(f"{len(self.skipped)} unreadable images were skipped.")
+
+    def _skipping(self) -> list[Skipping]:
+        return [data for data in (self.train_set, self.val_set) if isinstance(data, Skipping)]
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled, in an order and with a chance that depend on seed and epoch alone."""
@@ -68,22 +100,20 @@ class TrainingData(pl.LightningDataModule, ABC):
         sampler = EpochSampler(len(data), self.batch_size, seed, rank, world)
         # Lightning sets the epoch too, but after workers began to read.
         sampler.set_epoch(trainer.current_epoch if trainer else 0)
-        return self._loader(EpochLoader, data, sampler=sampler)
+        return self._loader(data, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """In order."""
         assert self.val_set is not None, "setup was not called"
-        return self._loader(DataLoader, self.val_set)
+        return self._loader(self.val_set)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Bytes to floats in [0, 1], on the device."""
         images, labels = batch
         return to_unit(images), labels
 
-    def _loader(
-        self, kind: type[DataLoader[Sample]], data: Dataset[Sample], **options: Any
-    ) -> DataLoader[Sample]:
-        return kind(
+    def _loader(self, data: Dataset[Sample], **options: Any) -> EpochLoader:
+        return EpochLoader(
             data,
             self.batch_size,
             num_workers=self.workers,
@@ -148,6 +178,10 @@ class FolderData(TrainingData):
         batch_size: images a step.
         workers: processes that decode images.
         seed: of the hold-out.
+        decoder: "fast", or "pil" for exactly the pixels of Pillow, slower.
+        crop: augmentation of training images; None trains on what is evaluated.
+        unreadable: `fail` looks at all files before training and names those that cannot be read;
+            `skip` takes the next image in place of one that cannot, and counts them.
     """
 
     def __init__(
@@ -158,9 +192,13 @@ class FolderData(TrainingData):
         batch_size: int = 64,
         workers: int = 2,
         seed: int = 0,
+        decoder: Decoder = "fast",
+        crop: RandomCrop | None = None,
+        unreadable: Unreadable = "fail",
     ) -> None:
-        super().__init__(batch_size, workers)
+        super().__init__(batch_size, workers, decoder, unreadable)
         self.root = Path(root)
+        self.crop = crop
         self.val_images = val_images
         self.seed = seed
         self.folders = class_folders(self.root / "train")
@@ -170,13 +208,26 @@ class FolderData(TrainingData):
 
     def load(self, preprocess: Preprocess) -> tuple[Dataset[Sample], Dataset[Sample]]:
         """See `TrainingData.load`."""
-        train = Folder(self.root / "train", preprocess, self.folders)
+        train = Folder(self.root / "train", preprocess, self.folders, self.crop)
+        self._look_at(train.index)
         if self.val_images is None and (self.root / "val").is_dir():
-            return train, Folder(self.root / "val", preprocess, self.folders)
+            val = Folder(self.root / "val", preprocess, self.folders)
+            self._look_at(val.index)
+            return train, val
         wanted = 0.1 if self.val_images is None else self.val_images
         count = wanted if wanted >= 1 else wanted * len(train)
         kept, held = hold_out(train.labels, round(count), self.seed)
-        return Subset(train, kept.tolist()), Subset(train, held.tolist())
+        plain = Folder(train.root, preprocess, self.folders, index=train.index)
+        # As arrays: every process that reads would copy a list of a million numbers.
+        return Subset(train, kept.numpy()), Subset(plain, held.numpy())  # type: ignore[arg-type]
+
+    @rank_zero_only
+    def _look_at(self, index: FileIndex) -> None:
+        """Refuse unreadable images, in the first process alone and once for a large folder."""
+        if self.unreadable == "fail" and not index.sound:
+            paths = [index.path(i) for i in range(len(index))]
+            refuse_unreadable(paths, self.workers, progress=True)
+            replace(index, sound=True).keep()
 
 
 def _named(folders: Sequence[str], names: Mapping[str, str], train: Path) -> tuple[str, ...]:

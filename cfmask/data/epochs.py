@@ -5,7 +5,11 @@ A run that stops anywhere can so go on as if it had not, with any number of work
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import logging
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -15,6 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from cfmask.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -106,20 +112,48 @@ class Seeded(Dataset[tuple[Tensor, int]]):
 class EpochLoader(DataLoader[tuple[Tensor, int]]):
     """A loader that can begin within an epoch, where a run that was stopped goes on.
 
-    A pass starts with its first batch, not before: Lightning asks for one too early.
+    A pass starts with its first batch, not before: Lightning asks for one too early. While a batch
+    is not there after `patience`, a warning says so.
 
     Attributes:
         skip: batches that the next pass leaves out at its start.
+        patience: seconds.
     """
 
     skip = 0
+    patience = 60.0
 
     def __iter__(self) -> Any:
         """Batches of the epoch that the sampler was set to."""
+        first, self.skip = self.skip, 0
         if isinstance(self.sampler, EpochSampler):
-            self.sampler.skip = self.skip * cast(int, self.batch_size)
-        self.skip = 0
-        yield from super().__iter__()
+            self.sampler.skip = first * cast(int, self.batch_size)
+        batches = super().__iter__()
+        for number in itertools.count(first):
+            with self._watched(number):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    @contextlib.contextmanager
+    def _watched(self, number: int) -> Iterator[None]:
+        timer = threading.Timer(self.patience, self._say_slow, (number,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _say_slow(self, number: int) -> None:
+        log.warning(
+            "Batch %d has not come for %.0f s: the disk is slow, or a process that reads images "
+            "hangs. There are %d such processes (workers).",
+            number,
+            self.patience,
+            self.num_workers,
+        )
 
 
 def run_seed() -> int:

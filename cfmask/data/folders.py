@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from cfmask.data.images import Preprocess, read_image
+from cfmask.data.file_index import FileIndex, class_folders
+from cfmask.data.images import Preprocess, RandomCrop, read_image
 from cfmask.errors import InputError
+
+__all__ = ["Folder", "class_folders", "hold_out"]
 
 
 class Folder(Dataset[tuple[Tensor, int]]):
@@ -23,6 +24,11 @@ class Folder(Dataset[tuple[Tensor, int]]):
         preprocess: picture -> uint8 (3, H, W).
         classes: names of the class folders in the order of the labels; the default is their sorted
             order. Folders of this set may be fewer, never others.
+        crop: augmentation, in place of the preprocessing's resizing and cropping.
+        index: of the folder, where it is known already.
+
+    Attributes:
+        labels: int64 (N,).
 
     Raises:
         InputError: no folder, no class folders, a class without images, a class that is not among
@@ -30,51 +36,43 @@ class Folder(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self, root: str | Path, preprocess: Preprocess, classes: Sequence[str] | None = None
+        self,
+        root: str | Path,
+        preprocess: Preprocess,
+        classes: Sequence[str] | None = None,
+        crop: RandomCrop | None = None,
+        index: FileIndex | None = None,
     ) -> None:
         self.root = Path(root)
         self.preprocess = preprocess
-        found = class_folders(self.root)
-        self.classes = list(classes) if classes is not None else found
-        other = [name for name in found if name not in self.classes]
+        self.crop = crop
+        self.index = index or FileIndex.of(self.root)
+        self.classes = list(classes) if classes is not None else list(self.index.classes)
+        numbers = {name: k for k, name in enumerate(self.classes)}
+        other = [name for name in self.index.classes if name not in numbers]
         if other:
             raise InputError(
                 f"Expected the classes of {self.root} among those of training "
                 f"({', '.join(self.classes[:8])}{', …' if len(self.classes) > 8 else ''}), but got "
                 f"{', '.join(other[:8])}; rename or remove these folders."
             )
-        try:
-            self.samples = ImageFolder(self.root, is_valid_file=_is_picture).samples
-        except FileNotFoundError as error:
-            raise InputError(
-                f"Expected images in every class folder of {self.root}, but some are empty: "
-                f"{str(error).split('classes ')[-1].split('. ')[0]}"
-            ) from error
-        self.labels = torch.tensor([self.classes.index(found[k]) for _, k in self.samples])
+        own = torch.tensor([numbers[name] for name in self.index.classes])
+        self.labels = own[torch.from_numpy(self.index.owners)]
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Image uint8 (3, H, W) and its label."""
-        image = read_image(self.samples[index][0], self.preprocess.decoder)
-        return self.preprocess(image), int(self.labels[index])
+        picture = read_image(self.index.path(index), self.preprocess.decoder)
+        image = self.crop(picture, self.preprocess) if self.crop else self.preprocess(picture)
+        return image, int(self.labels[index])
 
-
-def _is_picture(path: str) -> bool:
-    return path.lower().endswith((*IMG_EXTENSIONS, ".gif", ".avif"))
-
-
-def class_folders(root: Path) -> list[str]:
-    """Names of the folders in a folder, sorted; hidden ones do not count."""
-    if not root.is_dir():
-        raise InputError(f"Expected a folder of images, but {root} does not exist.")
-    names = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
-    if not names:
-        raise InputError(
-            f"Expected one folder a class with images in {root}, but it has no folder."
-        )
-    return names
+    @property
+    def samples(self) -> list[tuple[str, int]]:
+        """Path and label of every image, in order."""
+        paths = (self.index.path(i) for i in range(len(self)))
+        return list(zip(paths, self.labels.tolist(), strict=True))
 
 
 def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -100,7 +98,8 @@ def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     quota, rest = sizes * count // len(labels), sizes * count % len(labels)
     most = (rest + torch.rand(len(sizes), generator=rng)).argsort(descending=True)
     quota[most[: count - int(quota.sum())]] += 1
+    by_class = order[labels[order].argsort(stable=True)]
+    place = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     held = torch.zeros(len(labels), dtype=torch.bool)
-    for label, share in enumerate(quota.tolist()):
-        held[order[labels[order] == label][:share]] = True
+    held[by_class[place < quota.repeat_interleave(sizes)]] = True
     return (~held).nonzero().flatten(), held.nonzero().flatten()

@@ -218,6 +218,12 @@ class Method(pl.LightningModule, ABC):
     def optimizer_zero_grad(self, *args: Any) -> None:
         """Nothing: `optimizer_step` has cleared them."""
 
+    def on_train_epoch_end(self) -> None:
+        """Log how many unreadable images this device has skipped, of data that may skip any."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, TrainingData) and data.unreadable == "skip":
+            self.log("data/skipped", float(data.skips()))
+
     def train(self, mode: bool = True) -> Method:
         """Set the mode; batch norm stays in eval mode."""
         super().train(mode)

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import csv
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from test_folders import SMALL, plant
+from test_images import noise
+from test_train import FOLDER
+from test_train import photos as fruit
+
+from cfmask import FolderData, InputError, ShiftReport
+from cfmask.command import one_line_errors
+from cfmask.data import file_index
+from cfmask.data.epochs import EpochLoader
+from cfmask.data.unreadable import Skipping, complaint_of, refuse_unreadable
+from cfmask.train_command import train
+
+
+def encoded(kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(noise(64, 64)).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+SOUND = {
+    "jpeg": encoded("jpeg"),
+    "progressive jpeg": encoded("jpeg", progressive=True),
+    "jpeg with notes after its end": encoded("jpeg") + b"notes" * 2000,
+    "png": encoded("png"),
+    "png with notes after its end": encoded("png") + b"notes" * 2000,
+    "gif": encoded("gif"),
+    "bmp": encoded("bmp"),
+    "tiff": encoded("tiff"),
+}
+BROKEN = {
+    "empty": b"",
+    "text": b"this is not a picture",
+    "page of a web server": b"<html><body>404 not found</body></html>",
+    "cut jpeg": SOUND["jpeg"][:-300],
+    "jpeg cut in its header": SOUND["jpeg"][:30],
+    "cut png": SOUND["png"][:-300],
+    "cut gif": SOUND["gif"][:1500],
+    "cut bmp": SOUND["bmp"][:-300],
+}
+
+
+@pytest.mark.parametrize("kind", SOUND)
+def test_a_sound_file_passes(tmp_path, kind):
+    (tmp_path / "x").write_bytes(SOUND[kind])
+    assert complaint_of(str(tmp_path / "x")) == ""
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_does_not(tmp_path, kind):
+    (tmp_path / "x").write_bytes(BROKEN[kind])
+    assert str(tmp_path / "x") in complaint_of(str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_all_unreadable_files_are_named_at_once(tmp_path, workers):
+    paths = []
+    for i, data in enumerate([*SOUND.values(), *BROKEN.values()]):
+        paths.append(str(tmp_path / f"{i}.jpg"))
+        Path(paths[-1]).write_bytes(data)
+    with pytest.raises(InputError, match=f"{len(BROKEN)} of {len(paths)}") as caught:
+        refuse_unreadable(paths, workers)
+    named = str(caught.value)
+    shown = [f"{path}," in named or f"{path};" in named for path in paths]
+    assert shown == [i >= len(SOUND) for i in range(len(paths))]
+    refuse_unreadable(paths[: len(SOUND)], workers)
+
+
+def photos(tmp_path: Path, broken: tuple[str, ...] = ("ant/3.png", "bee/0.png")) -> Path:
+    plant(tmp_path / "train", {"ant": 10, "bee": 10})
+    for name in broken:
+        file = tmp_path / "train" / name
+        file.write_bytes(file.read_bytes()[:40])
+    return tmp_path
+
+
+def test_training_data_names_unreadable_images_before_anything_else(tmp_path):
+    data = FolderData(str(photos(tmp_path)), workers=0)
+    with pytest.raises(InputError, match="2 of 20") as caught:
+        data.prepare(SMALL)
+    assert "ant/3.png" in str(caught.value)
+    assert "bee/0.png" in str(caught.value)
+
+
+def test_unreadable_validation_images_are_named_too(tmp_path):
+    plant(photos(tmp_path, ()) / "val", {"ant": 1})
+    (tmp_path / "val/ant/0.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"val/ant/0\.png"):
+        FolderData(str(tmp_path), workers=0).prepare(SMALL)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_can_be_skipped_and_are_counted(tmp_path, workers):
+    data = FolderData(str(photos(tmp_path)), val_images=4, workers=workers, unreadable="skip")
+    data.prepare(SMALL)
+    assert data.skips() == 0
+    train, val = data.train_dataloader(), data.val_dataloader()
+    assert sum(len(labels) for _, labels in train) == 16
+    assert sum(len(labels) for _, labels in val) == 4
+    assert data.skips() == 2
+    data.teardown("fit")
+    assert [("ant/3.png" in line, "bee/0.png" in line) for line in data.skipped] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+class Indices(torch.utils.data.Dataset):
+    """Ten images that are their index; some cannot be read."""
+
+    def __init__(self, *broken: int) -> None:
+        self.broken = broken
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index in self.broken:
+            raise InputError(f"Cannot read image {index}.")
+        return torch.tensor(index), index
+
+
+def test_the_next_image_comes_in_place_of_an_unreadable_one():
+    data = Skipping(Indices(3, 4, 9))
+    assert [data[i][1] for i in range(10)] == [0, 1, 2, 5, 5, 5, 6, 7, 8, 0]
+    assert data.skipped.nonzero().flatten().tolist() == [3, 4, 9]
+
+
+def test_images_of_which_none_can_be_read_end_the_skipping():
+    with pytest.raises(InputError, match="10 in a row"):
+        Skipping(Indices(*range(10)))[5]
+
+
+def test_a_large_folder_is_looked_at_once(tmp_path, monkeypatch):
+    from test_file_index import age
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(file_index, "LARGE", 2)
+    root = photos(tmp_path / "x", ())
+    age(root)
+    FolderData(str(root), workers=0).prepare(SMALL)
+    (root / "train/ant/0.png").write_bytes(b"")  # which changes no folder
+    FolderData(str(root), workers=0).prepare(SMALL)
+    (root / "train/ant/0.png").rename(root / "train/ant/z.png")
+    age(root, hours=0.5)
+    with pytest.raises(InputError, match=r"z\.png"):
+        FolderData(str(root), workers=0).prepare(SMALL)
+
+
+class Deadly(Indices):
+    """A worker that reads image 5 is killed, as for want of memory."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index == 5 and torch.utils.data.get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def read_deadly(errors: int) -> None:
+    """Read as a command does, with the errors written to a file descriptor."""
+    os.dup2(errors, 2)
+    sys.stderr = os.fdopen(2, "w")
+    with one_line_errors():
+        list(EpochLoader(Deadly(), 2, num_workers=2))
+
+
+def test_a_killed_worker_is_one_line(tmp_path):
+    # Torch's alarm can go off anywhere, so a process of its own has to bear it.
+    with open(tmp_path / "errors", "w+") as errors:
+        process = multiprocessing.get_context("fork").Process(
+            target=read_deadly, args=(errors.fileno(),)
+        )
+        process.start()
+        process.join(60)
+        assert process.exitcode == 2
+    (line,) = (tmp_path / "errors").read_text().strip().splitlines()
+    assert line.startswith("error: A process that reads images ended")
+    assert "DataLoader worker" in line
+    assert "fewer workers" in line
+
+
+class Slow(Indices):
+    """Image 5 takes its time."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        time.sleep(0.4 if index == 5 else 0)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_slow_batch_is_named_while_it_is_waited_for(caplog, workers, monkeypatch):
+    monkeypatch.setattr(EpochLoader, "patience", 0.2)
+    loader = EpochLoader(Slow(), 2, num_workers=workers)
+    batches = iter(loader)
+    said = []
+    for _ in range(5):
+        next(batches)
+        said.append(len(caplog.records))
+    assert said == [0, 0, 1, 1, 1]
+    assert "Batch 2 has not come for 0 s" in caplog.text
+
+
+def test_a_report_says_how_many_training_images_were_skipped(tmp_path):
+    root, run = fruit(tmp_path / "photos"), tmp_path / "run"
+    broken = root / "train" / "lemon" / "6.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    args = [*FOLDER, f"--run={run}", f"--data.root={root}", f"--evaluation.data_root={root}"]
+    train([*args, "--data.unreadable=skip", "--data.val_images=2", "--data.crop=RandomCrop"])
+    assert str(broken) in (run / "skipped.txt").read_text()
+    report = ShiftReport.load(run / "report.json")
+    assert report.run["skipped_training_images"] == {str(run): 1}
+    rows = list(csv.DictReader((run / "csv" / "metrics.csv").open()))
+    assert [float(row["data/skipped"]) for row in rows if row["data/skipped"]][-1] == 1
