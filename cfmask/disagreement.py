@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from cfmask.answers import Answers, LabelRule
 from cfmask.classifier import Classifier
 from cfmask.data.datamodule import to_unit
+from cfmask.data.readable import Readable
 from cfmask.data.shifts import Shift
 from cfmask.errors import InputError
 from cfmask.relevance import default_relevance
@@ -101,7 +101,7 @@ def disagreements(
     """Images of each set on which exactly one of two models is right.
 
     At most `limit` images of a set are looked at, in an order drawn with a fixed seed, until there
-    are enough: the first ones found are taken, none is chosen.
+    are enough: the first ones found are taken, none is chosen. Unreadable images are left out.
 
     Args:
         first: a classifier in eval mode, such as the pretrained one.
@@ -150,13 +150,14 @@ def _differing(
     models: Sequence[Classifier], shift: Shift, limit: int, batch_size: int
 ) -> Iterator[tuple[int, Tensor, int, list[bool]]]:
     """Index, image, label and who is right, of images that one of the two has right."""
-    data: Any = shift.load(models[0].preprocess)
+    look = models[0].preprocess
+    data = Readable(shift.load(look), look.size, "wrong")
     seed = torch.Generator().manual_seed(0)
     order = torch.randperm(len(data), generator=seed)[:limit].tolist()
     start = 0
-    for images, labels in DataLoader(Subset(data, order), batch_size):
+    for images, labels, readable in DataLoader(Subset(data, order), batch_size):
         hits = torch.stack([_judged(model, images, labels, shift).correct for model in models])
-        for i in (hits[0] != hits[1]).nonzero().flatten().tolist():
+        for i in ((hits[0] != hits[1]) & readable).nonzero().flatten().tolist():
             yield order[start + i], images[i], int(labels[i]), hits[:, i].tolist()
         start += len(labels)
 

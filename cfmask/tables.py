@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cfmask.data.combinations import COMBINATIONS
 from cfmask.report import Row, ShiftReport
 
 # After the name of a set that is not whole, and after a figure that chance does not explain.
@@ -105,10 +106,20 @@ class Grid:
     def is_best(self, model: str, shift: str) -> bool:
         """Whether no model of several has a better figure on the set."""
         column = [self.cells[m, shift].value for m in self.models if (m, shift) in self.cells]
-        row, better = self.cells.get((model, shift)), self.measure.better
+        row, better = self.cells.get((model, shift)), self.measure.better * direction(shift)
         if row is None or better == 0 or len(column) < 2:
             return False
         return row.value * better == max(value * better for value in column)
+
+
+def direction(shift: str) -> int:
+    """1 if more is better on a set or combination, -1 if less is, 0 if neither is by itself.
+
+    A drop between two sets is small for a robust model and for a poor one alike.
+    """
+    of = COMBINATIONS.get(shift)
+    weights = [1.0] if of is None else list(of.weights.values())
+    return int(min(weights) > 0) - int(max(weights) < 0)
 
 
 def grids(report: ShiftReport) -> list[Grid]:
@@ -136,7 +147,7 @@ def incomplete(report: ShiftReport) -> dict[str, str]:
         Words by name of the set or combination, in the order of the protocol.
     """
     sets: dict[str, dict[str, Any]] = report.protocol.get("sets", {})
-    words = {name: _missing(sets[name]["size"]) for name in report.incomplete}
+    words = {name: _missing(sets[name]) for name in report.incomplete}
     for name, parts in report.protocol.get("means", {}).items():
         partly = [part for part in parts if part in words]
         if partly:
@@ -144,13 +155,16 @@ def incomplete(report: ShiftReport) -> dict[str, str]:
     return words
 
 
-def _missing(size: dict[str, Any]) -> str:
-    """How much was found of how much."""
-    found, expected = size["found"], size["expected"]
-    return (
-        f"{found['images']:,} of {expected['images']:,} images, "
-        f"{found['classes']:,} of {expected['classes']:,} classes"
-    )
+def _missing(rule: dict[str, Any]) -> str:
+    """How much was found of how much, and what could not be read."""
+    words, size = [], rule.get("size", {})
+    if not size.get("complete", True):
+        found, expected = size["found"], size["expected"]
+        words += [f"{found[key]:,} of {expected[key]:,} {key}" for key in ("images", "classes")]
+    broken = len(rule.get("unreadable", []))
+    if broken:
+        words.append(f"{broken:,} unreadable image{'s' * (broken > 1)} counted as wrong")
+    return ", ".join(words)
 
 
 def heading(report: ShiftReport, shift: str) -> str:

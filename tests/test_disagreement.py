@@ -126,6 +126,21 @@ def test_a_label_of_several_classes_is_named_by_all_of_them(pair, drawn, guesses
     assert torch.allclose(item.first.relevance, expected, atol=1e-5)
 
 
+def test_an_image_that_cannot_be_read_is_left_out(pair, drawn):
+    found = disagreements(*pair, [shift_of(drawn)], count=2 * COUNT)
+    broken = found[0].index
+
+    class Broken(Tensors):
+        def __getitem__(self, index):
+            if index == broken:
+                raise InputError("Cannot read image x.png.")
+            return super().__getitem__(index)
+
+    shift = Shift("id", lambda preprocess: Broken(drawn.images, drawn.labels))
+    left = disagreements(*pair, [shift], count=2 * COUNT)
+    assert [item.index for item in left] == [item.index for item in found[1:]]
+
+
 def test_a_cnn_is_explained_by_grad_cam(small_cnn):
     first = small_cnn.eval()
     second = copy.deepcopy(first)

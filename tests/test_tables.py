@@ -145,6 +145,31 @@ def test_a_best_figure_needs_another_to_be_better_than():
     assert not odd.is_best("zero-shot", "id")
 
 
+def test_where_less_is_better_the_least_is_the_best():
+    mce, drop, mean = "ImageNet-C mCE (lower is better)", "ImageNet-W drop", "mean of 4"
+    rows = [
+        Row(model, shift, "accuracy", value)
+        for model, value in (("a", 0.3), ("b", 0.2))
+        for shift in (mce, drop, mean, "id")
+    ]
+    (grid,) = grids(ShiftReport(rows))
+    assert {pair for pair in grid.cells if grid.is_best(*pair)} == {
+        ("b", mce),
+        ("a", mean),
+        ("a", "id"),
+    }
+
+
+def test_images_that_could_not_be_read_are_counted_out():
+    report = small_report()
+    report.protocol["sets"]["v2"]["unreadable"] = ["x.png", "y.png"]
+    words = incomplete(report)
+    assert words["v2"] == "2 unreadable images counted as wrong"
+    assert words["other"].endswith("v2")
+    report.protocol["sets"]["sketch"]["unreadable"] = ["z.png"]
+    assert incomplete(report)["sketch"].endswith("classes, 1 unreadable image counted as wrong")
+
+
 def test_what_is_not_whole_is_known_by_name():
     assert list(incomplete(small_report())) == ["sketch", "mean of shifts"]
 
