@@ -195,11 +195,13 @@ def test_timm_transformers_equal_a_loop_over_heads_and_tokens(kind):
                 assert torch.allclose(got[n], expected, atol=1e-8)
 
 
-def test_clip_equals_the_slow_forward_on_a_grid_that_is_not_square():
-    names, prompts = ["cat", "dog", "cow"], ["a {}"]
-    classifier = OpenClipClassifier("tiny-clip", None, names, prompts, image_size=(32, 72)).double()
+@pytest.mark.parametrize("weights", ["trained", "random"])
+def test_clip_equals_the_slow_forward_on_a_grid_that_is_not_square(weights, made):
+    size = (32, 72)
+    trained = OpenClipClassifier("tiny-clip", None, ["cat", "dog"], ["a {}"], image_size=size)
+    classifier = (trained if weights == "trained" else made("CLIP ViT", size)).double()
     torch.manual_seed(3)
-    images, labels = torch.rand(3, 3, 32, 72).double(), torch.tensor([2, 0, 1])
+    images, labels = torch.rand(3, 3, *size).double(), torch.tensor([1, 0, 1])
     expected, maps = slow_clip(classifier, images)
     logits, relevance = AttentionRelevance().explain(classifier, images, labels)
     assert relevance.shape == (3, 4, 9)

@@ -9,8 +9,9 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from cfmask import InputError, OpenClipClassifier, TimmClassifier
+from cfmask import AttentionRelevance, GradCAM, InputError, OpenClipClassifier, TimmClassifier
 from cfmask.classifier import Classifier
+from cfmask.counterfactual import pixels
 from cfmask.data import digits
 from cfmask.families.pretrained import TINY_CLIP
 
@@ -40,6 +41,27 @@ def test_features_of_real_architectures_equal_those_of_the_tower(model):
         expected = classifier.encoder((images - classifier.mean) / classifier.std)
         got = classifier.features(images)
     assert (got - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model", ["ViT-B-16", "ViT-L-14", "RN50", "convnext_base", "ViT-B-16-SigLIP", "EVA02-B-16"]
+)
+def test_real_architectures_are_explained_and_lose_patches(model):
+    classifier = OpenClipClassifier(model, None, ["a", "b"], head="linear").eval()
+    torch.manual_seed(0)
+    images, labels = torch.rand(2, 3, *classifier.image_size), torch.tensor([0, 1])
+    kinds = [GradCAM()] if classifier.tokens is None else [GradCAM(), AttentionRelevance()]
+    for relevance in kinds:
+        assert relevance.explain(classifier, images, labels)[1].shape == (2, *classifier.grid)
+    hidden = torch.rand(2, *classifier.grid) < 0.5
+    noise = torch.where(pixels(hidden, images), torch.rand_like(images), images)
+    with torch.no_grad():
+        features = classifier.features(images, hidden)
+        assert torch.allclose(features, classifier.features(noise, hidden), atol=1e-4)
+        again = Classifier.rebuild(json.loads(json.dumps(classifier.spec))).eval()
+        again.load_state_dict(classifier.state_dict())
+        assert torch.equal(again(images), classifier(images))
 
 
 @pytest.mark.parametrize("model", ["tiny-clip", "ViT-B-32"])
