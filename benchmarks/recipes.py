@@ -69,14 +69,17 @@ def build(model: str, method: str) -> Method:
     settings = yaml.safe_load((RECIPES / f"{model}.yaml").read_text())["model"]
     classifier = settings["init_args"]["classifier"]["init_args"]
     classifier["pretrained"] = False if "timm" in model else None
-    classifier |= {"head": "linear", "class_names": ["x"] * 1000}
+    classifier["head"] = "linear"
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Method, "model")
     args = [f"--model={json.dumps(settings)}"]
     if method != FINE_TUNING:
         text = (RECIPES / "methods" / f"{method}.yaml").read_text()
         args.append(f"--model={json.dumps(yaml.safe_load(text)['model'])}")
-    built: Method = parser.instantiate(parser.parse_args(args)).model
+    config = parser.parse_args(args)
+    # As an argument they would be copied for each of them.
+    config.model.init_args.classifier.init_args.class_names = ["x"] * 1000
+    built: Method = parser.instantiate(config).model
     return built
 
 
@@ -91,11 +94,8 @@ def cost(model: str, method: str) -> Cost:
 
 def memory_line(costs: dict[str, Cost]) -> str:
     """What a recipe file says of its memory, for each of its models."""
-    parts = ", ".join(
-        f"{model} {c.fixed / 1e9:.1f} GB + {c.image / 1e6:.0f} MB an image"
-        for model, c in costs.items()
-    )
-    return f"# Memory a GPU: {parts}."
+    parts = (f"{model} {c.fixed / 1e9:.1f} + {c.image / 1e6:.0f}" for model, c in costs.items())
+    return f"# Memory a GPU, GB + MB an image: {', '.join(parts)}."
 
 
 def gpu_line(costs: dict[str, Cost]) -> str:
@@ -108,13 +108,16 @@ def gpu_line(costs: dict[str, Cost]) -> str:
 
 
 def table(costs: dict[tuple[str, str], Cost]) -> str:
-    """The table of docs/recipes.md."""
+    """The table of docs/recipes.md; methods of a model that cost the same share a row."""
     head = ["model", "method", "GFLOP an image", "memory a GPU", *(f"{g} GB GPUs" for g in GPUS)]
-    lines = [f"| {' | '.join(head)} |", "|---|---|---|---|---|---|"]
+    rows: dict[tuple[str, str], list[str]] = {}
     for (model, method), c in costs.items():
         need = f"{c.fixed / 1e9:.1f} GB + {c.image / 1e6:.0f} MB an image"
         devices = " | ".join(str(c.devices(size) or "–") for size in GPUS)
-        lines.append(f"| {model} | {method} | {c.gflops:.1f} | {need} | {devices} |")
+        figures = f"{c.gflops:.1f} | {need} | {devices}"
+        rows.setdefault((model, figures), []).append(method)
+    lines = [f"| {' | '.join(head)} |", "|---|---|---|---|---|---|"]
+    lines += [f"| {model} | {', '.join(m)} | {figures} |" for (model, figures), m in rows.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -140,8 +143,9 @@ def main(models: list[str] = list(MODELS), update: bool = False) -> None:  # noq
     known: dict[tuple[str, str], Cost] = {}
     costs = {}
     for model, method in recipes(models):
-        # Which patches are chosen, and from how many images they come, costs nothing.
-        alike = method.replace("context", "object").replace("multi", "single")
+        # Which patches are chosen and where others come from costs nothing, and removed ones are
+        # counted as if they were there.
+        alike = re.sub("context", "object", re.sub("multi|none", "single", method))
         if (model, alike) not in known:
             known[model, alike] = cost(model, alike)
         costs[model, method] = known[model, alike]

@@ -75,6 +75,8 @@ def step_cost(
 ) -> StepCost:
     """Count one forward and backward pass of a method.
 
+    Where a transformer removes patches, they count as if they were there: an upper bound.
+
     Args:
         method: on the CPU; left as it was.
         batch_size: images of the step.
@@ -226,14 +228,13 @@ def _countable(method: Method) -> Iterator[None]:
 
 
 def _excluding(method: Method) -> list[Classifier]:
-    """Classifiers that exclude patches by relevance: how many, no fake tensor can tell.
+    """Classifiers that remove patches: how many, no fake tensor can tell.
 
-    Transformers compute the excluded tokens too, so that they are counted as if none was.
+    Transformers are counted as if all patches were there, which is the most that it can cost.
     """
     if not isinstance(method, MaskedDistillation) or method.classifier.tokens is None:
         return []
-    made = method.counterfactuals
-    removes = any(make.fill.removes and make.mask.needs_relevance for make in made)
+    removes = any(make.fill.removes for make in method.counterfactuals)
     return [method.classifier, method.teacher] if removes else []
 
 

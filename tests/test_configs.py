@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import open_clip
@@ -18,6 +19,9 @@ from cfmask import Distillation, FolderData, InputError, ShiftReport, load_class
 from cfmask.data import wordnet
 from cfmask.data.images import Preprocess
 from cfmask.train_command import TrainCLI, command_line, train
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import recipes
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -242,3 +246,27 @@ def test_a_given_hold_out_leaves_the_validation_folder_alone(imagenet):
     root, size = str(imagenet / "imagenet"), Preprocess((8, 8))
     assert [len(part) for part in FolderData(root).load(size)] == [1000, 6]
     assert [len(part) for part in FolderData(root, val_images=100).load(size)] == [900, 100]
+
+
+def test_what_a_recipe_needs_is_counted():
+    model = "vit_b32"
+    counted = {model: recipes.cost(model, recipes.FINE_TUNING)}
+    text = (RECIPES / f"{model}.yaml").read_text()
+    # Else `python benchmarks/recipes.py --update true` brings page and recipes up to date.
+    assert recipes.memory_line(counted) in text and recipes.gpu_line(counted) in text
+    row = recipes.table({(model, recipes.FINE_TUNING): counted[model]}).splitlines()[-1]
+    assert row in PAGE
+
+
+@pytest.mark.slow
+def test_what_all_recipes_need_is_counted(capsys):
+    recipes.main()
+    assert capsys.readouterr().out.strip() in PAGE
+
+
+def test_the_fewest_gpus_that_hold_a_step_are_named():
+    # Of 0.85 · 24 GB the model leaves 20 GB, which is 512 images at 39 MB.
+    assert recipes.Cost(1.0, 0.4e9, 39e6).devices(24) == 1
+    assert recipes.Cost(1.0, 0.4e9, 40e6).devices(24) == 2
+    assert recipes.Cost(1.0, 0.4e9, 78e6).devices(24) == 2
+    assert recipes.Cost(1.0, 20.4e9, 1e6).devices(24) is None
