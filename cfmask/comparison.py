@@ -19,7 +19,6 @@ from cfmask.predictions import parquet
 from cfmask.protocol import protocol_of
 from cfmask.publish import publish
 from cfmask.report import ShiftReport
-from cfmask.robustness import check_fit
 from cfmask.run_folder import CONFIG, RunFolder
 from cfmask.sources import is_run, labels_of, models_of
 from cfmask.wise import Blend, alphas_of
@@ -90,7 +89,6 @@ def compare(
     _move(models)
     request = Request(root, (), images, seed, allow_incomplete)
     found = _sets(shifts, request, models)
-    check_fit(fit)
     if predictions:
         parquet()
     classifiers = {name: described(model) for name, model in models.items()}

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cfmask.classifier import Classifier
 from cfmask.data.images import Decoder
 from cfmask.data.readable import Unreadable
 from cfmask.data.shifts import Shift
 from cfmask.errors import InputError
 from cfmask.inference import Inference, Model, Precision, described
-from cfmask.measures import combination_rows, counts_of, differences, rows_of
+from cfmask.measures import Counts, Table, combination_rows, counts_of, differences, rows_of
 from cfmask.protocol import protocol_of, run_facts
 from cfmask.report import Curve, Row, ShiftReport
-from cfmask.robustness import fits_of, robustness_rows
+from cfmask.robustness import check_fit, fits_of, robustness_rows
 from cfmask.wise import Blend
 
 
@@ -61,32 +62,25 @@ def evaluate(
     """
     if not models or not shifts:
         raise InputError("Expected at least one model and one shift set to evaluate, but got none.")
+    reference = next((shift.name for shift in shifts if shift.in_distribution), None)
+    check_fit(fit, len(models), reference)
     how = (batch_size, workers, precision, decoder, unreadable)
     inference = Inference(models, *how, store, predictions, progress)
     table = inference.answer(shifts)
-    reference = next((shift.name for shift in shifts if shift.in_distribution), None)
-    names = {name: described(model).class_names for name, model in models.items()}
+    classifiers = {name: described(model) for name, model in models.items()}
     details = {
-        model: {shift.name: counts_of(shift, own[shift.name], names[model]) for shift in shifts}
-        for model, own in table.items()
+        name: {s.name: counts_of(s, own[s.name], classifiers[name].class_names) for s in shifts}
+        for name, own in table.items()
     }
-    rows: list[Row] = []
-    for shift in shifts:
-        for model, own in table.items():
-            inside = own[reference] if reference and not shift.in_distribution else None
-            counts = details[model][shift.name]
-            heads = len(names[model])
-            rows += rows_of(model, shift, own[shift.name], counts, inside, heads)
+    rows = _rows(table, shifts, details, classifiers, reference)
     single = [row for row in rows if row.metric == "accuracy"]
     fits = fits_of(fit, single, reference)
-    rows += [*combination_rows(single, shifts), *robustness_rows(single, fits)]
-    classifiers = {name: described(model) for name, model in models.items()}
     tally = inference.tally
     protocol = protocol_of(classifiers, shifts, precision, decoder)
     for name, paths in tally.unreadable.items():
         protocol["sets"][name]["unreadable"] = paths
     return ShiftReport(
-        rows,
+        [*rows, *combination_rows(single, shifts), *robustness_rows(single, fits)],
         protocol,
         reference,
         details,
@@ -95,6 +89,23 @@ def evaluate(
         curves_of(models, single, reference),
         run_facts(tally.images, tally.seconds, tally.reused),
     )
+
+
+def _rows(
+    table: Table,
+    shifts: Sequence[Shift],
+    details: Mapping[str, Mapping[str, Counts]],
+    classifiers: Mapping[str, Classifier],
+    reference: str | None,
+) -> list[Row]:
+    """Figures on single sets, set by set."""
+    rows: list[Row] = []
+    for shift in shifts:
+        for model, own in table.items():
+            inside = own[reference] if reference and not shift.in_distribution else None
+            counts, heads = details[model][shift.name], len(classifiers[model].class_names)
+            rows += rows_of(model, shift, own[shift.name], counts, inside, heads)
+    return rows
 
 
 def curves_of(

@@ -70,16 +70,33 @@ def predicted(fit: Fit, reference: float) -> float:
 CHOICES = ("builtin", "models", "none")
 
 
-def check_fit(choice: str) -> None:
-    """Refuse what `fits_of` could not read, before time is spent.
+def check_fit(choice: str, models: int, reference: str | None) -> None:
+    """Refuse what `fits_of` would refuse, before time is spent.
+
+    Args:
+        choice: see `fits_of`.
+        models: number of models of the report.
+        reference: name of its reference set.
 
     Raises:
-        InputError: neither a choice nor a file.
+        InputError: neither a choice nor a file that can be read; too few models for a line.
     """
-    if choice not in CHOICES and not Path(choice).is_file():
+    if choice in CHOICES:
+        if choice == "models" and (models < 3 or reference is None):
+            raise _too_few(models, reference)
+    elif Path(choice).is_file():
+        read_fits(Path(choice), reference)
+    else:
         raise InputError(
             f"Expected a fit among {', '.join(CHOICES)}, or a CSV file, but got {choice}."
         )
+
+
+def _too_few(models: int, reference: str | None) -> InputError:
+    return InputError(
+        "Expected at least 3 models with different accuracies on a reference set to fit a line "
+        f"through, but got {models} on {reference}; evaluate more, or use another --fit."
+    )
 
 
 def fits_of(choice: str, rows: Sequence[Row], reference: str | None) -> list[Fit]:
@@ -129,10 +146,7 @@ def lines_through(
     """
     both = [own for own in accuracies.values() if reference in own]
     if reference is None or len({own[reference] for own in both}) < 3:
-        raise InputError(
-            "Expected at least 3 models with different accuracies on a reference set to fit a line "
-            f"through, but got {len(both)} on {reference}; evaluate more, or use another --fit."
-        )
+        raise _too_few(len(both), reference)
     shifts = [name for name in both[0] if name != reference]
     return [
         _line(shift, reference, transform, [(own[reference], own[shift]) for own in both], source)

@@ -158,6 +158,7 @@ def test_a_run_keeps_its_report_and_its_settings(runs, capsys):
         (["open_clip:tiny-clip", "--shifts=[digit]"], "digits"),
         (["open_clip:tiny-clip", "--wise=2"], "alphas"),
         (["open_clip:tiny-clip", "--fit=no.csv"], "no.csv"),
+        (["open_clip:tiny-clip", "--fit=models"], "at least 3 models"),
         (["open_clip:tiny-clip", "none.json"], "none.json"),
         (["open_clip:tiny-clip", "--images=0"], "at least 1"),
         (["open_clip:tiny-clip", "--show=[speed]"], "ece"),
