@@ -16,6 +16,7 @@ from cfmask.counterfactual import (
 )
 from cfmask.data.datamodule import DigitsData, FolderData
 from cfmask.data.images import RandomCrop
+from cfmask.data.shards import ShardData
 from cfmask.data.shifts import SHIFTS, find_shifts
 from cfmask.errors import InputError
 from cfmask.evaluate import evaluate
@@ -63,6 +64,7 @@ __all__ = [
     "RandomMask",
     "Relevance",
     "SavedRelevance",
+    "ShardData",
     "ShiftReport",
     "ShuffleFill",
     "SingleFill",

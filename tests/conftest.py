@@ -52,3 +52,21 @@ def everything(tmp_path_factory) -> Path:
     for name in ORIGINS:
         plant_one(root, name)
     return root
+
+
+@pytest.fixture(scope="session")
+def class_photos(tmp_path_factory) -> Path:
+    """A folder of images of four classes. Tests only read them."""
+    from shard_trees import plant_photos
+
+    return plant_photos(tmp_path_factory.mktemp("photos") / "train")
+
+
+@pytest.fixture(scope="session")
+def packed(class_photos, tmp_path_factory) -> Path:
+    """These in shards of six. Tests only read them."""
+    from cfmask.pack import pack
+
+    out = tmp_path_factory.mktemp("packed") / "shards"
+    pack(class_photos, out, shard_size=6)
+    return out

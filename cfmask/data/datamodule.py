@@ -202,9 +202,7 @@ class FolderData(TrainingData):
         self.val_images = val_images
         self.seed = seed
         self.folders = class_folders(self.root / "train")
-        if class_names == "imagenet":
-            class_names = _imagenet_names(self.folders, self.root / "train")
-        self.class_names = _named(self.folders, class_names or {}, self.root / "train")
+        self.class_names = named(self.folders, class_names, str(self.root / "train"))
 
     def load(self, preprocess: Preprocess) -> tuple[Dataset[Sample], Dataset[Sample]]:
         """See `TrainingData.load`."""
@@ -230,23 +228,35 @@ class FolderData(TrainingData):
             replace(index, sound=True).keep()
 
 
-def _named(folders: Sequence[str], names: Mapping[str, str], train: Path) -> tuple[str, ...]:
-    """Class names in the order of the folders; a folder without one keeps its own."""
-    other = sorted(set(names) - set(folders))
+def named(
+    folders: Sequence[str], names: Mapping[str, str] | Literal["imagenet"] | None, where: str
+) -> tuple[str, ...]:
+    """Class names in the order of the folders; a folder without one keeps its own.
+
+    Args:
+        folders: names of the class folders.
+        names: name of a class by its folder; or `imagenet` for OpenAI's names by WordNet id.
+        where: the folders lie, for messages.
+
+    Raises:
+        InputError: names for folders that are not there, or other folders than ImageNet's.
+    """
+    given = _imagenet_names(folders, where) if names == "imagenet" else names or {}
+    other = sorted(set(given) - set(folders))
     if other:
         raise InputError(
-            f"Expected class_names for folders of {train}, but got {', '.join(other[:8])}, which "
+            f"Expected class_names for folders of {where}, but got {', '.join(other[:8])}, which "
             "are none of them."
         )
-    return tuple(names.get(folder, folder.replace("_", " ")) for folder in folders)
+    return tuple(given.get(folder, folder.replace("_", " ")) for folder in folders)
 
 
-def _imagenet_names(folders: Sequence[str], train: Path) -> dict[str, str]:
+def _imagenet_names(folders: Sequence[str], where: str) -> dict[str, str]:
     """OpenAI's class names by WordNet id, for exactly the 1000 folders of ImageNet."""
     if tuple(folders) != wordnet.synsets():
         odd = sorted(set(folders) ^ set(wordnet.synsets()))
         raise InputError(
-            f"Expected the 1000 ImageNet classes as WordNet ids in {train}, but got "
+            f"Expected the 1000 ImageNet classes as WordNet ids in {where}, but got "
             f"{len(folders)} folders; missing or not of them: {', '.join(odd[:4])}."
         )
     return dict(zip(folders, wordnet.class_names()))
