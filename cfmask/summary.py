@@ -89,8 +89,8 @@ class RunSummary:
             "parameters": f"{_short(self.parameters)}, {_short(self.trainable)} trainable"
             + (f"; frozen teacher {_short(self.teacher)}" if self.teacher else ""),
             "images": f"{self.train_images:,} to train on, {self.val_images:,} to choose the epoch",
-            "batch": f"{self.batch_per_device} a device x {self.devices} devices x "
-            f"{self.accumulate} accumulated = {self.batch}",
+            "batch": f"{self.batch} images a step: {self.batch_per_device} on a device at a time, "
+            f"devices {self.devices}, passes accumulated {self.accumulate}",
             "steps": f"{self.steps:,}{epochs}",
             "cost": f"{_short(self.flops_per_image)}FLOP an image, {_short(self.flops)}FLOP in all",
             "memory": f"about {_short(self.memory_bytes)}B a device in {self.precision}: {parts}",

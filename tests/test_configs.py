@@ -18,6 +18,7 @@ from torch.nn.utils import parameters_to_vector
 from cfmask import Distillation, FolderData, InputError, ShiftReport, load_classifier
 from cfmask.data import wordnet
 from cfmask.data.images import Preprocess
+from cfmask.eval_command import evaluate_run
 from cfmask.train_command import TrainCLI, command_line, train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -174,6 +175,14 @@ def test_the_page_of_recipes_gives_commands_that_run(
     two_steps([*shlex.split(line), *small(imagenet, *tiny("vit")), f"--run={tmp_path}", ONE])
 
 
+def test_the_page_of_recipes_evaluates_without_training(imagenet, tmp_path, no_text_tower):
+    (line,) = re.findall(r"^python eval\.py open_clip:\S+ (.*)", PAGE, re.M)
+    rest = ["--allow_incomplete=true", f"--data_root={imagenet}", f"--out={tmp_path}"]
+    evaluate_run(["open_clip:tiny-clip", *shlex.split(line), *rest, "--pictures=0"])
+    rows = ShiftReport.load(tmp_path / "report.json").rows
+    assert {row.total for row in rows if row.metric == "accuracy"} == {6}
+
+
 def test_the_page_of_recipes_names_every_method():
     assert all(f"`{path.stem}`" in PAGE for path in METHODS)
 
@@ -227,8 +236,10 @@ def test_recipes_train_two_steps_at_full_size(
     if method:
         grad_cam = "" if model.stem.startswith("vit") else "_gradcam"
         command += ["--config", str(RECIPES / "methods" / f"{method}{grad_cam}.yaml")]
-    untrained = "false" if "timm" in model.stem else "null"
-    options = [f"--model.classifier.pretrained={untrained}", f"--run={tmp_path}"]
+    untrained = {"pretrained": False if "timm" in model.stem else None}
+    settings = {"model": {"init_args": {"classifier": {"init_args": untrained}}}}
+    (tmp_path / "untrained.yaml").write_text(yaml.safe_dump(settings))
+    options = ["--config", str(tmp_path / "untrained.yaml"), f"--run={tmp_path / 'run'}"]
     options += ["--trainer.precision=32-true", "--data.batch_size=2", "--data.val_images=2"]
     two_steps([*command, *small(imagenet), *options])
 

@@ -178,7 +178,7 @@ def test_a_run_says_what_it_does_before_it_does_it(masked, tmp_path, capsys):
     assert said["memory_bytes"] == sum(said["memory"].values())
     table = capsys.readouterr().out
     assert "MaskedDistillation of tiny-clip" in table
-    assert "16 a device x 1 devices x 2 accumulated = 32" in table
+    assert "32 images a step: 16 on a device at a time, devices 1, passes accumulated 2" in table
 
 
 def test_what_is_frozen_is_said(tiny_clip, tmp_path):
