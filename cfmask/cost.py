@@ -22,6 +22,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+from cfmask import processes
 from cfmask.attention import AttentionMaps
 from cfmask.classifier import Classifier
 from cfmask.methods import MaskedDistillation, Method
@@ -90,7 +91,7 @@ def step_cost(
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     if fake is None:
         fake = sum(p.numel() for p in method.parameters()) >= SMALL
-    with torch.random.fork_rng(devices=[]), _countable(method):
+    with torch.random.fork_rng(devices=[]), _countable(method), processes.alone():
         if fake:
             # Fake tensors refuse what depends on values with errors of many kinds.
             with contextlib.suppress(Exception):

@@ -12,12 +12,14 @@ object 0.3, context 0.6.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cfmask.errors import InputError
+from cfmask.processes import count, rank
 
 Donors = Literal["device", "all"]
 
@@ -61,7 +63,8 @@ class RandomMask(PatchMask):
 
     def __call__(self, relevance: Tensor) -> Tensor:
         """See `PatchMask`."""
-        noise = torch.rand_like(relevance)
+        h, w = relevance.shape[1:]
+        noise = _own_rows(len(relevance), lambda rows: relevance.new_empty(rows, h, w).uniform_())
         if not self.exact:
             return noise < self.probability
         patches = noise[0].numel()
@@ -124,7 +127,7 @@ class Fill(ABC):
 class SingleFill(Fill):
     """Every replaced patch comes from the same position of one other image.
 
-    No image is its own donor. Within a device every image is the donor of one other.
+    No image is its own donor, and every image is the donor of one other.
 
     Args:
         donors: `device` takes from the images of the device's own batch, `all` from those of all
@@ -143,13 +146,10 @@ class SingleFill(Fill):
             InputError: a batch of one image, which has no other to take from.
         """
         pool, own = _donors(images, self.donors)
-        if len(pool) == len(images):
-            order = torch.randperm(len(images), device=images.device)
-            donors = torch.empty_like(order)
-            donors[order] = order.roll(1)
-        else:
-            donors = _others(own, len(pool))
-        return torch.where(pixels(replaced, images), pool[donors], images)
+        order = torch.randperm(len(pool), device=images.device)
+        donors = torch.empty_like(order)
+        donors[order] = order.roll(1)
+        return torch.where(pixels(replaced, images), pool[donors[own]], images)
 
 
 class MultiFill(Fill):
@@ -229,7 +229,9 @@ class ShuffleFill(Fill):
     def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
         """See `Fill`."""
         patches, flat = _patches(images, replaced), replaced.flatten(1)
-        noise = torch.rand(flat.shape, device=images.device)
+        noise = _own_rows(
+            len(flat), lambda rows: torch.rand(rows, flat.shape[1], device=images.device)
+        )
         # Both orders put the replaced patches first: by position, and at random.
         places = (~flat).to(noise.dtype).argsort(dim=1, stable=True)
         drawn = (noise + (~flat).to(noise.dtype)).argsort(1)
@@ -309,20 +311,34 @@ def _replace(images: Tensor, replaced: Tensor, patches: Tensor) -> Tensor:
 
 
 def _donors(images: Tensor, donors: Donors) -> tuple[Tensor, Tensor]:
-    """Images that may give patches, and which of them the given ones are, int64 (B,)."""
+    """Images that may give patches, and which of them the given ones are, int64 (B,).
+
+    Device r of W has the images r, r + W, r + 2 W, … of a step, as of one device alone.
+    """
     own = torch.arange(len(images), device=images.device)
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if donors == "all" and distributed:
-        shares = [torch.empty_like(images) for _ in range(torch.distributed.get_world_size())]
+    if donors == "all" and count() > 1:
+        shares = [torch.empty_like(images) for _ in range(count())]
         torch.distributed.all_gather(shares, images.contiguous())
-        images, own = torch.cat(shares), own + torch.distributed.get_rank() * len(own)
+        images, own = torch.stack(shares, 1).flatten(0, 1), own * count() + rank()
     check_donors(len(images))
     return images, own
 
 
-def _others(own: Tensor, count: int) -> Tensor:
-    """For each number in [0, count) another one, uniformly."""
-    return (own + torch.randint(1, count, own.shape, device=own.device)) % count
+def _others(own: Tensor, number: int) -> Tensor:
+    """For each number in [0, `number`) another one, uniformly."""
+    shape = own.shape[1:]
+    steps = _own_rows(
+        len(own), lambda rows: torch.randint(1, number, (rows, *shape), device=own.device)
+    )
+    return (own + steps) % number
+
+
+def _own_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
+    """This device's rows of random numbers for the images of all devices.
+
+    With generators seeded alike, an image gets what it would get on one device alone.
+    """
+    return draw(rows * count())[rank() :: count()]
 
 
 def _check_grid(images: Tensor, grid: Tensor) -> None:
@@ -334,11 +350,11 @@ def _check_grid(images: Tensor, grid: Tensor) -> None:
         )
 
 
-def check_donors(count: int) -> None:
+def check_donors(number: int) -> None:
     """Raise an InputError for a batch too small to take patches from."""
-    if count < 2:
+    if number < 2:
         raise InputError(
-            f"Expected at least 2 images in a batch to take patches from, but got {count}; raise "
+            f"Expected at least 2 images in a batch to take patches from, but got {number}; raise "
             "the batch size or drop the last batch."
         )
 

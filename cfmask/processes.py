@@ -7,6 +7,7 @@ are not padded, so that every image counts once.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -21,14 +22,32 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=1)
 
 
+# Whether this process counts itself alone.
+_ALONE = contextvars.ContextVar("alone", default=False)
+
+
 def rank() -> int:
     """Number of this process; 0 where there is one."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _together() else 0
 
 
 def count() -> int:
     """Number of processes."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _together() else 1
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Context in which this process counts as the only one: it waits for no other."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized() and not _ALONE.get()
 
 
 def own_part(length: int) -> range:
@@ -61,7 +80,14 @@ def from_first(make: Callable[[], T]) -> T:
     """What `make` gives in the first process, in every process; it runs in that one alone."""
     if count() == 1:
         return make()
-    found: list[T | None] = gathered(lambda: make() if rank() == 0 else None)
+
+    def first() -> T | None:
+        if rank():
+            return None
+        with alone():
+            return make()
+
+    found = gathered(first)
     result: Any = found[0]
     return result  # type: ignore[no-any-return]
 

@@ -194,8 +194,9 @@ class StepCheckpoints(Checkpoint):
 class Position(Callback):
     """Lets the order of the images and all chance of a step depend on where the step stands.
 
-    Masks and donors are so the same whether the run was stopped on the way or not: torch is seeded
-    before every step, by seed, epoch, batch and device.
+    Masks and donors are so the same whether the run was stopped on the way or not, and on however
+    many devices it runs: torch is seeded before every step, by seed, epoch and batch, and masks
+    and fills take their rows of what it draws for all devices.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -209,7 +210,7 @@ class Position(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Seed the generators of the CPU and of the device."""
-        torch.manual_seed(mixed(run_seed(), trainer.current_epoch, batch_idx, trainer.global_rank))
+        torch.manual_seed(mixed(run_seed(), trainer.current_epoch, batch_idx))
 
 
 def leads() -> bool:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -111,12 +110,14 @@ class Announce(pl.Callback):
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
 
-    @rank_zero_only
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """See `Callback.setup`. The weights are not on their device yet."""
         if stage != "fit" or not isinstance(pl_module, Method):
             return
+        # To count the steps, Lightning waits for all processes.
         summary = summarise(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
         Console(width=100).print(summary.table())
         if self.path:
             summary.save(self.path)

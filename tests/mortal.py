@@ -9,8 +9,9 @@ import importlib
 import multiprocessing
 import os
 import signal
+import socket
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["cfmask.train_command", "cfmask.gallery"])
@@ -38,12 +39,60 @@ def train_in_child(args: Sequence[str], death: Death | None = None, limit: int =
     return child.exitcode
 
 
-def _train(args: list[str], death: Death | None, limit: int) -> None:
+def train_together(
+    args: Sequence[str], world: int, nodes: int = 1, deaths: dict[int, Death] | None = None
+) -> list[int | None]:
+    """Exit codes of a training command on several processes, as torchrun starts them, with SGD.
+
+    Args:
+        args: of the command.
+        world: number of processes.
+        nodes: on how many machines they believe to be.
+        deaths: by process, when it dies. The others are ended a minute later, with code None.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    each = world // nodes
+    options = [f"--trainer.devices={each}", f"--trainer.num_nodes={nodes}"]
+    children = []
+    for rank in range(world):
+        places = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank % each}
+        places |= {"GROUP_RANK": rank // each, "LOCAL_WORLD_SIZE": each}
+        places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+        death = (deaths or {}).get(rank)
+        work = ([*args, "--trainer.strategy=ddp", *options], death, 0, places)
+        children.append(SERVER.Process(target=_train, args=work))
+        children[-1].start()
+    for child in children:
+        child.join(60 if deaths else 300)
+        child.kill() if child.exitcode is None else None
+    return [child.exitcode for child in children]
+
+
+def plain_sgd(method: Any) -> Any:
+    """Optimiser whose steps are the gradients; AdamW makes whole steps of rounding errors."""
     import torch
 
+    trained = [p for p in method.parameters() if p.requires_grad]
+    return torch.optim.SGD(trained, 0.1, weight_decay=0.01)
+
+
+def _train(
+    args: list[str], death: Death | None, limit: int, places: dict[str, object] | None = None
+) -> None:
+    import torch
+    from pytorch_lightning.utilities import rank_zero_only
+
+    from cfmask.methods import Method
     from cfmask.train_command import train
 
     torch.set_num_threads(1)
+    if places:
+        Method.configure_optimizers = plain_sgd
+        os.environ.update({name: str(value) for name, value in places.items()})
+        # A process of torchrun has the variables when it imports Lightning.
+        rank_zero_only.rank = places["RANK"]
     if limit:
         import resource
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -105,7 +106,7 @@ class Method(pl.LightningModule, ABC):
             loss.backward()
             return loss.detach()
         self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, None)
-        if self.trainer.world_size == 1:
+        if isinstance(self.trainer.strategy, SingleDeviceStrategy):
             return loss.detach()
         return loss.detach() + sum(0 * p.sum() for p in self.classifier.head.parameters())
 
