@@ -126,7 +126,7 @@ def differences(batches: Batches, reference: Batches) -> tuple[int, float]:
     return largest, differing / total
 
 
-def measure(images: int = 200, rounds: int = 3, quality: list[int] = [90]) -> None:  # noqa: B006
+def measure(images: int = 200, rounds: int = 3, quality: list[int] = [75, 90, 95]) -> None:  # noqa: B006
     """Print the table.
 
     Args:

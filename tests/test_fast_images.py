@@ -142,17 +142,39 @@ def outcome(data: bytes, decoder: str) -> np.ndarray | None:
         return None
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.data())
-def test_both_decoders_agree_on_damaged_files(draw):
-    data = bytearray(jpeg(photo("chelsea").resize((60, 40)), quality=60))
-    for _ in range(draw.draw(st.integers(1, 3))):
-        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
-    data = bytes(data[: draw.draw(st.integers(len(data) // 2, len(data) * 2))])
+@cache
+def small(kind: str) -> bytes:
+    """A JPEG of the kind, of some kB."""
+    exif = Image.Exif()
+    exif[274] = 6
+    options = {"rotated": {"exif": exif}, "progressive": {"progressive": True}}
+    return jpeg(photo("chelsea").resize((60, 40)), quality=60, **options.get(kind, {}))
+
+
+def check_damaged(draw) -> None:
+    """Both decoders make the same of a damaged file: the same picture, or none."""
+    data = bytearray(small(draw.draw(st.sampled_from(["plain", "rotated", "progressive"]))))
+    for _ in range(draw.draw(st.integers(0, 3))):
+        at = draw.draw(st.integers(0, draw.draw(st.sampled_from([30, 700, len(data) - 1]))))
+        data[at] = draw.draw(st.integers(0, 255))
+    data = bytes(data[: draw.draw(st.integers(0, len(data) * 2))])
     fast, pil = outcome(data, "fast"), outcome(data, "pil")
     assert (fast is None) == (pil is None)
     if fast is not None:
         assert np.array_equal(fast, pil)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_both_decoders_agree_on_damaged_files(draw):
+    check_damaged(draw)
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None)
+@given(st.data())
+def test_both_decoders_agree_on_many_damaged_files(draw):
+    check_damaged(draw)
 
 
 def test_one_wrong_byte_decodes_alike():

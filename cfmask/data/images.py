@@ -10,12 +10,14 @@ million, which is 2 off.
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import ExifTags, Image
 from torch import Tensor
 
@@ -25,6 +27,8 @@ Decoder = Literal["fast", "pil"]
 # An RGB picture, decoded: from Pillow, or uint8 (3, H, W).
 Picture: TypeAlias = Image.Image | Tensor
 
+# Number of pixels up to which Pillow opens a picture without a warning.
+LARGEST = 89_478_485
 # What a report says of the decoder.
 DECODERS: dict[Decoder, str] = {
     "fast": "torchvision on bytes, 1/255 from Pillow at the most but for rare values",
@@ -69,12 +73,14 @@ class Preprocess:
         """RGB picture to uint8 (3, H, W)."""
         from torchvision.transforms.v2 import functional as tv
 
+        mode = tv.InterpolationMode(self.interpolation)
         picture = self.prepared(picture)
         sides = extent(picture)
         target = self._target(*sides)
-        if isinstance(picture, Tensor) and not _shrinks(sides, target):
+        if isinstance(picture, Tensor) and _shrinks(sides, target):
+            return _centre(_shrunk(picture, target, self.interpolation), *self.size)
+        if isinstance(picture, Tensor):
             picture = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        mode = tv.InterpolationMode(self.interpolation)
         return as_bytes(tv.center_crop(tv.resize(picture, target, mode), list(self.size)))
 
     def prepared(self, picture: Picture) -> Picture:
@@ -146,7 +152,8 @@ def read_image(
         InputError: the file is no readable image; the path is named.
     """
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            data = file.read()
     except OSError as error:
         raise InputError(f"Cannot read image {path}: {error.strerror}. Replace it.") from error
     return decode(data, str(path), decoder, as_stored, border)
@@ -172,17 +179,25 @@ def decode(
         InputError: no readable image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            turn = None if as_stored else UPRIGHT.get(_orientation(image))
-            fast = decoder == "fast" and turn is None and _is_plain_jpeg(image)
-            picture: Picture | None = _decode_jpeg(data) if fast else None
-            if picture is None:
-                upright = image if turn is None else image.transpose(turn)
-                picture = image.convert("RGB") if as_stored else _to_rgb(upright)
+        picture = _decoded(data, decoder == "fast", as_stored)
         return _cropped(picture, border) if border else picture
     # PIL's decoders raise errors of any kind on broken files.
     except Exception as error:
         raise InputError(f"Cannot read image {name}: {error}. Remove or replace it.") from error
+
+
+def _decoded(data: bytes, fast: bool, as_stored: bool) -> Picture:
+    pixels = _decode_jpeg(data) if fast and _is_simple_jpeg(data) else None
+    if pixels is not None:
+        return pixels
+    with Image.open(io.BytesIO(data)) as image:
+        turn = None if as_stored else UPRIGHT.get(_orientation(image))
+        plain = image.format == "JPEG" and image.mode in ("L", "RGB") and turn is None
+        pixels = _decode_jpeg(data) if fast and plain else None
+        if pixels is not None:
+            return pixels
+        upright: Image.Image = image if turn is None else image.transpose(turn)
+        return image.convert("RGB") if as_stored else _to_rgb(upright)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -190,8 +205,22 @@ def _orientation(image: Image.Image) -> int:
     return orientation
 
 
-def _is_plain_jpeg(image: Image.Image) -> bool:
-    return image.format == "JPEG" and image.mode in ("L", "RGB")
+def _is_simple_jpeg(data: bytes) -> bool:
+    """Whether the first bytes show a grey or colour JPEG of 8 bits without EXIF.
+
+    It spares most files the making of a Pillow picture. What is in doubt is none.
+    """
+    at = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while at + 10 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in (0xC0, 0xC1, 0xC2):
+            bits, high, wide, colours = struct.unpack_from(">BHHB", data, at + 4)
+            return bits == 8 and colours in (1, 3) and 0 < high * wide <= LARGEST
+        # Segments that may hold EXIF or further pictures are Pillow's to read.
+        if marker not in (0xE0, 0xEE, 0xDB, 0xC4, 0xDD, 0xFE):
+            return False
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
 
 
 def _decode_jpeg(data: bytes) -> Tensor | None:
@@ -222,6 +251,20 @@ def _shrinks(sides: tuple[int, int], target: list[int]) -> bool:
     """
     (high, wide), (height, width) = sides, target
     return height <= high and width <= wide and high - height <= 2 * (wide - width)
+
+
+def _shrunk(picture: Tensor, target: list[int], interpolation: str) -> Tensor:
+    """What torchvision's resize gives, without what it spends around torch's."""
+    # A batch of one that says channels last, which torch reads and writes fastest.
+    batch = picture.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)
+    return F.interpolate(batch, target, mode=interpolation, antialias=True)[0]
+
+
+def _centre(picture: Tensor, height: int, width: int) -> Tensor:
+    """The crop of torchvision's CenterCrop, contiguous."""
+    top, left = ((n - m) / 2 for n, m in zip(extent(picture), (height, width), strict=True))
+    top, left = round(top), round(left)
+    return picture[:, top : top + height, left : left + width].contiguous()
 
 
 def extent(picture: Picture) -> tuple[int, int]:
