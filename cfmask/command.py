@@ -83,14 +83,21 @@ def one_line_errors() -> Iterator[None]:
             "Expected enough memory for all of them; give fewer workers, and go on with "
             "--resume true if this was training."
         )
+    except UnicodeDecodeError as error:
+        fail(f"Expected a config file of UTF-8 text, but got bytes that are none: {error}.")
     except ValueError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__ or cause.__context__
+        cause = input_error(error)
         if cause is None:
             raise
         # A worker process hands on its traceback; the last line is ours.
         fail(str(cause).strip().splitlines()[-1].removeprefix("cfmask.errors.InputError: "))
+
+
+def input_error(error: BaseException | None) -> InputError | None:
+    """The InputError behind an error, if there is one."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def fail(message: str) -> NoReturn:

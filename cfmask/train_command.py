@@ -8,14 +8,16 @@ from typing import Any
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from cfmask import processes
 from cfmask.checkpoint import PRETRAINED, load_classifier, read_checkpoint
 from cfmask.classifier import Classifier
-from cfmask.command import OneLineParser, one_line_errors, print_table, quiet
+from cfmask.command import OneLineParser, input_error, one_line_errors, print_table, quiet
 from cfmask.comparison import compare
 from cfmask.data.datamodule import TrainingData
 from cfmask.data.shifts import Request, find_shifts
+from cfmask.errors import InputError
 from cfmask.faults import endings
 from cfmask.gallery import GALLERY, ROWS, draw, first_of_each_class, of_method
 from cfmask.methods import MaskedDistillation, Method
@@ -28,6 +30,10 @@ RECIPE = {
     "log_every_n_steps": 10,
     "enable_model_summary": False,
 }
+
+
+# What Lightning, jsonargparse and constructors raise at values that they cannot take.
+UNFIT = (ValueError, TypeError, OverflowError, RuntimeError, MisconfigurationException)
 
 
 def train(args: Sequence[str] | None = None) -> None:
@@ -48,18 +54,28 @@ def train(args: Sequence[str] | None = None) -> None:
 
 
 def command_line(args: Sequence[str] | None = None) -> TrainCLI:
-    """The trainer, method and data that the arguments ask for, before anything is written."""
-    return TrainCLI(
-        Method,
-        TrainingData,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        run=False,
-        seed_everything_default=0,
-        save_config_callback=None,
-        trainer_defaults=RECIPE,
-        args=None if args is None else list(args),
-    )
+    """The trainer, method and data that the arguments ask for, before anything is written.
+
+    Raises:
+        InputError: settings of which no run can be made.
+    """
+    try:
+        return TrainCLI(
+            Method,
+            TrainingData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            run=False,
+            seed_everything_default=0,
+            save_config_callback=None,
+            trainer_defaults=RECIPE,
+            args=None if args is None else list(args),
+        )
+    except UNFIT as error:
+        if isinstance(error, UnicodeDecodeError) or input_error(error):
+            raise
+        line = " ".join(str(error).split())
+        raise InputError(f"Cannot build a run from these settings: {line}") from error
 
 
 class TrainParser(LightningArgumentParser, OneLineParser):
@@ -109,6 +125,19 @@ class TrainCLI(LightningCLI):
             compute_fn=_class_names,
             apply_on="instantiate",
         )
+
+    def before_instantiate_classes(self) -> None:
+        """See `LightningCLI.before_instantiate_classes`.
+
+        Raises:
+            InputError: a value in place of a group of settings, which jsonargparse lets pass.
+        """
+        for group in ("trainer", "evaluation", "checkpoints"):
+            if not hasattr(self.config[group], "as_dict"):
+                raise InputError(
+                    f"Expected settings by name under {group}, but got {self.config[group]!r}; see "
+                    "--help."
+                )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Trainer that logs and saves in the run folder, once this is known to be free."""
