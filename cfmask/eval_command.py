@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 
@@ -27,8 +26,6 @@ def evaluate_run(args: Sequence[str] | None = None) -> None:
     """
     quiet()
     args = sys.argv[1:] if args is None else list(args)
-    # The older name of this option.
-    args = [re.sub("^--alphas", "--wise", word) for word in args]
     args = as_lists(args, "--shifts", "--show")
     if "--check" in args:
         return check_data(args)
