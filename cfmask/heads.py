@@ -77,7 +77,7 @@ def zero_shot_weight(
     multiply by exp(logit_scale).
 
     Args:
-        clip: a model with `encode_text` and `logit_scale`.
+        clip: a model with `encode_text` and `logit_scale`; left on the CPU.
         tokenizer: texts -> int64 (N, context length).
         class_names: K names.
         templates: prompts with one `{}` each for the name.
@@ -91,19 +91,22 @@ def zero_shot_weight(
     Source: Radford et al. 2021 (arXiv 2103.00020), section 3.1.4.
     """
     check_prompts(class_names, templates)
+    # Thousands of prompts take minutes on a CPU.
+    clip.to("cuda" if torch.cuda.is_available() else "cpu")
     rows = []
     for name in class_names:
         tokens = tokenizer([template.format(name) for template in templates])
         rows.append(F.normalize(text_features(clip, tokens), dim=-1).mean(0))
     scale: Any = clip.logit_scale
     weight: Tensor = F.normalize(torch.stack(rows), dim=-1) * scale.exp()
-    return weight
+    clip.to("cpu")
+    return weight.cpu()
 
 
 def text_features(clip: nn.Module, tokens: Tensor) -> Tensor:
     """Text features (N, D) of int64 (N, context length) tokens, not normalised."""
     encode: Any = clip.encode_text
-    features: Tensor = encode(tokens)
+    features: Tensor = encode(tokens.to(next(clip.parameters()).device))
     return features
 
 
