@@ -1,6 +1,6 @@
 """Evaluate a run: ``python eval.py runs/demo --shifts digits``."""
 
-from cfmask.eval_command import evaluate_run
+from cfmask.commands.evaluate import evaluate_run
 
 if __name__ == "__main__":
     evaluate_run()

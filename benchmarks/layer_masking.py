@@ -17,7 +17,7 @@ from torch import Tensor
 import cfmask
 from cfmask.counterfactual import pixels
 from cfmask.data.images import Preprocess
-from cfmask.metrics import interval
+from cfmask.evaluation.metrics import interval
 
 PHOTOGRAPHS = ("chelsea", "coffee", "camera", "astronaut", "rocket", "coins", "moon", "brick")
 PHOTOGRAPHS += ("hubble_deep_field", "retina", "grass", "gravel", "immunohistochemistry", "clock")

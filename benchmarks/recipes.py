@@ -15,9 +15,9 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser, auto_cli
 
-import cfmask.train_command  # noqa: F401  (short names of classes are those of imported ones)
-from cfmask.cost import memory, step_cost
+import cfmask.commands.train  # noqa: F401  (short names of classes are those of imported ones)
 from cfmask.methods import Method
+from cfmask.runs.cost import memory, step_cost
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "configs" / "imagenet"

@@ -22,8 +22,8 @@ from rich.table import Table
 
 import cfmask
 from cfmask import Counterfactual, ObjectMask, SingleFill
-from cfmask.cost import step_cost
 from cfmask.methods import Method
+from cfmask.runs.cost import step_cost
 
 QUICK = ["ViT-B-32-quickgelu"]
 MODELS = [*QUICK, "ViT-B-16", "RN50"]

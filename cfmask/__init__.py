@@ -19,7 +19,7 @@ from cfmask.data.images import RandomCrop
 from cfmask.data.shards import ShardData
 from cfmask.data.shifts import SHIFTS, find_shifts
 from cfmask.errors import InputError
-from cfmask.evaluate import evaluate
+from cfmask.evaluation.evaluate import evaluate
 from cfmask.families.openclip import OpenClipClassifier
 from cfmask.families.timm import TimmClassifier
 from cfmask.methods import Distillation, FineTuning, LinearProbe, MaskedDistillation, Method
@@ -31,7 +31,7 @@ from cfmask.relevance import (
     LayerCAM,
     Relevance,
 )
-from cfmask.report import ShiftReport
+from cfmask.reporting.report import ShiftReport
 from cfmask.saved_relevance import SavedRelevance, save_relevance
 
 __version__ = "0.1.0"

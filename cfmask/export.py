@@ -1,8 +1,8 @@
 """Export: a run -> a folder that another tool opens.
 
 An entry of `EXPORTERS` writes one format; a new format is one function and one entry, a reader in
-`cfmask/predict.py`, and a way to load it in `cfmask/model_card.py`. Every export is loaded back and
-compared with the classifier before its folder appears.
+`cfmask/predict.py`, and a way to load it in `cfmask/exporting/model_card.py`. Every export is
+loaded back and compared with the classifier before its folder appears.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from cfmask.checkpoint import (
     write_whole,
 )
 from cfmask.classifier import Classifier
-from cfmask.command import OneLineParser, one_line_errors, quiet
+from cfmask.commands.parser import OneLineParser, one_line_errors, quiet
 from cfmask.errors import InputError, unknown
+from cfmask.exporting.model_card import model_card
+from cfmask.exporting.native import native_clip, native_timm
+from cfmask.exporting.provenance import FILE, KEY, Provenance, describe
 from cfmask.families.openclip import OpenClipClassifier
 from cfmask.families.pretrained import local_folder
 from cfmask.families.timm import TimmClassifier
-from cfmask.model_card import model_card
-from cfmask.native import native_clip, native_timm
 from cfmask.predict import HEAD, ONNX, OPEN_CLIP, PT2, TIMM, open_model
-from cfmask.provenance import FILE, KEY, Provenance, describe
 
 # Relative to the largest logit, or absolute where all logits are below 1.
 TOLERANCE = 1e-4

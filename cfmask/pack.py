@@ -18,7 +18,7 @@ import torch
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from cfmask.command import OneLineParser, one_line_errors
+from cfmask.commands.parser import OneLineParser, one_line_errors
 from cfmask.data.file_index import FileIndex
 from cfmask.data.images import Preprocess
 from cfmask.data.shard_index import INDEX, Shard, ShardIndex, checksum, scan

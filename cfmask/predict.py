@@ -22,14 +22,14 @@ from torch import Tensor
 
 from cfmask.checkpoint import WEIGHTS, load_classifier, read_tensors
 from cfmask.classifier import Classifier
-from cfmask.command import OneLineParser, one_line_errors, quiet
+from cfmask.commands.parser import OneLineParser, one_line_errors, quiet
 from cfmask.data.datamodule import to_unit
 from cfmask.data.images import Picture, Preprocess, read_image
 from cfmask.errors import InputError
+from cfmask.exporting.native import native_timm
+from cfmask.exporting.provenance import FILE, KEY
 from cfmask.families.openclip import OpenClipClassifier
 from cfmask.families.timm import TimmClassifier
-from cfmask.native import native_timm
-from cfmask.provenance import FILE, KEY
 
 OPEN_CLIP, HEAD = "open_clip_model.safetensors", "head.safetensors"
 TIMM, ONNX, PT2 = "model.safetensors", "model.onnx", "model.pt2"

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from cfmask.checkpoint import load_classifier
 from cfmask.classifier import Classifier
-from cfmask.command import OneLineParser, one_line_errors, quiet
+from cfmask.commands.parser import OneLineParser, one_line_errors, quiet
 from cfmask.counterfactual import Counterfactual, Fill, ObjectMask, PatchMask, SingleFill
 from cfmask.data import wordnet
 from cfmask.data.datamodule import TrainingData, to_unit
 from cfmask.data.images import read_image
 from cfmask.errors import InputError, unknown
-from cfmask.gallery import columns, draw
+from cfmask.evaluation.sources import Labels, is_run, named_classifier
 from cfmask.relevance import Relevance, default_relevance
-from cfmask.run_folder import RunFolder
-from cfmask.sources import Labels, is_run, named_classifier
+from cfmask.reporting.gallery import columns, draw
+from cfmask.runs.run_folder import RunFolder
 
 TEMPLATES = ("a photo of a {}.",)
 DONORS = 15

@@ -12,9 +12,9 @@ import yaml
 
 from cfmask import Classifier, OpenClipClassifier, TimmClassifier, save_classifier
 from cfmask.checkpoint import PRETRAINED, WEIGHTS
-from cfmask.comparison import compare
 from cfmask.data import digits
 from cfmask.data.datamodule import digits_tensors
+from cfmask.evaluation.comparison import compare
 
 CONFIG = {"run": "runs/made", "seed_everything": 0, "data": {"class_path": "DigitsData"}}
 MAKERS = {

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["cfmask.train_command", "cfmask.gallery"])
+SERVER.set_forkserver_preload(["cfmask.commands.train", "cfmask.reporting.gallery"])
 
 
 class Death(NamedTuple):
@@ -84,8 +84,8 @@ def _train(
     import torch
     from pytorch_lightning.utilities import rank_zero_only
 
+    from cfmask.commands.train import train
     from cfmask.methods import Method
-    from cfmask.train_command import train
 
     torch.set_num_threads(1)
     if places:

@@ -6,7 +6,7 @@ import torch
 from scipy.special import log_softmax, softmax
 
 from cfmask import InputError
-from cfmask.answers import Answers, LabelRule
+from cfmask.evaluation.answers import Answers, LabelRule
 
 
 def right(logits, labels, classes=None, accepts=None) -> torch.Tensor:

@@ -11,12 +11,12 @@ from test_shifts import plant
 
 from cfmask import InputError, ShiftReport, interpolate, save_classifier
 from cfmask.checkpoint import PRETRAINED, WEIGHTS
-from cfmask.comparison import compare, joined
+from cfmask.commands.evaluate import evaluate_run
 from cfmask.data import digits
-from cfmask.eval_command import evaluate_run
+from cfmask.evaluation.comparison import compare, joined
+from cfmask.evaluation.sources import Labels, labels_of, models_of, named_classifier
+from cfmask.evaluation.wise import Blend, WeightLine, alphas_of
 from cfmask.families.openclip import OpenClipClassifier
-from cfmask.sources import Labels, labels_of, models_of, named_classifier
-from cfmask.wise import Blend, WeightLine, alphas_of
 
 SETS = ["digits/id", "digits/sketch"]
 QUICK = ["--shifts", json.dumps(SETS), "--images=30"]

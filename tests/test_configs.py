@@ -16,10 +16,10 @@ from test_train import photos
 from torch.nn.utils import parameters_to_vector
 
 from cfmask import Distillation, FolderData, InputError, ShiftReport, load_classifier
+from cfmask.commands.evaluate import evaluate_run
+from cfmask.commands.train import TrainCLI, command_line, train
 from cfmask.data import wordnet
 from cfmask.data.images import Preprocess
-from cfmask.eval_command import evaluate_run
-from cfmask.train_command import TrainCLI, command_line, train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import recipes

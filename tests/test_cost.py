@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from cfmask.cost import step_cost
+from cfmask.runs.cost import step_cost
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from step_cost import methods, step

@@ -11,7 +11,7 @@ from pathlib import Path
 from test_train import photos
 
 from cfmask import pack
-from cfmask.train_command import train
+from cfmask.commands.train import train
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "data.md").read_text()

@@ -10,8 +10,8 @@ from cfmask import AttentionRelevance, GradCAM, InputError, OpenClipClassifier
 from cfmask.data import digits
 from cfmask.data.datamodule import Tensors
 from cfmask.data.shifts import Shift
-from cfmask.disagreement import disagreements, gallery
-from cfmask.wise import Blend, WeightLine
+from cfmask.evaluation.wise import Blend, WeightLine
+from cfmask.reporting.disagreement import disagreements, gallery
 
 COUNT = 60
 

@@ -9,8 +9,8 @@ from test_resume import SMALL
 from test_train import DEMO
 
 from cfmask import ShiftReport, load_classifier
+from cfmask.commands.train import train
 from cfmask.methods import Method
-from cfmask.train_command import train
 
 # Relative feature distance is measured in units of the device's own batch: another loss on two.
 ONE = [

@@ -12,7 +12,7 @@ from cfmask.classifier import Layout
 from cfmask.data.datamodule import Tensors
 from cfmask.data.images import Preprocess
 from cfmask.data.shifts import Shift
-from cfmask.metrics import interval
+from cfmask.evaluation.metrics import interval
 
 CLASSES = 5
 SIDE = 4

@@ -14,7 +14,7 @@ from test_checkpoint import clip_folder
 
 from cfmask import Classifier, InputError, OpenClipClassifier, TimmClassifier, save_classifier
 from cfmask.export import EXPORTERS, FAMILIES, export
-from cfmask.model_card import LOADING
+from cfmask.exporting.model_card import LOADING
 from cfmask.predict import MAIN_FILES, READERS, open_model
 
 DOCS = Path(__file__).parents[1] / "docs" / "export.md"

@@ -13,9 +13,9 @@ from test_train import DEMO, FAST, fails
 
 from cfmask import DigitsData, FineTuning, InputError, MaskedDistillation, load_classifier
 from cfmask.checkpoint import write_whole
-from cfmask.faults import smaller_batch
-from cfmask.resume import CheckpointFiles
-from cfmask.train_command import train
+from cfmask.commands.train import train
+from cfmask.runs.faults import smaller_batch
+from cfmask.runs.resume import CheckpointFiles
 
 STEPS = [*FAST, "--trainer.max_epochs=1", "--checkpoints.every_steps=1"]
 

@@ -21,7 +21,7 @@ from cfmask.data.images import Preprocess
 from cfmask.data.pictures import Pictures
 from cfmask.data.shifts import Size
 from cfmask.data.wordnet import synsets
-from cfmask.metrics import combined
+from cfmask.evaluation.metrics import combined
 
 SIDE = 224
 AT_224 = Preprocess((SIDE, SIDE))

@@ -18,10 +18,10 @@ from imagenet_trees import find
 from test_evaluate import CLASSES, Sees, models, painted, random_images
 
 from cfmask import InputError, ShiftReport, evaluate
-from cfmask import processes as own_processes
 from cfmask.data.pictures import Pictures
 from cfmask.data.shifts import Shift
-from cfmask.inference import Inference
+from cfmask.evaluation import processes as own_processes
+from cfmask.evaluation.inference import Inference
 
 # A parent that has imported everything forks in no time; one thread each, so that nothing hangs.
 FORK = mp.get_context("fork")
@@ -301,7 +301,7 @@ def test_the_bar_counts_every_image_and_says_how_fast(tmp_path):
 
     from rich.console import Console
 
-    from cfmask.inference import ImagesPerSecond
+    from cfmask.evaluation.inference import ImagesPerSecond
 
     inference = Inference(models(), 10, 0, "fp32", "fast", "stop", None, None, True)
     stream = io.StringIO()

@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from cfmask import evaluate
 from cfmask.data.shifts import Shift
-from cfmask.metrics import (
+from cfmask.evaluation.metrics import (
     auroc,
     calibration_bins,
     expected_calibration_error,

@@ -12,10 +12,10 @@ from test_checkpoint import clip_folder
 from test_train import FOLDER, photos
 from torchvision.transforms.functional import to_pil_image
 
-from cfmask.eval_command import evaluate_run
+from cfmask.commands.evaluate import evaluate_run
+from cfmask.commands.train import train
 from cfmask.export import export_run
 from cfmask.predict import predict_images
-from cfmask.train_command import train
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {

@@ -15,9 +15,9 @@ from PIL import Image
 from reports import NASTY, gallery, small_report, whole_report
 
 from cfmask import ShiftReport
-from cfmask.page import as_html, drawn_models
-from cfmask.report import Curve, Row
-from cfmask.tables import grids, heading
+from cfmask.reporting.page import as_html, drawn_models
+from cfmask.reporting.report import Curve, Row
+from cfmask.reporting.tables import grids, heading
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 RENAME = {name: f"{name} {NASTY}" for name in ("tuned", "v2", "encoder", "class", "version")}

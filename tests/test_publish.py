@@ -6,8 +6,8 @@ import pytest
 from reports import gallery, small_report
 from test_comparison import plant_run
 
-from cfmask.comparison import compare
-from cfmask.publish import PUBLISHERS, publish
+from cfmask.evaluation.comparison import compare
+from cfmask.reporting.publish import PUBLISHERS, publish
 
 
 def test_every_format_is_written(tmp_path):

@@ -10,11 +10,11 @@ import torch
 from test_train import FAST, photos
 
 import cfmask
-from cfmask.eval_command import evaluate_run
+from cfmask.commands.evaluate import evaluate_run
+from cfmask.commands.train import train
 from cfmask.export import export_run
 from cfmask.predict import predict_images
 from cfmask.show import show_images
-from cfmask.train_command import train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -18,9 +18,9 @@ from test_train import DEMO, FOLDER, fails, photos
 
 from cfmask import ShiftReport
 from cfmask.checkpoint import damage, read_checkpoint
-from cfmask.resume import newest
-from cfmask.run_folder import RunFolder
-from cfmask.train_command import train
+from cfmask.commands.train import train
+from cfmask.runs.resume import newest
+from cfmask.runs.run_folder import RunFolder
 
 # Six steps an epoch; masks and donors by chance.
 SMALL = [
@@ -210,7 +210,7 @@ def test_an_unfinished_run_is_not_thrown_away(halfway, capsys):
 
 
 def test_two_runs_do_not_share_a_folder(halfway, capsys):
-    code = "import time; from cfmask.run_folder import RunFolder\n"
+    code = "import time; from cfmask.runs.run_folder import RunFolder\n"
     code += f"with RunFolder({str(halfway)!r}).held(): print('held', flush=True); time.sleep(99)"
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"

@@ -6,8 +6,7 @@ from scipy.special import expit, logit
 from scipy.stats import linregress, norm
 
 from cfmask import InputError
-from cfmask.report import Fit, Row
-from cfmask.robustness import (
+from cfmask.evaluation.robustness import (
     BUILT_IN,
     fits_of,
     lines_through,
@@ -15,6 +14,7 @@ from cfmask.robustness import (
     read_fits,
     robustness_rows,
 )
+from cfmask.reporting.report import Fit, Row
 
 
 def rows(**accuracies: float) -> list[Row]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cfmask import GradCAM, ObjectMask, OpenClipClassifier, save_classifier
 from cfmask.data import digits
-from cfmask.run_folder import CONFIG
+from cfmask.runs.run_folder import CONFIG
 from cfmask.show import show, show_images
 
 TINY = ["--checkpoint", "open_clip:tiny-clip"]

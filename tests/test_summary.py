@@ -20,8 +20,8 @@ from cfmask import (
     RandomMask,
     SingleFill,
 )
-from cfmask.cost import SavedBytes, StepCost, memory, step_cost
-from cfmask.summary import Announce, summarise
+from cfmask.runs.cost import SavedBytes, StepCost, memory, step_cost
+from cfmask.runs.summary import Announce, summarise
 
 
 def forward_flops(classifier) -> float:

@@ -9,8 +9,8 @@ import pytest
 from reports import NASTY, small_report, whole_report
 
 from cfmask import ShiftReport
-from cfmask.report import METRICS, Row
-from cfmask.tables import (
+from cfmask.reporting.report import METRICS, Row
+from cfmask.reporting.tables import (
     DIFFERS,
     MEASURES,
     Measure,

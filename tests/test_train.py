@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 
 from cfmask import MaskedDistillation, ShiftReport, load_classifier
-from cfmask.eval_command import evaluate_run
-from cfmask.train_command import train
+from cfmask.commands.evaluate import evaluate_run
+from cfmask.commands.train import train
 
 DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
 FAST = [

@@ -18,11 +18,11 @@ from test_train import FOLDER
 from test_train import photos as fruit
 
 from cfmask import FolderData, InputError, ShiftReport
-from cfmask.command import one_line_errors
+from cfmask.commands.parser import one_line_errors
+from cfmask.commands.train import train
 from cfmask.data import file_index
 from cfmask.data.epochs import EpochLoader
 from cfmask.data.unreadable import Skipping, complaint_of, refuse_unreadable
-from cfmask.train_command import train
 
 
 def encoded(kind: str, **options) -> bytes:

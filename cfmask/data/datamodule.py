@@ -27,7 +27,7 @@ from cfmask.data.folders import Folder, class_folders, hold_out
 from cfmask.data.images import Decoder, Preprocess, RandomCrop
 from cfmask.data.unreadable import Skipping, Unreadable, refuse_unreadable
 from cfmask.errors import InputError
-from cfmask.processes import gathered
+from cfmask.evaluation.processes import gathered
 
 Sample = tuple[Tensor, int]
 

@@ -18,10 +18,10 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from cfmask import figures
-from cfmask.disagreement import Disagreement
-from cfmask.report import METRICS, Difference, Fit, ShiftReport
-from cfmask.tables import Measure, differs, footnotes, grids, heading, incomplete
+from cfmask.reporting import figures
+from cfmask.reporting.disagreement import Disagreement
+from cfmask.reporting.report import METRICS, Difference, Fit, ShiftReport
+from cfmask.reporting.tables import Measure, differs, footnotes, grids, heading, incomplete
 
 MEAN = "mean of shifts"
 # More models than this cannot be told apart in one picture.
@@ -41,7 +41,7 @@ def as_html(report: ShiftReport, gallery: Sequence[Disagreement] = ()) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(heading=heading, differs=differs)
-    layout = files("cfmask").joinpath("page.html").read_text(encoding="utf-8")
+    layout = files("cfmask.reporting").joinpath("page.html").read_text(encoding="utf-8")
     styles, sets = drawn_models(report), list(_sets(report))
     content = {
         "firsts": list(dict.fromkeys(d.first for d in report.differences if d.second in styles)),

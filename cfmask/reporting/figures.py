@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.special import expit, logit, ndtr, ndtri
 
-from cfmask.report import Curve, Fit, Row, ShiftReport
+from cfmask.reporting.report import Curve, Fit, Row, ShiftReport
 
 Scale = Literal["linear", "logit", "probit"]
 SCALES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfmask.answers import Answers
 from cfmask.errors import InputError
+from cfmask.evaluation.answers import Answers
 
 
 def parquet() -> tuple[Any, Any]:

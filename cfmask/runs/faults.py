@@ -16,8 +16,8 @@ import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cfmask.errors import InputError
-from cfmask.run_folder import RunFolder
-from cfmask.summary import SUMMARY
+from cfmask.runs.run_folder import RunFolder
+from cfmask.runs.summary import SUMMARY
 
 # 128 + SIGTERM, as a shell says of a process that the signal ended.
 STOPPED = 143

@@ -17,11 +17,11 @@ from cfmask.data import digits, wordnet
 from cfmask.data.named_folders import own_class_names
 from cfmask.data.shifts import SHIFTS
 from cfmask.errors import InputError, unknown
+from cfmask.evaluation.inference import Model
+from cfmask.evaluation.wise import Blend, WeightLine
 from cfmask.families.openclip import OpenClipClassifier
 from cfmask.families.timm import TimmClassifier
-from cfmask.inference import Model
-from cfmask.run_folder import CONFIG
-from cfmask.wise import Blend, WeightLine
+from cfmask.runs.run_folder import CONFIG
 
 UNTRAINED = "random"
 

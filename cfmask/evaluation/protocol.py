@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from cfmask import processes
 from cfmask.classifier import Classifier
 from cfmask.data.images import DECODERS, Decoder
 from cfmask.data.shifts import Shift
-from cfmask.measures import combinations
-from cfmask.report import METRICS
+from cfmask.evaluation import processes
+from cfmask.evaluation.measures import combinations
+from cfmask.reporting.report import METRICS
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow")
 

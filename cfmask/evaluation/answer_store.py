@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from cfmask.answers import Answers
 from cfmask.classifier import Classifier
 from cfmask.data.readable import Readable
 from cfmask.data.shifts import Shift
+from cfmask.evaluation.answers import Answers
 
 # Another number makes answers of older versions unused.
 VERSION = 1

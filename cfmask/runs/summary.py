@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from cfmask.cost import memory, step_cost
 from cfmask.methods import Method
+from cfmask.runs.cost import memory, step_cost
 
 SUMMARY = "summary.json"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cfmask.classifier import Classifier
-from cfmask.protocol import versions
-from cfmask.report import ShiftReport
-from cfmask.run_folder import CONFIG
-from cfmask.summary import SUMMARY
+from cfmask.evaluation.protocol import versions
+from cfmask.reporting.report import ShiftReport
+from cfmask.runs.run_folder import CONFIG
+from cfmask.runs.summary import SUMMARY
 
 KEY = "cfmask"
 FILE = "provenance.json"

@@ -10,12 +10,19 @@ from cfmask.data.images import Decoder
 from cfmask.data.readable import Unreadable
 from cfmask.data.shifts import Shift
 from cfmask.errors import InputError
-from cfmask.inference import Inference, Model, Precision, described
-from cfmask.measures import Counts, Table, combination_rows, counts_of, differences, rows_of
-from cfmask.protocol import protocol_of, run_facts
-from cfmask.report import Curve, Row, ShiftReport
-from cfmask.robustness import check_fit, fits_of, robustness_rows
-from cfmask.wise import Blend
+from cfmask.evaluation.inference import Inference, Model, Precision, described
+from cfmask.evaluation.measures import (
+    Counts,
+    Table,
+    combination_rows,
+    counts_of,
+    differences,
+    rows_of,
+)
+from cfmask.evaluation.protocol import protocol_of, run_facts
+from cfmask.evaluation.robustness import check_fit, fits_of, robustness_rows
+from cfmask.evaluation.wise import Blend
+from cfmask.reporting.report import Curve, Row, ShiftReport
 
 
 def evaluate(
@@ -33,8 +40,8 @@ def evaluate(
 ) -> ShiftReport:
     """All measures of each model on each set, every image counted once.
 
-    Where several processes have been joined (`cfmask.processes`), each reads its own part of every
-    set, and each gets the whole report.
+    Where several processes have been joined (`cfmask.evaluation.processes`), each reads its own
+    part of every set, and each gets the whole report.
 
     Args:
         models: classifiers, or blends of two, by the name of their row; they are put in eval mode
@@ -46,7 +53,7 @@ def evaluate(
         decoder: of image files; "pil" is Pillow alone, slower and exactly as in published figures.
         progress: show a bar with images a second and the time left over all sets.
         fit: what effective robustness is held against: `builtin`, `models`, `none` or a CSV file;
-            see `cfmask.robustness`.
+            see `cfmask.evaluation.robustness`.
         unreadable: "stop" at an image that cannot be read, which is named, or count it as a
             "wrong" answer, marked in the report.
         store: folder in which the answers to each set are kept, so that an interrupted evaluation

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from cfmask.provenance import Provenance
-from cfmask.tables import as_markdown
+from cfmask.exporting.provenance import Provenance
+from cfmask.reporting.tables import as_markdown
 
 # Format -> the Hub's name of the library, and how it loads the file. `images` are float (B, 3, H,
 # W) in [0, 1], `folder` is the path of the export.

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from cfmask.answers import Answers, LabelRule
 from cfmask.classifier import Classifier
 from cfmask.data.datamodule import to_unit
 from cfmask.data.readable import Readable
 from cfmask.data.shifts import Shift
 from cfmask.errors import InputError
+from cfmask.evaluation.answers import Answers, LabelRule
+from cfmask.evaluation.wise import Blend
 from cfmask.relevance import default_relevance
-from cfmask.wise import Blend
 
 
 @dataclass(frozen=True)

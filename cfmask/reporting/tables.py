@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cfmask.data.combinations import COMBINATIONS
-from cfmask.report import Row, ShiftReport
+from cfmask.reporting.report import Row, ShiftReport
 
 # After the name of a set that is not whole, and after a figure that chance does not explain.
 INCOMPLETE, DIFFERS = "*", "†"
@@ -47,7 +47,7 @@ class Measure:
         return sign + shown[1:] if zero else shown.replace("-", "−")
 
 
-# How the metrics of `cfmask.report.METRICS` are shown.
+# How the metrics of `cfmask.reporting.report.METRICS` are shown.
 MEASURES: dict[str, Measure] = {
     "accuracy": Measure("Top-1 accuracy, %"),
     "accuracy_unrestricted": Measure("Top-1 accuracy among all classes of the head, %"),

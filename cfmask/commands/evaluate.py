@@ -6,14 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cfmask import processes
-from cfmask.check_command import check_data
-from cfmask.command import OneLineParser, as_lists, one_line_errors, print_table, quiet
-from cfmask.comparison import compare, report_folder
+from cfmask.commands.check import check_data
+from cfmask.commands.parser import OneLineParser, as_lists, one_line_errors, print_table, quiet
 from cfmask.errors import unknown
-from cfmask.report import METRICS
-from cfmask.run_folder import RunFolder
-from cfmask.sources import is_run
+from cfmask.evaluation import processes
+from cfmask.evaluation.comparison import compare, report_folder
+from cfmask.evaluation.sources import is_run
+from cfmask.reporting.report import METRICS
+from cfmask.runs.run_folder import RunFolder
 
 
 def evaluate_run(args: Sequence[str] | None = None) -> None:

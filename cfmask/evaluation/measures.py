@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfmask.answers import BEST, Answers
 from cfmask.data.shifts import COMBINATIONS, Combination, Shift, mean_of
-from cfmask.metrics import (
+from cfmask.evaluation.answers import BEST, Answers
+from cfmask.evaluation.metrics import (
     auroc,
     calibration_bins,
     combined,
@@ -23,7 +23,7 @@ from cfmask.metrics import (
     paired_difference,
     selective,
 )
-from cfmask.report import Difference, Row
+from cfmask.reporting.report import Difference, Row
 
 Counts = dict[str, dict[str, list[Any]]]
 MEAN = "mean of shifts"

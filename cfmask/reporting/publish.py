@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from cfmask.disagreement import Disagreement
-from cfmask.page import as_html
-from cfmask.report import ShiftReport
-from cfmask.tables import as_csv, as_latex, as_markdown
+from cfmask.reporting.disagreement import Disagreement
+from cfmask.reporting.page import as_html
+from cfmask.reporting.report import ShiftReport
+from cfmask.reporting.tables import as_csv, as_latex, as_markdown
 
 Publishers = dict[str, Callable[[ShiftReport], str]]
 

@@ -26,9 +26,9 @@ from cfmask.checkpoint import (
 )
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
-from cfmask.gallery import GALLERY, EpochGallery
-from cfmask.resume import BestCheckpoint, Position, checkpoints_of, leads, newest
-from cfmask.summary import SUMMARY, Announce
+from cfmask.reporting.gallery import GALLERY, EpochGallery
+from cfmask.runs.resume import BestCheckpoint, Position, checkpoints_of, leads, newest
+from cfmask.runs.summary import SUMMARY, Announce
 
 CONFIG = "config.yaml"
 LOCK = ".lock"
@@ -129,7 +129,7 @@ class RunFolder:
         return sorted(checkpoints_of(self.path).glob("*.ckpt"))
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole; see `cfmask.resume.newest`."""
+        """The newest checkpoint that is whole; see `cfmask.runs.resume.newest`."""
         return newest(checkpoints_of(self.path))
 
     @rank_zero_only

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cfmask.command import OneLineParser, one_line_errors
+from cfmask.commands.parser import OneLineParser, one_line_errors
 from cfmask.data.check import SetCheck, absent_lines, check_sets, check_table
 
 

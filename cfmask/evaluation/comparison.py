@@ -7,21 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cfmask import processes
 from cfmask.data.images import Decoder
 from cfmask.data.readable import Unreadable
 from cfmask.data.shifts import Request, Shift, find_shifts
-from cfmask.disagreement import gallery
 from cfmask.errors import InputError
-from cfmask.evaluate import evaluate
-from cfmask.inference import Model, Precision, described
-from cfmask.predictions import parquet
-from cfmask.protocol import protocol_of
-from cfmask.publish import publish
-from cfmask.report import ShiftReport
-from cfmask.run_folder import CONFIG, RunFolder
-from cfmask.sources import is_run, labels_of, models_of
-from cfmask.wise import Blend, alphas_of
+from cfmask.evaluation import processes
+from cfmask.evaluation.evaluate import evaluate
+from cfmask.evaluation.inference import Model, Precision, described
+from cfmask.evaluation.predictions import parquet
+from cfmask.evaluation.protocol import protocol_of
+from cfmask.evaluation.sources import is_run, labels_of, models_of
+from cfmask.evaluation.wise import Blend, alphas_of
+from cfmask.reporting.disagreement import gallery
+from cfmask.reporting.publish import publish
+from cfmask.reporting.report import ShiftReport
+from cfmask.runs.run_folder import CONFIG, RunFolder
 
 REPORT = "report.json"
 OUT = Path("runs") / "evaluation"
@@ -46,7 +46,7 @@ def compare(
     reuse: bool = True,
     pictures: int = 4,
 ) -> ShiftReport:
-    """Evaluate models on sets; write the report in all formats of `cfmask.publish` and a picture.
+    """Evaluate models on sets; write the report in all formats and a picture.
 
     Args:
         what: models, each a run folder, a .safetensors or .ckpt file, `open_clip:NAME/TAG` or

@@ -23,17 +23,17 @@ from rich.text import Text
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from cfmask import processes
-from cfmask.answer_store import AnswerStore, file_name, key_of, model_key, set_key
-from cfmask.answers import Answers, LabelRule
 from cfmask.classifier import Classifier
 from cfmask.data.datamodule import to_unit
 from cfmask.data.images import Decoder
 from cfmask.data.readable import Readable, Unreadable
 from cfmask.data.shifts import Shift
 from cfmask.errors import InputError
-from cfmask.predictions import PredictionFile, join_parts, key_in
-from cfmask.wise import Blend
+from cfmask.evaluation import processes
+from cfmask.evaluation.answer_store import AnswerStore, file_name, key_of, model_key, set_key
+from cfmask.evaluation.answers import Answers, LabelRule
+from cfmask.evaluation.predictions import PredictionFile, join_parts, key_in
+from cfmask.evaluation.wise import Blend
 
 # Images at a time whose activations stay in a processor's cache: a fifth faster than hundreds.
 CACHED = 50

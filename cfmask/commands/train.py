@@ -10,19 +10,18 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from cfmask import processes
 from cfmask.checkpoint import PRETRAINED, load_classifier, read_checkpoint
 from cfmask.classifier import Classifier
-from cfmask.command import OneLineParser, input_error, one_line_errors, print_table, quiet
-from cfmask.comparison import compare
+from cfmask.commands.parser import OneLineParser, input_error, one_line_errors, print_table, quiet
 from cfmask.data.datamodule import TrainingData
 from cfmask.data.shifts import Request, find_shifts
-from cfmask.errors import InputError
-from cfmask.faults import endings
-from cfmask.gallery import GALLERY, ROWS, draw, first_of_each_class, of_method
+from cfmask.evaluation import processes
+from cfmask.evaluation.comparison import compare
 from cfmask.methods import MaskedDistillation, Method
-from cfmask.resume import CheckpointFiles, StepCheckpoints, leads
-from cfmask.run_folder import RunFolder
+from cfmask.reporting.gallery import GALLERY, ROWS, draw, first_of_each_class, of_method
+from cfmask.runs.faults import endings
+from cfmask.runs.resume import CheckpointFiles, StepCheckpoints, leads
+from cfmask.runs.run_folder import RunFolder
 
 RECIPE = {
     "max_epochs": 10,

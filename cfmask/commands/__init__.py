@@ -1,0 +1,1 @@
+"""Commands: from arguments to table."""

@@ -1,0 +1,1 @@
+"""Evaluation: models and sets -> exact counts, measures and comparisons."""

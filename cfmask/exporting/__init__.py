@@ -1,0 +1,1 @@
+"""Exporting: what the formats of other tools share."""

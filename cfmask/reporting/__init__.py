@@ -1,0 +1,1 @@
+"""Reporting: figures with their protocol -> tables, charts, pages and pictures."""
