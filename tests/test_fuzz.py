@@ -22,12 +22,12 @@ from test_train import DEMO
 
 from cfmask import Classifier, InputError, load_classifier, save_classifier
 from cfmask.checkpoint import read_tensors
-from cfmask.command import one_line_errors
+from cfmask.commands.parser import one_line_errors
+from cfmask.commands.train import command_line
 from cfmask.data.images import Preprocess, read_image
 from cfmask.data.shards import ShardImages, find_shards
 from cfmask.pack import pack
-from cfmask.resume import newest
-from cfmask.train_command import command_line
+from cfmask.runs.resume import newest
 
 EDIT = st.tuples(
     st.sampled_from(["flip", "cut", "drop", "repeat", "insert"]),

@@ -15,6 +15,7 @@ from cfmask.classifier import Classifier
 from cfmask.commands.parser import OneLineParser, input_error, one_line_errors, print_table, quiet
 from cfmask.data.datamodule import TrainingData
 from cfmask.data.shifts import Request, find_shifts
+from cfmask.errors import InputError
 from cfmask.evaluation import processes
 from cfmask.evaluation.comparison import compare
 from cfmask.methods import MaskedDistillation, Method
