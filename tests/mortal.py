@@ -18,7 +18,7 @@ SERVER.set_forkserver_preload(["cfmask.commands.train", "cfmask.reporting.galler
 
 
 class Death(NamedTuple):
-    """A signal that a process gets at the n-th call of a function, before this does anything."""
+    """A signal that a process and its workers get at the n-th call of a function, at its start."""
 
     where: str
     call: int
@@ -114,7 +114,8 @@ def _die_at(death: Death) -> None:
     def counted(*args, **kwargs):
         calls.append(name)
         if len(calls) == death.call:
-            os.kill(os.getpid(), death.number)
+            for process in [*multiprocessing.active_children(), multiprocessing.current_process()]:
+                os.kill(process.pid, death.number)
         return original(*args, **kwargs)
 
     setattr(owner, name, counted)

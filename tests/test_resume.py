@@ -254,3 +254,13 @@ def test_a_run_that_is_killed_twenty_times_ends_as_if_it_was_not(tmp_path, kind)
     train([*args, f"--run={tmp_path / 'whole'}"])
     survive(tmp_path / "run", args, 20)
     assert_same_run(tmp_path / "whole", tmp_path / "run", steps, lost=20)
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_processes_of_a_run_still_saves(tmp_path):
+    root = photos(tmp_path / "photos")
+    args = [*FOLDER, f"--data.root={root}", f"--evaluation.data_root={root}"]
+    args += ["--data.workers=2", "--data.batch_size=4", f"--run={tmp_path / 'run'}"]
+    assert train_in_child(args, Death(STEP, 3, signal.SIGTERM)) == 143
+    assert newest(tmp_path / "run" / "checkpoints").name == "step-000000003.ckpt"
+    assert train_in_child([*args, "--resume=true"]) == 0

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from cfmask.data import digits, wordnet
-from cfmask.data.epochs import EpochLoader, EpochSampler, Seeded, run_seed
+from cfmask.data.epochs import EpochLoader, EpochSampler, Seeded, run_seed, start_worker
 from cfmask.data.file_index import FileIndex
 from cfmask.data.folders import Folder, class_folders, hold_out
 from cfmask.data.images import Decoder, Preprocess, RandomCrop
@@ -118,6 +118,7 @@ class TrainingData(pl.LightningDataModule, ABC):
             self.batch_size,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            worker_init_fn=start_worker,
             **options,
         )
 

@@ -9,12 +9,14 @@ import contextlib
 import itertools
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
 import torch
+from lightning_fabric.utilities.seed import pl_worker_init_function
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -154,6 +156,12 @@ class EpochLoader(DataLoader[tuple[Tensor, int]]):
             self.patience,
             self.num_workers,
         )
+
+
+def start_worker(number: int) -> None:
+    """Begin a process that reads images: SIGTERM is for the run, which needs them to its end."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pl_worker_init_function(number)
 
 
 def run_seed() -> int:
