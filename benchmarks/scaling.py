@@ -23,8 +23,8 @@ from jsonargparse import auto_cli
 
 import cfmask
 from cfmask import Counterfactual, DigitsData, MaskedDistillation, ObjectMask, SingleFill
-from cfmask.cost import memory, step_cost
 from cfmask.data import digits
+from cfmask.runs.cost import memory, step_cost
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 MODELS = {

@@ -10,7 +10,9 @@ import multiprocessing
 import os
 import signal
 import socket
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -68,6 +70,15 @@ def train_together(
         child.join(60 if deaths else 300)
         child.kill() if child.exitcode is None else None
     return [child.exitcode for child in children]
+
+
+def hold(folder: Path, there: Any) -> None:
+    """Hold a run folder until killed, and say when it is held."""
+    from cfmask.runs.run_folder import RunFolder
+
+    with RunFolder(folder).held():
+        there.set()
+        time.sleep(600)
 
 
 def plain_sgd(method: Any) -> Any:

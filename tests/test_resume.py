@@ -6,13 +6,11 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from mortal import Death, train_in_child
+from mortal import SERVER, Death, hold, train_in_child
 from test_checkpoint import Evil
 from test_train import DEMO, FOLDER, fails, photos
 
@@ -210,15 +208,15 @@ def test_an_unfinished_run_is_not_thrown_away(halfway, capsys):
 
 
 def test_two_runs_do_not_share_a_folder(halfway, capsys):
-    code = "import time; from cfmask.runs.run_folder import RunFolder\n"
-    code += f"with RunFolder({str(halfway)!r}).held(): print('held', flush=True); time.sleep(99)"
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "held\n"
+    there = SERVER.Event()
+    other = SERVER.Process(target=hold, args=(halfway, there))
+    other.start()
+    assert there.wait(60)
     for options in (["--resume=true"], ["--overwrite=true"], []):
         line = fails(capsys, *arguments(halfway), *options)
         assert f"process {other.pid} on {socket.gethostname()} is at work there" in line
     other.kill()
-    other.wait()
+    other.join()
     with RunFolder(halfway).held():
         pass
 
