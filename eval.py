@@ -1,4 +1,9 @@
-"""Evaluate a run: ``python eval.py runs/demo --shifts digits``."""
+"""Evaluate models under shift: ``python eval.py runs/demo --shifts digits``."""
+
+import os
+
+# Threads that wait for each other let go of a core that other programs want; read at first import.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 from cfmask.commands.evaluate import evaluate_run
 

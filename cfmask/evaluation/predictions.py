@@ -26,7 +26,8 @@ def parquet() -> tuple[Any, Any]:
         return import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError as error:
         raise InputError(
-            "Expected pyarrow to write predictions, but it is not installed: pip install pyarrow."
+            "Expected pyarrow to write predictions, but it is not installed: "
+            "pip install 'cfmask[predictions]'."
         ) from error
 
 
