@@ -222,33 +222,29 @@ def test_two_runs_do_not_share_a_folder(halfway, capsys):
 
 
 PLACES = (STEP, "os:fsync", VALIDATION, "torch.optim:AdamW.step", "torch:save")
-LONG = ["--trainer.max_epochs=5", "--checkpoints.every_steps=1"]
+LONG = ["--trainer.max_epochs=12", "--checkpoints.every_steps=1"]
 
 
 def survive(folder: Path, args: list[str], kills: int) -> None:
     """Kill a run so many times at random places, then let it end."""
     rng = random.Random(7)
-    done = 0
-    while done < kills:
+    for _ in range(kills):
         death = Death(rng.choice(PLACES), rng.randint(2, 4))
-        code = train_in_child([*args, f"--run={folder}", "--resume=true"], death)
-        assert code in (-9, 0)
-        assert code == -9 or done > kills // 2, "the run ended too early to be killed so often"
-        done += 1
+        assert train_in_child([*args, f"--run={folder}", "--resume=true"], death) == -9
     train([*args, f"--run={folder}", "--resume=true"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["digits", "folder with workers"])
 def test_a_run_that_is_killed_twenty_times_ends_as_if_it_was_not(tmp_path, kind):
-    args, steps = ["--config", DEMO, *SMALL, *LONG], 30
+    args, steps = ["--config", DEMO, *SMALL, *LONG], 72
     if kind != "digits":
         root = photos(tmp_path / "photos")
         args = [*FOLDER, *LONG, f"--data.root={root}", f"--evaluation.data_root={root}"]
         # 27 images: three steps of two batches, and one of the last batch alone.
         args += ["--data.workers=2", "--data.batch_size=4", "--data.crop=RandomCrop"]
-        args += ["--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=8"]
-        steps = 32
+        args += ["--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=16"]
+        steps = 64
     train([*args, f"--run={tmp_path / 'whole'}"])
     survive(tmp_path / "run", args, 20)
     assert_same_run(tmp_path / "whole", tmp_path / "run", steps, lost=20)
