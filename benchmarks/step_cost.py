@@ -1,4 +1,4 @@
-"""Cost of a training step: ``python benchmarks/step_cost.py --quick true``.
+"""Cost of a training step: ``python benchmarks/step_cost.py --quick``.
 
 Plain fine-tuning against masked distillation (object mask 0.3, single fill, feature distance) on
 randomly initialised models of the real architectures with a head of 1,000 classes. Counted: FLOPs
@@ -22,6 +22,7 @@ from rich.table import Table
 
 import cfmask
 from cfmask import Counterfactual, ObjectMask, SingleFill
+from cfmask.commands.parser import OneLineParser
 from cfmask.methods import Method
 from cfmask.runs.cost import step_cost
 
@@ -123,4 +124,4 @@ def main(quick: bool = False, batch: int = 8, repeats: int = 5, memory_batch: in
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    auto_cli(main, as_positional=False, parser_class=OneLineParser)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import json
 import logging
 import re
@@ -22,7 +23,22 @@ from cfmask.errors import InputError
 
 
 class OneLineParser(ArgumentParser):
-    """Parser whose errors are one line with the nearest names, and exit code 2."""
+    """Parser whose errors are one line with the nearest names, and exit code 2.
+
+    A yes-or-no option without a value means yes: `--resume` for `--resume true`.
+    """
+
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
+        """See `ArgumentParser.parse_args`."""
+        words = [*(sys.argv[1:] if args is None else args), "--"]
+        yes_or_no = {
+            name
+            for name, action in self._option_string_actions.items()
+            if getattr(action, "_typehint", None) is bool
+        }
+        pairs = itertools.pairwise(words)
+        bare = [f"{a}=true" if a in yes_or_no and b[:2] == "--" else a for a, b in pairs]
+        return super().parse_args(bare, *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and exit."""
