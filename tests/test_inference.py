@@ -291,7 +291,7 @@ def test_predictions_need_pyarrow(monkeypatch, tmp_path):
     import sys
 
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match="pip install pyarrow") as caught:
+    with pytest.raises(InputError, match="pip install 'cfmask") as caught:
         evaluate(models(), odd_sets(), predictions=tmp_path / "p")
     assert "\n" not in str(caught.value)
 

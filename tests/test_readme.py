@@ -41,9 +41,9 @@ def options(line: str) -> list[str]:
     if "-m cfmask" in line or "--help" in line or ".help" in line or "--check " in line:
         return []
     if "timm:" in line:
-        return ["--allow_incomplete", "true"]
+        return ["--allow_incomplete", "true", "--pictures=0"]
     if "eval.py" in line:
-        return ["--images=10"]
+        return ["--images=10", "--pictures=0"]
     if "folder.yaml" in line:
         return [
             "--model.classifier.model=tiny-clip",
@@ -53,8 +53,10 @@ def options(line: str) -> list[str]:
             "--evaluation.workers=0",
             "--trainer.max_epochs=1",
             "--trainer.accelerator=cpu",
+            "--evaluation.pictures=0",
         ]
-    return [*FAST, "--trainer.max_epochs=1", "--evaluation.images=10"]
+    small = ["--trainer.max_epochs=1", "--evaluation.images=10", "--evaluation.pictures=0"]
+    return [*FAST, *small]
 
 
 def run(line: str) -> None:
