@@ -56,6 +56,8 @@ def options(line: str) -> list[str]:
             "--evaluation.pictures=0",
         ]
     small = ["--trainer.max_epochs=1", "--evaluation.images=10", "--evaluation.pictures=0"]
+    if "demo_cnn" in line:
+        small += ["--data.train_images=16", "--data.val_images=8", "--data.batch_size=8"]
     return [*FAST, *small]
 
 
