@@ -8,6 +8,7 @@ nothing is relevant at all).
 from __future__ import annotations
 
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -305,9 +306,11 @@ def _as_map(activation: Tensor, classifier: Classifier) -> Tensor:
     """Activation as (B, C, h, w), whatever the layer's layout."""
     if activation.ndim == 4:
         return activation.movedim(-1, 1) if classifier.layout.channels_last else activation
-    if activation.ndim == 3 and classifier.tokens is not None:
-        patches: Tensor = activation[:, classifier.tokens.prefix :].transpose(1, 2)
-        spread: Tensor = patches.unflatten(2, classifier.tokens.grid)
+    tokens = classifier.tokens
+    whole = tokens is not None and tokens.prefix + math.prod(tokens.grid) == activation.shape[1]
+    if activation.ndim == 3 and tokens is not None and whole:
+        patches: Tensor = activation[:, tokens.prefix :].transpose(1, 2)
+        spread: Tensor = patches.unflatten(2, tokens.grid)
         return spread
     raise InputError(
         f"Expected a layer with spatial output (B, C, h, w) for a class activation map, but got "

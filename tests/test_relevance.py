@@ -208,6 +208,13 @@ def test_a_finer_layer_gives_a_finer_grid(small_cnn):
     assert fine.shape[1] > coarse.shape[1]
 
 
+def test_a_layer_that_holds_the_class_token_alone_is_refused(tiny_clip, digit_batch):
+    # The last block is computed for the class token alone, so what follows it has no patches.
+    for layer in ("ln_post", "transformer.resblocks.3.ln_2"):
+        with pytest.raises(InputError, match="spatial output"):
+            GradCAM(layer).explain(tiny_clip, *digit_batch)
+
+
 def test_what_cannot_be_explained_is_said_in_one_line(small_cnn):
     images, labels = torch.rand(2, 3, 96, 96), torch.tensor([0, 1])
     with pytest.raises(InputError, match="use GradCAM"):
