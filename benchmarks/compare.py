@@ -33,10 +33,11 @@ from cfmask import (
     ObjectMask,
     RandomMask,
     SingleFill,
+    digits,
 )
 from cfmask.counterfactual import Fill, PatchMask
-from cfmask.data import digits
-from cfmask.data.shifts import Request, find_shifts
+from cfmask.shift import Request
+from cfmask.shifts.catalogue import find_shifts
 
 RATES = (1e-4, 3e-4, 1e-3)
 PROBE_RATES = (3e-3, 1e-2, 3e-2)

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 import cfmask
-from cfmask.data import digits
-from cfmask.data.shifts import Request
+from cfmask import digits
+from cfmask.shift import Request
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 import cfmask
 from cfmask.counterfactual import pixels
-from cfmask.data.images import Preprocess
 from cfmask.evaluation.metrics import interval
+from cfmask.images import Preprocess
 
 PHOTOGRAPHS = ("chelsea", "coffee", "camera", "astronaut", "rocket", "coins", "moon", "brick")
 PHOTOGRAPHS += ("hubble_deep_field", "retina", "grass", "gravel", "immunohistochemistry", "clock")

@@ -32,9 +32,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from cfmask.data.datamodule import to_unit
 from cfmask.data.folders import Folder
-from cfmask.data.images import Preprocess
+from cfmask.images import Preprocess, to_unit
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "retina", "immunohistochemistry")
 BATCH = 50

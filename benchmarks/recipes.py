@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser, auto_cli
 
-import cfmask.commands.train  # noqa: F401  (short names of classes are those of imported ones)
+import cfmask.commands.train_model  # noqa: F401  (short names of classes are those of imported ones)
 from cfmask.methods import Method
 from cfmask.runs.cost import memory, step_cost
 

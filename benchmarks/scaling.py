@@ -22,8 +22,7 @@ import torch.multiprocessing
 from jsonargparse import auto_cli
 
 import cfmask
-from cfmask import Counterfactual, DigitsData, MaskedDistillation, ObjectMask, SingleFill
-from cfmask.data import digits
+from cfmask import Counterfactual, DigitsData, MaskedDistillation, ObjectMask, SingleFill, digits
 from cfmask.runs.cost import memory, step_cost
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"

@@ -1,79 +1,113 @@
-"""cfmask: robust fine-tuning of image encoders with masked images as counterfactual samples."""
+"""cfmask: robust fine-tuning of image encoders with masked images as counterfactual samples.
 
-from cfmask.checkpoint import average, interpolate, load_classifier, save_classifier
-from cfmask.classifier import Classifier
-from cfmask.counterfactual import (
-    BlurFill,
-    ConstantFill,
-    ContextMask,
-    Counterfactual,
-    MultiFill,
-    NoFill,
-    ObjectMask,
-    RandomMask,
-    ShuffleFill,
-    SingleFill,
-)
-from cfmask.data.datamodule import DigitsData, FolderData
-from cfmask.data.images import RandomCrop
-from cfmask.data.shards import ShardData
-from cfmask.data.shifts import SHIFTS, find_shifts
-from cfmask.errors import InputError
-from cfmask.evaluation.evaluate import evaluate
-from cfmask.families.openclip import OpenClipClassifier
-from cfmask.families.timm import TimmClassifier
-from cfmask.methods import Distillation, FineTuning, LinearProbe, MaskedDistillation, Method
-from cfmask.relevance import (
-    AttentionRelevance,
-    AttentionRollout,
-    GradCAM,
-    HiResCAM,
-    LayerCAM,
-    Relevance,
-)
-from cfmask.reporting.report import ShiftReport
-from cfmask.saved_relevance import SavedRelevance, save_relevance
+What is listed in `__all__` is public. A name is imported when it is first used, so that a command
+which needs no model answers at once.
+"""
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "SHIFTS",
-    "AttentionRelevance",
-    "AttentionRollout",
-    "BlurFill",
-    "Classifier",
-    "ConstantFill",
-    "ContextMask",
-    "Counterfactual",
-    "DigitsData",
-    "Distillation",
-    "FineTuning",
-    "FolderData",
-    "GradCAM",
-    "HiResCAM",
-    "InputError",
-    "LayerCAM",
-    "LinearProbe",
-    "MaskedDistillation",
-    "Method",
-    "MultiFill",
-    "NoFill",
-    "ObjectMask",
-    "OpenClipClassifier",
-    "RandomCrop",
-    "RandomMask",
-    "Relevance",
-    "SavedRelevance",
-    "ShardData",
-    "ShiftReport",
-    "ShuffleFill",
-    "SingleFill",
-    "TimmClassifier",
-    "average",
-    "evaluate",
-    "find_shifts",
-    "interpolate",
-    "load_classifier",
-    "save_classifier",
-    "save_relevance",
-]
+from cfmask.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from cfmask.checkpoint import average, interpolate, load_classifier, save_classifier
+    from cfmask.classifier import Classifier
+    from cfmask.comparison.evaluate import evaluate
+    from cfmask.counterfactual import (
+        BlurFill,
+        ConstantFill,
+        ContextMask,
+        Counterfactual,
+        Fill,
+        MultiFill,
+        NoFill,
+        ObjectMask,
+        PatchMask,
+        RandomMask,
+        ShuffleFill,
+        SingleFill,
+    )
+    from cfmask.data.datamodule import DigitsData, FolderData, TrainingData
+    from cfmask.data.shards import ShardData
+    from cfmask.errors import InputError
+    from cfmask.families.openclip import OpenClipClassifier
+    from cfmask.families.timm import TimmClassifier
+    from cfmask.images import RandomCrop
+    from cfmask.methods.base import Method
+    from cfmask.methods.distillation import Distillation
+    from cfmask.methods.finetuning import FineTuning
+    from cfmask.methods.linear_probe import LinearProbe
+    from cfmask.methods.masked_distillation import MaskedDistillation
+    from cfmask.relevance import (
+        AttentionRelevance,
+        AttentionRollout,
+        GradCAM,
+        GradientRelevance,
+        HiResCAM,
+        LayerCAM,
+        Relevance,
+    )
+    from cfmask.reporting.report import ShiftReport
+    from cfmask.saved_relevance import SavedRelevance, save_relevance
+    from cfmask.shift import Request, Shift
+    from cfmask.shifts.catalogue import SHIFTS, find_shifts
+
+# Module by public name.
+_HOMES = {
+    "checkpoint": ("average", "interpolate", "load_classifier", "save_classifier"),
+    "classifier": ("Classifier",),
+    "comparison.evaluate": ("evaluate",),
+    "counterfactual": (
+        "BlurFill",
+        "ConstantFill",
+        "ContextMask",
+        "Counterfactual",
+        "Fill",
+        "MultiFill",
+        "NoFill",
+        "ObjectMask",
+        "PatchMask",
+        "RandomMask",
+        "ShuffleFill",
+        "SingleFill",
+    ),
+    "data.datamodule": ("DigitsData", "FolderData", "TrainingData"),
+    "data.shards": ("ShardData",),
+    "errors": ("InputError",),
+    "families.openclip": ("OpenClipClassifier",),
+    "families.timm": ("TimmClassifier",),
+    "images": ("RandomCrop",),
+    "methods.base": ("Method",),
+    "methods.distillation": ("Distillation",),
+    "methods.finetuning": ("FineTuning",),
+    "methods.linear_probe": ("LinearProbe",),
+    "methods.masked_distillation": ("MaskedDistillation",),
+    "relevance": (
+        "AttentionRelevance",
+        "AttentionRollout",
+        "GradCAM",
+        "GradientRelevance",
+        "HiResCAM",
+        "LayerCAM",
+        "Relevance",
+    ),
+    "reporting.report": ("ShiftReport",),
+    "saved_relevance": ("SavedRelevance", "save_relevance"),
+    "shift": ("Request", "Shift"),
+    "shifts.catalogue": ("SHIFTS", "find_shifts"),
+}
+_HOME = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

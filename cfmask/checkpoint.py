@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import pickle
-import shutil
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
+from cfmask.files import write_whole
 
 WEIGHTS = "weights.safetensors"
 PRETRAINED = "pretrained.safetensors"
@@ -46,44 +45,6 @@ def save_classifier(
     tensors = {k: v.detach().cpu().contiguous() for k, v in classifier.state_dict().items()}
     texts = {**(metadata or {}), "classifier": json.dumps(classifier.spec)}
     write_whole(path, lambda partial: save_file(tensors, partial, texts))
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file whole or not at all, also where the power fails.
-
-    Args:
-        path: the file; one that is there is replaced when the new one is safe on the disk.
-        write: writes to the path that it is given.
-
-    Raises:
-        InputError: it cannot be written, as on a full disk. The older file is as it was.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write(partial)
-        # safetensors makes files that nobody else may read.
-        partial.chmod(0o644)
-        _sync(partial)
-        partial.replace(path)
-        _sync(path.parent)
-    # Of torch's and safetensors' errors, only some are an OSError.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        line = " ".join(str(error).split())[:200]
-        free = shutil.disk_usage(path.parent).free / 1e6
-        raise InputError(
-            f"Cannot write {path}: {line}. {free:,.0f} MB are free there; make room. What was "
-            "written before is whole."
-        ) from error
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def load_classifier(path: str | Path, weights: str = WEIGHTS) -> Classifier:

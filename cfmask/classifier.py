@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cfmask.data.images import Preprocess
 from cfmask.errors import InputError, unknown
 from cfmask.heads import ZeroShotHead
+from cfmask.images import Preprocess
 from cfmask.layer_masking import masked_forward
 
 Pooling = Literal["token", "prefix", "average", "all", "map", "other"]

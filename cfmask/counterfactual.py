@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cfmask.errors import InputError
-from cfmask.evaluation.processes import count, rank
+from cfmask.processes import count, rank
 
 Donors = Literal["device", "all"]
 

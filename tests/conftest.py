@@ -6,8 +6,7 @@ import pytest
 import torch
 from imagenet_trees import ORIGINS, plant_one
 
-from cfmask import OpenClipClassifier, TimmClassifier
-from cfmask.data import digits
+from cfmask import OpenClipClassifier, TimmClassifier, digits
 
 # On shared cores, threads that wait for each other make tiny models many times slower.
 torch.set_num_threads(1)
@@ -65,7 +64,7 @@ def class_photos(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def packed(class_photos, tmp_path_factory) -> Path:
     """These in shards of six. Tests only read them."""
-    from cfmask.pack import pack
+    from cfmask.data.packing import pack
 
     out = tmp_path_factory.mktemp("packed") / "shards"
     pack(class_photos, out, shard_size=6)

@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from cfmask import Classifier, OpenClipClassifier, TimmClassifier, save_classifier
+from cfmask import Classifier, OpenClipClassifier, TimmClassifier, digits, save_classifier
 from cfmask.checkpoint import PRETRAINED, WEIGHTS
-from cfmask.data import digits
+from cfmask.comparison.compare import compare
 from cfmask.data.datamodule import digits_tensors
-from cfmask.evaluation.comparison import compare
 
 CONFIG = {"run": "runs/made", "seed_everything": 0, "data": {"class_path": "DigitsData"}}
 MAKERS = {

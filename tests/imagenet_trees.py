@@ -18,10 +18,10 @@ from torch import nn
 
 from cfmask import Classifier, InputError, evaluate, find_shifts
 from cfmask.classifier import Layout
-from cfmask.data.imagenet import IMAGENET
-from cfmask.data.images import Preprocess
-from cfmask.data.shifts import Request, Shift
-from cfmask.data.wordnet import real_labels, subset, synsets
+from cfmask.images import Preprocess
+from cfmask.shift import Request, Shift
+from cfmask.shifts.imagenet import IMAGENET
+from cfmask.wordnet import real_labels, subset, synsets
 
 SIDE = 8
 R, A = subset("r"), subset("a")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["cfmask.commands.train", "cfmask.reporting.gallery"])
+SERVER.set_forkserver_preload(["cfmask.commands.train_model", "cfmask.runs.gallery"])
 
 
 class Death(NamedTuple):
@@ -95,7 +95,7 @@ def _train(
     import torch
     from pytorch_lightning.utilities import rank_zero_only
 
-    from cfmask.commands.train import train
+    from cfmask.commands.train_model import train
     from cfmask.methods import Method
 
     torch.set_num_threads(1)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from cfmask import ShiftReport
+from cfmask.evaluation.figures import Curve, Difference, Fit, Row
 from cfmask.evaluation.metrics import interval
 from cfmask.reporting.disagreement import Answer, Disagreement
-from cfmask.reporting.report import Curve, Difference, Fit, Row
 
 NASTY = "50 % <b>a_b</b> & {c} $x^2$ ~ \\d | `e` #1\nline"
 SETS = ("id", "v2", "sketch")

@@ -11,12 +11,12 @@ from PIL import Image
 from rich.console import Console
 
 from cfmask import InputError
-from cfmask.commands.evaluate import evaluate_run
-from cfmask.data import check
-from cfmask.data.check import check_sets, check_table
-from cfmask.data.published import PUBLISHED
-from cfmask.data.shifts import Size
-from cfmask.data.wordnet import real_labels, synsets
+from cfmask.commands.eval_models import evaluate_run
+from cfmask.shift import Size
+from cfmask.shifts import inventory as check
+from cfmask.shifts.inventory import check_sets, check_table
+from cfmask.shifts.published import PUBLISHED
+from cfmask.wordnet import real_labels, synsets
 
 
 def one(root: Path, name: str, **options) -> check.SetCheck:

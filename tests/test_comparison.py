@@ -9,14 +9,13 @@ import yaml
 from imagenet_trees import plant_one
 from test_shifts import plant
 
-from cfmask import InputError, ShiftReport, interpolate, save_classifier
+from cfmask import InputError, ShiftReport, digits, interpolate, save_classifier
 from cfmask.checkpoint import PRETRAINED, WEIGHTS
-from cfmask.commands.evaluate import evaluate_run
-from cfmask.data import digits
-from cfmask.evaluation.comparison import compare, joined
-from cfmask.evaluation.sources import Labels, labels_of, models_of, named_classifier
-from cfmask.evaluation.wise import Blend, WeightLine, alphas_of
+from cfmask.commands.eval_models import evaluate_run
+from cfmask.comparison.compare import compare, joined
+from cfmask.comparison.sources import Labels, labels_of, models_of, named_classifier
 from cfmask.families.openclip import OpenClipClassifier
+from cfmask.inference.wise import Blend, WeightLine, alphas_of
 
 SETS = ["digits/id", "digits/sketch"]
 QUICK = ["--shifts", json.dumps(SETS), "--images=30"]
@@ -92,7 +91,7 @@ def test_a_point_of_a_line_has_the_weights_of_interpolation(tiny_clip):
 
 def test_a_curve_of_many_alphas_is_that_of_single_models(runs):
     from cfmask import evaluate, find_shifts, load_classifier
-    from cfmask.data.shifts import Request
+    from cfmask.shift import Request
 
     report = compare([str(runs[0])], str(runs[0] / "curve"), SETS, wise="0,0.25,...,1", images=30)
     start, tuned = load_classifier(runs[0], PRETRAINED), load_classifier(runs[0])

@@ -15,11 +15,10 @@ from PIL import Image
 from test_train import photos
 from torch.nn.utils import parameters_to_vector
 
-from cfmask import Distillation, FolderData, InputError, ShiftReport, load_classifier
-from cfmask.commands.evaluate import evaluate_run
-from cfmask.commands.train import TrainCLI, command_line, train
-from cfmask.data import wordnet
-from cfmask.data.images import Preprocess
+from cfmask import Distillation, FolderData, InputError, ShiftReport, load_classifier, wordnet
+from cfmask.commands.eval_models import evaluate_run
+from cfmask.commands.train_model import TrainCLI, command_line, train
+from cfmask.images import Preprocess
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import recipes

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from test_train import photos
 
-from cfmask import pack
-from cfmask.commands.train import train
+from cfmask.commands.main import main
+from cfmask.commands.train_model import train
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "data.md").read_text()
@@ -32,12 +32,11 @@ SMALL = [
 
 
 def run(line: str, monkeypatch) -> None:
-    program, *args = shlex.split(line)[1:]
-    if program == "train.py":
+    first, program, *args = shlex.split(line)
+    if first == "cfmask":
+        main([program, *args, "--workers=0"])
+    elif program == "train.py":
         train([*args, *SMALL])
-    elif program == "-m":
-        assert args.pop(0) == "cfmask.pack"
-        pack.main([*args, "--workers=0"])
     else:
         monkeypatch.setattr(sys, "argv", [program, "--images=8", "--rounds=1", "--quality=[90]"])
         runpy.run_path(str(ROOT / program), run_name="__main__")

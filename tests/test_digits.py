@@ -11,9 +11,8 @@ from scipy.stats import chi2_contingency
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from cfmask import DigitsData, InputError
-from cfmask.data import digits
-from cfmask.data.images import Preprocess
+from cfmask import DigitsData, InputError, digits
+from cfmask.images import Preprocess
 
 INDEPENDENT = ["v2", "sketch", "rendition", "corruption"]
 

@@ -6,12 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cfmask import AttentionRelevance, GradCAM, InputError, OpenClipClassifier
-from cfmask.data import digits
+from cfmask import AttentionRelevance, GradCAM, InputError, OpenClipClassifier, digits
+from cfmask.comparison.examples import disagreements, gallery
 from cfmask.data.datamodule import Tensors
-from cfmask.data.shifts import Shift
-from cfmask.evaluation.wise import Blend, WeightLine
-from cfmask.reporting.disagreement import disagreements, gallery
+from cfmask.inference.wise import Blend, WeightLine
+from cfmask.shift import Shift
 
 COUNT = 60
 

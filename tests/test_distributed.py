@@ -9,7 +9,7 @@ from test_resume import SMALL
 from test_train import DEMO
 
 from cfmask import ShiftReport, load_classifier
-from cfmask.commands.train import train
+from cfmask.commands.train_model import train
 from cfmask.methods import Method
 
 # Relative feature distance is measured in units of the device's own batch: another loss on two.

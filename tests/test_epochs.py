@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from cfmask import DigitsData, InputError
 from cfmask.data.datamodule import TrainingData
 from cfmask.data.epochs import EpochSampler, Seeded, mixed
-from cfmask.data.images import Preprocess
+from cfmask.images import Preprocess
 
 
 def draws(epoch: int, *args: int, **kwargs: int) -> list[int]:

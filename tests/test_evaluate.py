@@ -10,9 +10,9 @@ from torch import nn
 from cfmask import Classifier, InputError, ShiftReport, evaluate
 from cfmask.classifier import Layout
 from cfmask.data.datamodule import Tensors
-from cfmask.data.images import Preprocess
-from cfmask.data.shifts import Shift
 from cfmask.evaluation.metrics import interval
+from cfmask.images import Preprocess
+from cfmask.shift import Shift
 
 CLASSES = 5
 SIDE = 4

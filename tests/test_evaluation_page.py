@@ -14,10 +14,10 @@ from test_train import photos
 
 from cfmask import TimmClassifier
 from cfmask.checkpoint import WEIGHTS, save_classifier
-from cfmask.commands.evaluate import evaluate_run
+from cfmask.commands.eval_models import evaluate_run
 from cfmask.commands.parser import as_lists
-from cfmask.data.published import PUBLISHED
 from cfmask.runs.run_folder import RunFolder
+from cfmask.shifts.published import PUBLISHED
 
 PAGE = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
 COMMANDS = re.findall(r"^python eval\.py (.*)$", PAGE, re.M)

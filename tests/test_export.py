@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from test_checkpoint import clip_folder
 
 from cfmask import Classifier, InputError, OpenClipClassifier, TimmClassifier, save_classifier
-from cfmask.export import EXPORTERS, FAMILIES, export
 from cfmask.exporting.model_card import LOADING
-from cfmask.predict import MAIN_FILES, READERS, open_model
+from cfmask.exporting.reading import MAIN_FILES, READERS, open_model
+from cfmask.exporting.writing import EXPORTERS, FAMILIES, export
 
 DOCS = Path(__file__).parents[1] / "docs" / "export.md"
 # Graphs take seconds each; quick tests of programs and of own data write one of each kind.

@@ -11,7 +11,8 @@ from exported import plant_run, start, tuned
 
 from cfmask import InputError, TimmClassifier, interpolate, load_classifier, save_classifier
 from cfmask.checkpoint import PRETRAINED, WEIGHTS, average
-from cfmask.export import EXPORTERS, export, export_run, push
+from cfmask.commands.export_model import export_run
+from cfmask.exporting.writing import EXPORTERS, export, push
 
 
 @pytest.fixture(scope="module")

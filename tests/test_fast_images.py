@@ -19,8 +19,8 @@ from test_images import BROKEN, UPRIGHT, flipped, noise
 from torchvision import transforms as v1
 
 from cfmask import InputError, evaluate
-from cfmask.data.images import Preprocess, RandomCrop, decode, read_image
-from cfmask.data.shifts import Shift
+from cfmask.images import Preprocess, RandomCrop, decode, read_image
+from cfmask.shift import Shift
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from test_train import DEMO, FAST, fails
 
 from cfmask import DigitsData, FineTuning, InputError, MaskedDistillation, load_classifier
-from cfmask.checkpoint import write_whole
-from cfmask.commands.train import train
+from cfmask.commands.train_model import train
+from cfmask.files import write_whole
 from cfmask.runs.faults import smaller_batch
 from cfmask.runs.resume import CheckpointFiles
 

@@ -9,8 +9,8 @@ import pytest
 from reports import whole_report
 
 from cfmask import ShiftReport
-from cfmask.reporting.figures import LEAST_IN_BIN, reliability, scatter, wise_curve
-from cfmask.reporting.report import Curve, Fit, Row
+from cfmask.evaluation.figures import Curve, Fit, Row
+from cfmask.reporting.charts import LEAST_IN_BIN, reliability, scatter, wise_curve
 
 TRANSFORMS = {
     "linear": lambda p: p,

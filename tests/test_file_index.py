@@ -15,7 +15,7 @@ from cfmask import InputError
 from cfmask.data import file_index
 from cfmask.data.file_index import FileIndex, cache_file
 from cfmask.data.folders import Folder
-from cfmask.data.images import Preprocess
+from cfmask.images import Preprocess
 
 COUNTS = {"ant": 3, "bee": 2, "cat": 4}
 

@@ -9,7 +9,7 @@ from PIL import Image, features
 
 from cfmask import FolderData, InputError
 from cfmask.data.folders import Folder, class_folders, hold_out
-from cfmask.data.images import Preprocess
+from cfmask.images import Preprocess
 
 SMALL = Preprocess((8, 8))
 # Each class has its own shade, so that a label can be read back from the pixels.

@@ -23,10 +23,10 @@ from test_train import DEMO
 from cfmask import Classifier, InputError, load_classifier, save_classifier
 from cfmask.checkpoint import read_tensors
 from cfmask.commands.parser import one_line_errors
-from cfmask.commands.train import command_line
-from cfmask.data.images import Preprocess, read_image
+from cfmask.commands.train_model import command_line
+from cfmask.data.packing import pack
 from cfmask.data.shards import ShardImages, find_shards
-from cfmask.pack import pack
+from cfmask.images import Preprocess, read_image
 from cfmask.runs.resume import newest
 
 EDIT = st.tuples(

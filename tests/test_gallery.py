@@ -23,7 +23,8 @@ from cfmask import (
 )
 from cfmask.counterfactual import pixels
 from cfmask.data.datamodule import Tensors
-from cfmask.reporting.gallery import EpochGallery, columns, draw, first_of_each_class, sheet
+from cfmask.reporting.sheet import draw, sheet
+from cfmask.runs.gallery import EpochGallery, columns, first_of_each_class
 
 
 def test_the_gallery_shows_what_was_replaced(tiny_clip, digit_batch, tmp_path):

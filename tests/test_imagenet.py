@@ -25,13 +25,13 @@ from PIL import Image
 from torchvision.datasets import imagenet as reference
 
 from cfmask import evaluate
-from cfmask.data import imagenet_val
 from cfmask.data.folders import Folder
-from cfmask.data.imagenet import IMAGENET
-from cfmask.data.images import Preprocess
-from cfmask.data.pictures import Pictures
-from cfmask.data.shifts import Size
-from cfmask.data.wordnet import real_labels, synsets
+from cfmask.images import Preprocess
+from cfmask.shift import Size
+from cfmask.shifts import imagenet_val
+from cfmask.shifts.imagenet import IMAGENET
+from cfmask.shifts.pictures import Pictures
+from cfmask.wordnet import real_labels, synsets
 
 
 def test_the_class_lists_are_those_of_timm():

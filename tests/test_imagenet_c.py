@@ -14,14 +14,14 @@ from PIL import Image
 from torchvision import transforms
 
 from cfmask import InputError, evaluate
-from cfmask.data.check import check_sets
-from cfmask.data.combinations import ALEXNET_ERRORS, COMBINATIONS
-from cfmask.data.imagenet_c import EXTRA, IMAGENET_C, corrupt_function
-from cfmask.data.images import Preprocess
-from cfmask.data.pictures import Pictures
-from cfmask.data.shifts import Size
-from cfmask.data.wordnet import synsets
 from cfmask.evaluation.metrics import combined
+from cfmask.images import Preprocess
+from cfmask.shift import Size
+from cfmask.shifts.combinations import ALEXNET_ERRORS, COMBINATIONS
+from cfmask.shifts.imagenet_c import EXTRA, IMAGENET_C, corrupt_function
+from cfmask.shifts.inventory import check_sets
+from cfmask.shifts.pictures import Pictures
+from cfmask.wordnet import synsets
 
 SIDE = 224
 AT_224 = Preprocess((SIDE, SIDE))

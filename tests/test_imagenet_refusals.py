@@ -7,10 +7,11 @@ import pytest
 from imagenet_trees import ORIGINS, Sees, find, paint, plant_one, refusal, score
 
 from cfmask import SHIFTS, InputError, evaluate
-from cfmask.data.imagenet import IMAGENET
-from cfmask.data.images import Preprocess
-from cfmask.data.shifts import COMBINATIONS, Size
-from cfmask.data.wordnet import synsets
+from cfmask.images import Preprocess
+from cfmask.shift import Size
+from cfmask.shifts.combinations import COMBINATIONS
+from cfmask.shifts.imagenet import IMAGENET
+from cfmask.wordnet import synsets
 
 
 @pytest.mark.parametrize("root", [None, "nowhere"])

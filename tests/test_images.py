@@ -12,7 +12,7 @@ from PIL import Image, features
 from torchvision import transforms as v1
 
 from cfmask import InputError
-from cfmask.data.images import DECODERS, Preprocess, read_image
+from cfmask.images import DECODERS, Preprocess, read_image
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:

@@ -18,10 +18,10 @@ from imagenet_trees import find
 from test_evaluate import CLASSES, Sees, models, painted, random_images
 
 from cfmask import InputError, ShiftReport, evaluate
-from cfmask.data.pictures import Pictures
-from cfmask.data.shifts import Shift
-from cfmask.evaluation import processes as own_processes
-from cfmask.evaluation.inference import Inference
+from cfmask import processes as own_processes
+from cfmask.inference.inference import Inference
+from cfmask.shift import Shift
+from cfmask.shifts.pictures import Pictures
 
 # A parent that has imported everything forks in no time; one thread each, so that nothing hangs.
 FORK = mp.get_context("fork")
@@ -301,7 +301,7 @@ def test_the_bar_counts_every_image_and_says_how_fast(tmp_path):
 
     from rich.console import Console
 
-    from cfmask.evaluation.inference import ImagesPerSecond
+    from cfmask.inference.inference import ImagesPerSecond
 
     inference = Inference(models(), 10, 0, "fp32", "fast", "stop", None, None, True)
     stream = io.StringIO()
@@ -314,8 +314,8 @@ def test_the_bar_counts_every_image_and_says_how_fast(tmp_path):
 
 
 def test_labels_of_unreadable_images_are_those_of_the_set(everything):
-    from cfmask.data.images import Preprocess
-    from cfmask.data.readable import Readable
+    from cfmask.images import Preprocess
+    from cfmask.inference.readable import Readable
 
     (shift,) = find(everything, "imagenet/objectnet")
     data = shift.load(Preprocess((8, 8)))

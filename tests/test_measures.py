@@ -11,7 +11,6 @@ from test_evaluate import CLASSES, ReadsTheLabel, Sees, models, painted, random_
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from cfmask import evaluate
-from cfmask.data.shifts import Shift
 from cfmask.evaluation.metrics import (
     auroc,
     calibration_bins,
@@ -22,6 +21,7 @@ from cfmask.evaluation.metrics import (
     paired_difference,
     selective,
 )
+from cfmask.shift import Shift
 
 
 def scores(count: int = 500) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from test_comparison import plant_run
 
-from cfmask.commands.evaluate import evaluate_run
+from cfmask.commands.eval_models import evaluate_run
+from cfmask.evaluation.figures import METRICS
 from cfmask.evaluation.robustness import BUILT_IN
-from cfmask.reporting.report import METRICS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "measures.md").read_text()
 BLOCKS = re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S)

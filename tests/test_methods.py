@@ -21,10 +21,10 @@ from cfmask import (
     RandomMask,
     SingleFill,
     TimmClassifier,
+    digits,
     load_classifier,
 )
 from cfmask import methods as methods_package
-from cfmask.data import digits
 from cfmask.methods import Method
 
 

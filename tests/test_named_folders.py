@@ -9,9 +9,9 @@ from imagenet_trees import SIDE, Sees, paint
 from test_shifts import NAMES, plant
 
 from cfmask import InputError, evaluate, find_shifts
-from cfmask.data.images import Preprocess
-from cfmask.data.named_folders import class_order, own_class_names
-from cfmask.data.shifts import Request
+from cfmask.images import Preprocess
+from cfmask.shift import Request
+from cfmask.shifts.named_folders import class_order, own_class_names
 
 BIRDS = ("landbird", "waterbird")
 TINY = Preprocess((SIDE, SIDE))

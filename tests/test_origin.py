@@ -11,7 +11,7 @@ import timm
 import torch
 
 from cfmask import InputError, OpenClipClassifier, TimmClassifier
-from cfmask.families.origin import is_torchscript, mismatch, shapes, uses_quick_gelu
+from cfmask.families.fingerprint import is_torchscript, mismatch, shapes, uses_quick_gelu
 
 TEXT = {"context_length": 8, "vocab_size": 30, "width": 16, "heads": 2, "layers": 1}
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}

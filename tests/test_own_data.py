@@ -12,17 +12,14 @@ from test_checkpoint import clip_folder
 from test_train import FOLDER, photos
 from torchvision.transforms.functional import to_pil_image
 
-from cfmask.commands.evaluate import evaluate_run
-from cfmask.commands.train import train
-from cfmask.export import export_run
-from cfmask.predict import predict_images
+from cfmask.commands.eval_models import evaluate_run
+from cfmask.commands.main import main
+from cfmask.commands.train_model import train
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {
     "train.py": train,
     "eval.py": evaluate_run,
-    "-m cfmask.export": export_run,
-    "-m cfmask.predict": predict_images,
 }
 
 
@@ -30,13 +27,16 @@ def commands(name: str) -> list[str]:
     """The command lines of a page, in the order of the text."""
     blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "docs" / name).read_text(), re.M | re.S)
     lines = [line for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("python ")]
+    return [line for line in lines if line.startswith(("python ", "cfmask "))]
 
 
 def run(line: str, *options: str) -> None:
     """Run a command of the docs, with what makes it small and offline."""
-    name = next(name for name in PROGRAMS if line.startswith(f"python {name} "))
-    PROGRAMS[name]([*shlex.split(line.removeprefix(f"python {name} ")), *options])
+    program, name, *args = shlex.split(line)
+    if program == "cfmask":
+        main([name, *args, *options])
+    else:
+        PROGRAMS[name]([*args, *options])
 
 
 def test_photographs_become_an_exported_model(tmp_path, monkeypatch, capsys):
@@ -83,5 +83,5 @@ def test_every_command_of_the_page_on_exports_runs(demo, capsys):
         # Writing ONNX takes seconds, and the page on one's own data does it too.
         run(line.replace("onnx", "safetensors"))
         text = capsys.readouterr().out
-        assert "Loaded back" in text if "cfmask.export" in line else "digit.png" in text
+        assert "Loaded back" in text if line.startswith("cfmask export") else "digit.png" in text
     assert len(list((demo / "exported").iterdir())) == 3

@@ -12,9 +12,10 @@ from test_folders import SMALL, plant
 from test_images import noise
 
 from cfmask import InputError
+from cfmask.commands.pack_images import pack_images
+from cfmask.data.packing import pack, verify
 from cfmask.data.shard_index import INDEX, ShardIndex, checksum
 from cfmask.data.shards import ShardImages
-from cfmask.pack import main, pack, verify
 
 
 def contents(class_photos: Path) -> Counter[tuple[bytes, str]]:
@@ -57,9 +58,9 @@ def test_packing_again_gives_the_same_bytes(class_photos, packed, tmp_path):
 
 def test_the_command_packs_and_verifies(class_photos, tmp_path, capsys):
     out = tmp_path / "shards"
-    main([str(class_photos), f"--out={out}", "--shard_size=10", "--workers=0"])
+    pack_images([str(class_photos), f"--out={out}", "--shard_size=10", "--workers=0"])
     assert "25 images of 4 classes in 3 shards" in capsys.readouterr().out
-    main([str(out), "--verify=true", "--workers=0"])
+    pack_images([str(out), "--verify=true", "--workers=0"])
     assert "as packed, all readable" in capsys.readouterr().out
 
 
@@ -68,7 +69,7 @@ def test_the_command_fails_in_one_line(class_photos, tmp_path, capsys):
     (tmp_path / "full" / "x").write_text("")
     for args in (["--workers=0"], [f"--out={tmp_path / 'full'}"], ["--out=x", "--shard_size=0"]):
         with pytest.raises(SystemExit) as ended:
-            main([str(class_photos), *args])
+            pack_images([str(class_photos), *args])
         assert ended.value.code == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert line.startswith("error: Expected")

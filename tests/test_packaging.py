@@ -64,7 +64,7 @@ def test_every_supported_python_is_in_the_environment():
 
 
 def test_there_is_one_version():
-    assert cfmask.__version__ == pyproject("version")
+    assert 'version = { attr = "cfmask.version.__version__" }' in text("pyproject.toml")
     assert str(yaml.safe_load(text("CITATION.cff"))["version"]) == cfmask.__version__
     assert f"## [{cfmask.__version__}]" in text("CHANGELOG.md")
 
@@ -83,16 +83,6 @@ def test_a_public_name_is_there_and_documented(name):
     if inspect.isclass(value) or inspect.isfunction(value):
         assert value.__doc__
         assert not value.__doc__.startswith(f"{name}(")
-
-
-def test_every_imported_name_is_public_once():
-    assert len(set(cfmask.__all__)) == len(cfmask.__all__)
-    imported = {
-        name
-        for name, value in vars(cfmask).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
-    }
-    assert set(cfmask.__all__) == imported
 
 
 def public_parts(module: ModuleType) -> Iterator[tuple[str, Any]]:

@@ -15,8 +15,8 @@ from PIL import Image
 from reports import NASTY, gallery, small_report, whole_report
 
 from cfmask import ShiftReport
+from cfmask.evaluation.figures import Curve, Row
 from cfmask.reporting.page import as_html, drawn_models
-from cfmask.reporting.report import Curve, Row
 from cfmask.reporting.tables import grids, heading
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}

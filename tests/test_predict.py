@@ -11,12 +11,12 @@ from exported import digit_images, plant_run, start, tuned
 from safetensors.torch import save_file
 from torchvision.transforms.functional import to_pil_image
 
-from cfmask import InputError, OpenClipClassifier
-from cfmask.data import digits
-from cfmask.data.images import read_image
-from cfmask.export import export
+from cfmask import InputError, OpenClipClassifier, digits
+from cfmask.commands.predict_images import predict, predict_images
+from cfmask.exporting.reading import open_model
+from cfmask.exporting.writing import export
+from cfmask.images import read_image
 from cfmask.methods import FineTuning
-from cfmask.predict import open_model, predict, predict_images
 
 TINY_CLIP = Path(__file__).parents[1] / "cfmask" / "tiny_clip"
 
@@ -262,7 +262,7 @@ def test_a_graph_of_others_is_refused(tmp_path, capsys):
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
     model.ir_version = 8
     onnx.save(model, tmp_path / "x.onnx")
-    assert "written by cfmask.export" in fails(capsys, tmp_path / "x.onnx", "picture.png")
+    assert "written by cfmask export" in fails(capsys, tmp_path / "x.onnx", "picture.png")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from reports import gallery, small_report
 from test_comparison import plant_run
 
-from cfmask.evaluation.comparison import compare
+from cfmask.comparison.compare import compare
 from cfmask.reporting.publish import PUBLISHERS, publish
 
 

@@ -11,14 +11,15 @@ from imagenet_trees import SIDE, Sees, find, paint, plant_val, refusal, score
 from PIL import Image, ImageDraw, ImageFont
 
 from cfmask import evaluate
-from cfmask.data.attributes import FACTORS
-from cfmask.data.backgrounds import IN9_CLASSES, IN9_KINDS
-from cfmask.data.check import check_sets
-from cfmask.data.combinations import COMBINATIONS
-from cfmask.data.images import Preprocess
-from cfmask.data.published import PUBLISHED
-from cfmask.data.shifts import PUBLISHED_FAMILIES, Size
-from cfmask.data.wordnet import real_labels, synsets
+from cfmask.images import Preprocess
+from cfmask.shift import Size
+from cfmask.shifts.attributes import FACTORS
+from cfmask.shifts.backgrounds import IN9_CLASSES, IN9_KINDS
+from cfmask.shifts.catalogue import PUBLISHED_FAMILIES
+from cfmask.shifts.combinations import COMBINATIONS
+from cfmask.shifts.inventory import check_sets
+from cfmask.shifts.published import PUBLISHED
+from cfmask.wordnet import real_labels, synsets
 
 
 def test_every_published_family_can_be_asked_for():

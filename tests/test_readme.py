@@ -10,24 +10,19 @@ import torch
 from test_train import FAST, photos
 
 import cfmask
-from cfmask.commands.evaluate import evaluate_run
-from cfmask.commands.train import train
-from cfmask.export import export_run
-from cfmask.predict import predict_images
-from cfmask.show import show_images
+from cfmask.commands.eval_models import evaluate_run
+from cfmask.commands.main import main
+from cfmask.commands.train_model import train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
 LINES = [line for kind, block in BLOCKS if not kind for line in block.splitlines()]
-COMMANDS = [line for line in LINES if line.startswith("python ")]
+COMMANDS = [line for line in LINES if line.startswith(("python ", "cfmask "))]
 INLINE = re.findall(r"`(python (?:train|eval)\.py [^`]*)`", README)
 PROGRAMS = {
     "train.py": train,
     "eval.py": evaluate_run,
-    "-m cfmask.show": show_images,
-    "-m cfmask.export": export_run,
-    "-m cfmask.predict": predict_images,
 }
 # What is not at hand, and what stands in for it.
 STAND_INS = {
@@ -38,7 +33,7 @@ STAND_INS = {
 
 def options(line: str) -> list[str]:
     """What makes a command of the README small and offline."""
-    if "-m cfmask" in line or "--help" in line or ".help" in line or "--check " in line:
+    if "--help" in line or ".help" in line or "--check " in line:
         return []
     if "timm:" in line:
         return ["--allow_incomplete", "true", "--pictures=0"]
@@ -64,8 +59,11 @@ def options(line: str) -> list[str]:
 def run(line: str) -> None:
     for name, stand_in in STAND_INS.items():
         line = line.replace(name, stand_in)
-    name = next(name for name in PROGRAMS if line.startswith(f"python {name} "))
-    PROGRAMS[name]([*shlex.split(line.removeprefix(f"python {name} ")), *options(line)])
+    program, name, *args = shlex.split(line)
+    if program == "cfmask":
+        main([name, *args])
+    else:
+        PROGRAMS[name]([*args, *options(line)])
 
 
 def test_the_two_lines_stand_at_the_top():

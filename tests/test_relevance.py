@@ -14,9 +14,9 @@ from cfmask import (
     ObjectMask,
     OpenClipClassifier,
     TimmClassifier,
+    digits,
 )
 from cfmask.attention import AttentionMaps
-from cfmask.data import digits
 
 
 def slow_clip(classifier, images):

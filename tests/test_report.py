@@ -9,7 +9,7 @@ from rich.console import Console
 from test_evaluate import ReadsTheLabel, Sees, models, painted
 
 from cfmask import InputError, ShiftReport, evaluate
-from cfmask.reporting.report import METRICS, Curve, Difference, Fit, Row
+from cfmask.evaluation.figures import METRICS, Curve, Difference, Fit, Row
 
 
 def small_report() -> ShiftReport:

@@ -16,7 +16,7 @@ from test_train import DEMO, FOLDER, fails, photos
 
 from cfmask import ShiftReport
 from cfmask.checkpoint import damage, read_checkpoint
-from cfmask.commands.train import train
+from cfmask.commands.train_model import train
 from cfmask.runs.resume import newest
 from cfmask.runs.run_folder import RunFolder
 

@@ -6,6 +6,7 @@ from scipy.special import expit, logit
 from scipy.stats import linregress, norm
 
 from cfmask import InputError
+from cfmask.evaluation.figures import Fit, Row
 from cfmask.evaluation.robustness import (
     BUILT_IN,
     fits_of,
@@ -14,7 +15,6 @@ from cfmask.evaluation.robustness import (
     read_fits,
     robustness_rows,
 )
-from cfmask.reporting.report import Fit, Row
 
 
 def rows(**accuracies: float) -> list[Row]:

@@ -14,7 +14,7 @@ from test_resume import SMALL
 from test_train import DEMO, fails
 
 from cfmask import ShiftReport
-from cfmask.commands.train import train
+from cfmask.commands.train_model import train
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from scaling import DEVICES, MODELS, PAGE, PLANNED, planned, table

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cfmask import SHIFTS, InputError, find_shifts
-from cfmask.data import digits
-from cfmask.data.images import Preprocess
-from cfmask.data.shifts import COMBINATIONS, Request
+from cfmask import SHIFTS, InputError, digits, find_shifts
+from cfmask.images import Preprocess
+from cfmask.shift import Request
+from cfmask.shifts.combinations import COMBINATIONS
 
 SMALL = Preprocess((8, 8))
 DIGITS = Request(class_names=digits.CLASS_NAMES, images=20)

@@ -9,10 +9,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from cfmask import GradCAM, ObjectMask, OpenClipClassifier, save_classifier
-from cfmask.data import digits
+from cfmask import GradCAM, ObjectMask, OpenClipClassifier, digits, save_classifier
+from cfmask.commands.show_images import show, show_images
 from cfmask.runs.run_folder import CONFIG
-from cfmask.show import show, show_images
 
 TINY = ["--checkpoint", "open_clip:tiny-clip"]
 
@@ -140,7 +139,7 @@ def test_missing_and_unreadable_files_are_named(pictures, tmp_path, capsys):
 def test_the_commands_of_the_page_run(pictures, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
-    lines = re.findall(r"^python -m cfmask\.show (.*)", page, re.M)
+    lines = re.findall(r"^cfmask show (.*)", page, re.M)
     for name, picture in zip(("dog.jpg", "cat.jpg"), pictures):
         Image.open(picture).save(tmp_path / name)
     (tmp_path / "runs").mkdir()

@@ -25,8 +25,8 @@ from cfmask import (
     ObjectMask,
     SingleFill,
     TimmClassifier,
+    digits,
 )
-from cfmask.data import digits
 
 OBJECT = Counterfactual(ObjectMask(0.3), NoFill())
 CONTEXT = Counterfactual(ContextMask(0.5), NoFill())

@@ -9,7 +9,7 @@ import pytest
 from reports import NASTY, small_report, whole_report
 
 from cfmask import ShiftReport
-from cfmask.reporting.report import METRICS, Row
+from cfmask.evaluation.figures import METRICS, Row
 from cfmask.reporting.tables import (
     DIFFERS,
     MEASURES,

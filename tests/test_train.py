@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 
 from cfmask import MaskedDistillation, ShiftReport, load_classifier
-from cfmask.commands.evaluate import evaluate_run
-from cfmask.commands.train import train
+from cfmask.commands.eval_models import evaluate_run
+from cfmask.commands.train_model import train
 
 DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
 FAST = [

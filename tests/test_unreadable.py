@@ -19,7 +19,7 @@ from test_train import photos as fruit
 
 from cfmask import FolderData, InputError, ShiftReport
 from cfmask.commands.parser import one_line_errors
-from cfmask.commands.train import train
+from cfmask.commands.train_model import train
 from cfmask.data import file_index
 from cfmask.data.epochs import EpochLoader
 from cfmask.data.unreadable import Skipping, complaint_of, refuse_unreadable

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import cfmask
-from cfmask import OpenClipClassifier
-from cfmask.data import digits
-from cfmask.evaluation.sources import Labels, named_classifier
+from cfmask import OpenClipClassifier, digits
+from cfmask.comparison.sources import Labels, named_classifier
 
 TINY_CLIP = Path(cfmask.__file__).parent / "tiny_clip"
 NAMES = ["tench", "goldfish", "red panda"]
@@ -63,7 +62,7 @@ def test_the_logits_of_a_vit_b_32_are_those_of_open_clip():
 def test_names_and_prompts_for_imagenet_are_openais():
     from open_clip import zero_shot_metadata
 
-    from cfmask.evaluation.sources import labels_of
+    from cfmask.comparison.sources import labels_of
 
     labels = labels_of(["imagenet"], None)
     assert labels.names == tuple(zero_shot_metadata.IMAGENET_CLASSNAMES)

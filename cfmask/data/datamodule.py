@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from cfmask.data import digits, wordnet
+from cfmask import digits, wordnet
 from cfmask.data.epochs import EpochLoader, EpochSampler, Seeded, run_seed, start_worker
 from cfmask.data.file_index import FileIndex
 from cfmask.data.folders import Folder, class_folders, hold_out
-from cfmask.data.images import Decoder, Preprocess, RandomCrop
 from cfmask.data.unreadable import Skipping, Unreadable, refuse_unreadable
 from cfmask.errors import InputError
-from cfmask.evaluation.processes import gathered
+from cfmask.images import Decoder, Preprocess, RandomCrop, to_unit
+from cfmask.processes import gathered
 
 Sample = tuple[Tensor, int]
 
@@ -261,11 +260,6 @@ def _imagenet_names(folders: Sequence[str], where: str) -> dict[str, str]:
             f"{len(folders)} folders; missing or not of them: {', '.join(odd[:4])}."
         )
     return dict(zip(folders, wordnet.class_names()))
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """Images uint8 in [0, 255] as float in [0, 1]; floats pass."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def digits_tensors(name: str, count: int, seed: int, size: tuple[int, int]) -> Tensors:

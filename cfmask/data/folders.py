@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cfmask.data.file_index import FileIndex, class_folders
-from cfmask.data.images import Preprocess, RandomCrop, read_image
 from cfmask.errors import InputError
+from cfmask.images import Preprocess, RandomCrop, read_image
 
 __all__ = ["Folder", "class_folders", "hold_out"]
 

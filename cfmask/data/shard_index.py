@@ -2,7 +2,7 @@
 
 A shard is a plain tar file. An image and the number of its class are two members of the same name
 with different endings: `000012.jpg` and `000012.cls`. Beside the shards lies `index.json`, written
-by `python -m cfmask.pack`, with the class names, a checksum of every shard and the place of every
+by `cfmask pack`, with the class names, a checksum of every shard and the place of every
 image; for other shards the places are found by reading the headers. Nothing is ever extracted.
 """
 
@@ -108,7 +108,7 @@ class ShardIndex:
         """
         file = folder / INDEX
         if not file.is_file():
-            raise InputError(f"Expected {INDEX} in {folder}; write it with python -m cfmask.pack.")
+            raise InputError(f"Expected {INDEX} in {folder}; write it with cfmask pack.")
         try:
             content = json.loads(file.read_text())
             if content["format"] != FORMAT:

@@ -17,11 +17,11 @@ from torch.utils.data import Dataset, Subset
 
 from cfmask.data.datamodule import Sample, TrainingData, named
 from cfmask.data.folders import hold_out
-from cfmask.data.images import Decoder, Preprocess, RandomCrop, decode
 from cfmask.data.shard_fetch import expand, fetch
 from cfmask.data.shard_index import INDEX, ShardIndex
 from cfmask.data.unreadable import Unreadable
 from cfmask.errors import InputError
+from cfmask.images import Decoder, Preprocess, RandomCrop, decode
 
 
 class ShardImages(Dataset[Sample]):
@@ -77,7 +77,7 @@ class ShardImages(Dataset[Sample]):
 
 
 class ShardData(TrainingData):
-    """Images in tar shards: the WebDataset layout, packed by `python -m cfmask.pack` or others.
+    """Images in tar shards: the WebDataset layout, packed by `cfmask pack` or others.
 
     Args:
         shards: folder with index.json; or tar files with braces, `data/shard-{000000..000146}.tar`;
@@ -93,7 +93,7 @@ class ShardData(TrainingData):
         decoder: "fast", or "pil" for exactly the pixels of Pillow, slower.
         crop: augmentation of training images; None trains on what is evaluated.
         unreadable: `fail` ends the run at an image that cannot be read; `skip` takes the next one
-            and counts them. `python -m cfmask.pack DIR --verify true` finds them all before.
+            and counts them. `cfmask pack DIR --verify true` finds them all before.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ def find_shards(where: str, cache: Path) -> ShardIndex:
 
 
 def _check_sizes(index: ShardIndex) -> None:
-    """Refuse shards that are not there or not whole; checksums are for `cfmask.pack --verify`."""
+    """Refuse shards that are not there or not whole; checksums are for `cfmask pack --verify`."""
     for shard in index.shards:
         path = index.folder / shard.name
         size = path.stat().st_size if path.is_file() else -1

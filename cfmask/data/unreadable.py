@@ -12,8 +12,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cfmask.data.images import read_image
 from cfmask.errors import InputError
+from cfmask.images import read_image
 
 Unreadable = Literal["fail", "skip"]
 

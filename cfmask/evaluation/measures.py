@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfmask.data.shifts import COMBINATIONS, Combination, Shift, mean_of
 from cfmask.evaluation.answers import BEST, Answers
+from cfmask.evaluation.figures import Difference, Row
 from cfmask.evaluation.metrics import (
     auroc,
     calibration_bins,
@@ -23,7 +23,8 @@ from cfmask.evaluation.metrics import (
     paired_difference,
     selective,
 )
-from cfmask.reporting.report import Difference, Row
+from cfmask.shift import Shift
+from cfmask.shifts.combinations import COMBINATIONS, Combination, mean_of
 
 Counts = dict[str, dict[str, list[Any]]]
 MEAN = "mean of shifts"

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
+from cfmask import processes
 from cfmask.classifier import Classifier
-from cfmask.data.images import DECODERS, Decoder
-from cfmask.data.shifts import Shift
-from cfmask.evaluation import processes
+from cfmask.evaluation.figures import METRICS
 from cfmask.evaluation.measures import combinations
-from cfmask.reporting.report import METRICS
+from cfmask.images import DECODERS, Decoder
+from cfmask.shift import Shift
+from cfmask.version import __version__
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow")
 
@@ -103,9 +104,7 @@ def _processor() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of this package and of those that decide about weights and figures, if installed."""
-    import cfmask  # which imports this module
-
-    found = {"cfmask": cfmask.__version__}
+    found = {"cfmask": __version__}
     for name in PACKAGES:
         try:
             found[name] = version(name)

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import NormalDist, correlation, linear_regression
 
 from cfmask.errors import InputError
-from cfmask.reporting.report import Fit, Row, Transform
+from cfmask.evaluation.figures import Fit, Row, Transform
 
 TRANSFORMS: tuple[Transform, ...] = ("logit", "probit")
 

@@ -145,7 +145,7 @@ def _loading(provenance: Provenance, options: dict[str, Any] | None) -> str:
     if options is not None:
         text += "\n\nOr from the weights file alone:\n\n```python\n"
         text += FROM_FILE[provenance.format].format(**values) + "\n```"
-    return text + "\n\nOr: `python -m cfmask.predict FOLDER IMAGE...`"
+    return text + "\n\nOr: `cfmask predict FOLDER IMAGE...`"
 
 
 def _images(spec: dict[str, Any]) -> str:

@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from cfmask.attention import AttentionMaps, replayed
 from cfmask.classifier import Classifier, Layout, Pooling, Tokens
-from cfmask.data.images import Preprocess
 from cfmask.families.pretrained import load_clip, logit_bias, tokenizer_of
 from cfmask.families.timm import (
     Size,
@@ -24,6 +23,7 @@ from cfmask.families.timm import (
     token_features,
 )
 from cfmask.heads import ZeroShotHead, check_prompts, zero_shot_weight
+from cfmask.images import Preprocess
 from cfmask.layer_masking import masked_forward, unmask
 
 # Pixels a position of CLIP's ResNets covers.

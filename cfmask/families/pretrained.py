@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cfmask.errors import InputError, unknown
-from cfmask.families.origin import (
+from cfmask.families.fingerprint import (
     is_torchscript,
     mismatch,
     open_clip_candidates,

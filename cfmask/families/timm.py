@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from cfmask.attention import AttentionMaps, reading, replayed
 from cfmask.checkpoint import read_checkpoint, read_tensors
 from cfmask.classifier import Classifier, Layout, Pooling, Tokens
-from cfmask.data.images import Preprocess
 from cfmask.errors import InputError, unknown
-from cfmask.families.origin import mismatch, shapes, timm_candidates
+from cfmask.families.fingerprint import mismatch, shapes, timm_candidates
+from cfmask.images import Preprocess
 
 Size = tuple[int, int]
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from cfmask.classifier import Classifier
-from cfmask.data.datamodule import TrainingData, to_unit
+from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
 from cfmask.heads import fit_linear_head
+from cfmask.images import to_unit
 
 
 class Method(pl.LightningModule, ABC):

@@ -18,9 +18,10 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from cfmask.reporting import figures
+from cfmask.evaluation.figures import METRICS, Difference, Fit
+from cfmask.reporting import charts as figures
 from cfmask.reporting.disagreement import Disagreement
-from cfmask.reporting.report import METRICS, Difference, Fit, ShiftReport
+from cfmask.reporting.report import ShiftReport
 from cfmask.reporting.tables import Measure, differs, footnotes, grids, heading, incomplete
 
 MEAN = "mean of shifts"

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cfmask.data.combinations import COMBINATIONS
-from cfmask.reporting.report import Row, ShiftReport
+from cfmask.evaluation.figures import Row
+from cfmask.reporting.report import ShiftReport
+from cfmask.shifts.combinations import COMBINATIONS
 
 # After the name of a set that is not whole, and after a figure that chance does not explain.
 INCOMPLETE, DIFFERS = "*", "†"

@@ -22,9 +22,9 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+from cfmask import processes
 from cfmask.attention import AttentionMaps
 from cfmask.classifier import Classifier
-from cfmask.evaluation import processes
 from cfmask.methods import MaskedDistillation, Method
 
 # Models with fewer parameters are computed.

@@ -21,9 +21,10 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from cfmask.checkpoint import damage, read_checkpoint, write_whole
+from cfmask.checkpoint import damage, read_checkpoint
 from cfmask.data.epochs import EpochLoader, mixed, run_seed
 from cfmask.errors import InputError
+from cfmask.files import write_whole
 
 # Newest names first where two checkpoints are of the same step.
 ENDS = ("last.ckpt", "best.ckpt")

@@ -18,15 +18,10 @@ from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from cfmask.checkpoint import (
-    PRETRAINED,
-    WEIGHTS,
-    load_classifier,
-    save_classifier,
-)
+from cfmask.checkpoint import PRETRAINED, WEIGHTS, load_classifier, save_classifier
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
-from cfmask.reporting.gallery import GALLERY, EpochGallery
+from cfmask.runs.gallery import GALLERY, EpochGallery
 from cfmask.runs.resume import BestCheckpoint, Position, checkpoints_of, leads, newest
 from cfmask.runs.summary import SUMMARY, Announce
 

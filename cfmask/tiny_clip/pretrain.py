@@ -26,7 +26,7 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cfmask.data import digits
+from cfmask import digits
 
 Tokenizer = Callable[[list[str]], Tensor]
 

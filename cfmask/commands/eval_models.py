@@ -1,0 +1,70 @@
+"""The command eval.py: models and sets -> report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from cfmask import processes
+from cfmask.commands.check_sets import check_data
+from cfmask.commands.parser import OneLineParser, as_lists, one_line_errors, print_table, quiet
+from cfmask.comparison.compare import compare, report_folder
+from cfmask.comparison.sources import is_run
+from cfmask.errors import unknown
+from cfmask.evaluation.figures import METRICS
+from cfmask.runs.run_folder import RunFolder
+
+
+def evaluate_run(args: Sequence[str] | None = None) -> None:
+    """Evaluate models under shift: the whole of ``eval.py``.
+
+    What is not given is taken from the first run folder.
+
+    Args:
+        args: command line without the program; the process's own by default.
+    """
+    quiet()
+    args = sys.argv[1:] if args is None else list(args)
+    args = as_lists(args, "--shifts", "--show")
+    if "--check" in args:
+        return check_data(args)
+    with one_line_errors(), processes.joined():
+        parser = OneLineParser(
+            prog="eval.py",
+            description="Evaluate models under shift. Checks sets: eval.py --check --help.",
+        )
+        parser.add_argument("what", type=str, nargs="+", help=WHAT)
+        parser.add_function_arguments(compare, as_group=False, skip={"what"})
+        parser.add_argument("--show", type=list[str], default=["accuracy"], help=SHOW)
+        first = argparse.ArgumentParser(add_help=False)
+        first.add_argument("what", nargs="*")
+        named, _ = first.parse_known_args(args)
+        run = next((what for what in named.what if is_run(what)), None)
+        if run and not {"-h", "--help"} & set(args):
+            parser.set_defaults(_settings(run))
+        options = parser.parse_args(args).as_dict()
+        shown = options.pop("show")
+        for metric in shown:
+            if metric not in METRICS:
+                raise unknown("measure", metric, METRICS)
+        report = compare(**options)
+        if processes.rank() == 0:
+            folder = report_folder(options["what"], options["out"])
+            for metric in shown:
+                print_table(report.table(metric), folder)
+
+
+WHAT = (
+    "models, each a run folder, a .safetensors or .ckpt file, open_clip:NAME/TAG or timm:NAME; or "
+    "the report.json of models that were evaluated by the same protocol"
+)
+SHOW = f"measures to print: {', '.join(METRICS)}"
+
+
+def _settings(run: str) -> dict[str, object]:
+    """The evaluation of a run's config; older ones have the alphas under another name."""
+    settings: dict[str, object] = RunFolder(run).config()["evaluation"]
+    if "alphas" in settings:
+        settings["wise"] = settings.pop("alphas")
+    return settings

@@ -1,0 +1,31 @@
+"""The command cfmask export: a run -> a folder that another tool opens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cfmask.commands.parser import OneLineParser, one_line_errors, quiet
+from cfmask.exporting.writing import export, push
+
+
+def export_run(args: Sequence[str] | None = None) -> None:
+    """Export a run: the whole of ``cfmask export``.
+
+    Args:
+        args: command line without the program; the process's own by default.
+    """
+    quiet()
+    with one_line_errors():
+        what = "Write a run's model in another tool's format, load it back and compare."
+        parser = OneLineParser(prog="cfmask export", description=what)
+        parser.add_argument("run", type=str, help="run folder")
+        parser.add_function_arguments(export, as_group=False, skip={"run", "average"})
+        parser.add_argument("--average", type=str, nargs="+", default=[], help="take the mean with")
+        parser.add_argument("--push", type=str, help="owner/name on the Hugging Face Hub")
+        options = parser.parse_args(args).as_dict()
+        repo = options.pop("push")
+        provenance = export(**options)
+        print(f"{options['out']}/: {provenance.weights}. {provenance.agreement}")
+        if repo:
+            print(f"Pushed to {push(Path(options['out']), repo)}")

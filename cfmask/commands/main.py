@@ -1,0 +1,63 @@
+"""The command cfmask: its first word names what is to be done."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from cfmask.commands.parser import fail
+from cfmask.errors import unknown
+from cfmask.version import __version__
+
+# Name of a command -> module, function and what it does.
+COMMANDS = {
+    "train": ("train_model", "train", "fine-tune a model, then evaluate it under shift"),
+    "eval": ("eval_models", "evaluate_run", "evaluate models under shift"),
+    "check": (
+        "check_sets",
+        "check_data",
+        "say which image sets are there, and what is wrong with them",
+    ),
+    "show": ("show_images", "show_images", "draw relevance, masks and counterfactuals of pictures"),
+    "predict": ("predict_images", "predict_images", "name the likeliest classes of pictures"),
+    "export": ("export_model", "export_run", "write a run's model in another tool's format"),
+    "pack": ("pack_images", "pack_images", "pack an image folder into shards, or verify them"),
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one of `COMMANDS`: the whole of ``cfmask``.
+
+    Args:
+        args: command line without the program; the process's own by default.
+    """
+    words = sys.argv[1:] if args is None else list(args)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+    elif words[0] == "--version":
+        print(f"cfmask {__version__}")
+    elif words[0] not in COMMANDS:
+        fail(str(unknown("command", words[0], COMMANDS)))
+    else:
+        # Threads that wait for each other let go of a core that other programs want; read when
+        # torch is first imported.
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+        module, function, _ = COMMANDS[words[0]]
+        getattr(import_module(f"cfmask.commands.{module}"), function)(words[1:])
+
+
+def _usage() -> str:
+    lines = [f"  {name:<9}{what}" for name, (_, _, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: cfmask COMMAND [OPTION ...]",
+            "",
+            "Robust fine-tuning of image encoders, and their evaluation under shift.",
+            "",
+            *lines,
+            "",
+            "cfmask COMMAND --help lists the options of a command.",
+        ]
+    )

@@ -1,0 +1,41 @@
+"""The command cfmask pack: an image folder -> shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cfmask.commands.parser import OneLineParser, one_line_errors
+from cfmask.data.packing import pack, verify
+from cfmask.errors import InputError
+
+
+def pack_images(args: Sequence[str] | None = None) -> None:
+    """The command ``cfmask pack``.
+
+    Args:
+        args: command line without the program; the process's own by default.
+    """
+    with one_line_errors():
+        parser = OneLineParser(prog="cfmask pack", description=__doc__)
+        parser.add_argument("folder", type=Path, help="image folder; or the shards to verify")
+        parser.add_argument("--out", type=Path, default=None, help="new folder for the shards")
+        parser.add_argument("--shard_size", type=int, default=1000, help="images a shard")
+        parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+        parser.add_argument(
+            "--verify", type=bool, default=False, help="read shards against their index"
+        )
+        options = parser.parse_args(None if args is None else list(args))
+        if options.verify:
+            index, done = verify(options.folder, options.workers), "as packed, all readable"
+        elif options.out is None:
+            raise InputError("Expected --out with a new folder for the shards, but got none.")
+        else:
+            index = pack(options.folder, options.out, options.shard_size, options.workers)
+            done = f"in {options.out}"
+    size = sum(shard.bytes for shard in index.shards) / 1e6
+    print(
+        f"{len(index)} images of {len(index.classes)} classes in {len(index.shards)} shards, "
+        f"{size:.1f} MB, {done}."
+    )

@@ -1,0 +1,184 @@
+"""Show: what masks and fills do to one's own pictures, with any classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor
+
+from cfmask import wordnet
+from cfmask.checkpoint import load_classifier
+from cfmask.classifier import Classifier
+from cfmask.commands.parser import OneLineParser, one_line_errors, quiet
+from cfmask.comparison.sources import Labels, is_run, named_classifier
+from cfmask.counterfactual import Counterfactual, Fill, ObjectMask, PatchMask, SingleFill
+from cfmask.data.datamodule import TrainingData
+from cfmask.errors import InputError, unknown
+from cfmask.images import read_image, to_unit
+from cfmask.relevance import Relevance, default_relevance
+from cfmask.reporting.sheet import draw
+from cfmask.runs.gallery import columns
+from cfmask.runs.run_folder import RunFolder
+
+TEMPLATES = ("a photo of a {}.",)
+DONORS = 15
+
+
+def show(
+    images: list[str],
+    label: list[str],
+    checkpoint: str = "open_clip:ViT-B-32-quickgelu/openai",
+    classifier: Classifier | None = None,
+    class_names: list[str] | None = None,
+    relevance: Relevance | None = None,
+    mask: PatchMask | None = None,
+    fill: Fill | None = None,
+    out: str = "show.png",
+    seed: int = 0,
+) -> Path:
+    """Draw image, relevance, mask and counterfactual of pictures.
+
+    Args:
+        images: picture files.
+        label: name of the true class, one for all pictures or one each.
+        checkpoint: run folder, .safetensors or .ckpt file, `open_clip:NAME/TAG` or `timm:NAME`.
+        classifier: a classifier by its class path, in place of a checkpoint.
+        class_names: classes of a zero-shot head that is made from text; the labels by default.
+        relevance: what says which patches carry the class; a run's own by default, else attention
+            relevance for transformers and Grad-CAM for CNNs.
+        mask: chooses the patches; a run's own by default, else `ObjectMask`.
+        fill: replaces them; a run's own by default, else `SingleFill`. It takes from the other
+            pictures and from training images of the run.
+        out: PNG file to write.
+        seed: of chance in masks and fills.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: a missing or unreadable picture or checkpoint, a label that is no class, a
+            single picture and a refill without a run to take from, a file that cannot be written.
+    """
+    if len(label) not in (1, len(images)):
+        raise InputError(
+            f"Expected one label for all or one for each of {len(images)} pictures, but got "
+            f"{len(label)}."
+        )
+    if Path(out).suffix != ".png" or not Path(out).parent.is_dir():
+        raise InputError(
+            f"Expected --out to be a .png file in a folder that exists, but got {out}."
+        )
+    model = (classifier or _classifier(checkpoint, class_names or sorted(set(label)))).eval()
+    labels = _numbers(label * (len(images) // len(label)), model.class_names)
+    batch = to_unit(torch.stack([model.preprocess(read_image(path)) for path in images]))
+    run = RunFolder(checkpoint) if classifier is None and is_run(checkpoint) else None
+    parts = _of_run(run) if run else {}
+    made = [
+        Counterfactual(mask or make.mask, fill or make.fill)
+        for make in parts.get("counterfactuals", [Counterfactual(ObjectMask(), SingleFill())])
+    ]
+    explain = relevance or parts.get("relevance") or default_relevance(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        donors = _donors(run, model, len(images), made)
+        found = columns(model, explain, made, batch, labels, donors)
+    draw(Path(out), found, _answers(model, batch, labels))
+    return Path(out)
+
+
+def _classifier(what: str, names: Sequence[str]) -> Classifier:
+    if Path(what).exists():
+        return load_classifier(what)
+    # Weights of timm bring a head of the 1000 ImageNet classes.
+    known = wordnet.class_names() if what.startswith("timm:") else tuple(names)
+    return named_classifier(what, Labels(known, TEMPLATES))
+
+
+def _numbers(labels: Sequence[str], names: Sequence[str]) -> Tensor:
+    """Class numbers int64 (N,) of class names."""
+    for label in labels:
+        if label not in names:
+            raise unknown("class", label, names)
+    return torch.tensor([names.index(label) for label in labels])
+
+
+def _of_run(run: RunFolder) -> dict[str, Any]:
+    """Relevance and counterfactuals of a run that masks."""
+    config = run.config()["model"]["init_args"]
+    if "counterfactual" not in config:
+        return {}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--relevance", type=Relevance | None)
+    parser.add_argument("--counterfactual", type=Counterfactual | list[Counterfactual])
+    wanted = {name: config.get(name) for name in ("relevance", "counterfactual")}
+    built = parser.instantiate(parser.parse_object(wanted))
+    made = built.counterfactual
+    several = made if isinstance(made, list) else [made]
+    return {"relevance": built.relevance, "counterfactuals": several}
+
+
+def _donors(
+    run: RunFolder | None, model: Classifier, images: int, made: Sequence[Counterfactual]
+) -> Tensor | None:
+    """Training images float (M, 3, H, W) of the run for refills; None if they are not wanted."""
+    if not any(make.fill.needs_donors for make in made):
+        return None
+    if run is not None:
+        return _training_images(run, model)
+    if images < 2:
+        raise InputError(
+            "Expected a second picture to take patches from, but got one; give another, a run "
+            "folder as --checkpoint, or --fill ConstantFill."
+        )
+    return None
+
+
+def _training_images(run: RunFolder, model: Classifier) -> Tensor:
+    """Some training images of a run, drawn at random."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(TrainingData, "data")
+    config = parser.parse_object({"data": run.config()["data"]})
+    data: TrainingData = parser.instantiate(config).data
+    data.prepare(model.preprocess)
+    samples: Any = data.train_set
+    chosen = torch.randperm(len(samples))[:DONORS].tolist()
+    return to_unit(torch.stack([samples[index][0] for index in chosen]))
+
+
+@torch.no_grad()
+def _answers(model: Classifier, images: Tensor, labels: Tensor) -> list[str]:
+    """Name of each true class with its probability, and the likeliest if it is another."""
+    shares = model(images).softmax(1)
+    return [_answer(share, k, model.class_names) for share, k in zip(shares, labels.tolist())]
+
+
+def _answer(share: Tensor, label: int, names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[label]
+    best = int(share.argmax())
+    shown = [label] if best == label else [label, best]
+    return "\nseen as ".join(f"{names[k]} {100 * share[k]:.0f} %" for k in shown)
+
+
+def show_images(args: Sequence[str] | None = None) -> None:
+    """Draw one's own pictures: the whole of ``cfmask show``.
+
+    Args:
+        args: command line without the program; the process's own by default.
+    """
+    quiet()
+    with one_line_errors():
+        parser = OneLineParser(prog="cfmask show", description=show.__doc__)
+        parser.add_argument("images", type=str, nargs="+", help="picture files")
+        parser.add_argument(
+            "--label", type=str, nargs="+", required=True, help="name of the class, one or one each"
+        )
+        parser.add_argument("--class_names", type=str, nargs="+", help="classes for a text head")
+        skip: set[str | int] = {"images", "label", "class_names"}
+        parser.add_function_arguments(show, as_group=False, skip=skip)
+        options = parser.instantiate(parser.parse_args(args))
+        print(f"Drawn in {show(**options.as_dict())}")

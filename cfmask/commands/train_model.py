@@ -1,0 +1,222 @@
+"""The command train.py: arguments -> tuned model -> report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from cfmask import processes
+from cfmask.checkpoint import PRETRAINED, load_classifier, read_checkpoint
+from cfmask.classifier import Classifier
+from cfmask.commands.parser import OneLineParser, input_error, one_line_errors, print_table, quiet
+from cfmask.comparison.compare import compare
+from cfmask.data.datamodule import TrainingData
+from cfmask.errors import InputError
+from cfmask.methods import MaskedDistillation, Method
+from cfmask.reporting.sheet import draw
+from cfmask.runs.faults import endings
+from cfmask.runs.gallery import GALLERY, ROWS, first_of_each_class, of_method
+from cfmask.runs.resume import CheckpointFiles, StepCheckpoints, leads
+from cfmask.runs.run_folder import RunFolder
+from cfmask.shift import Request
+from cfmask.shifts.catalogue import find_shifts
+
+RECIPE = {
+    "max_epochs": 10,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,
+}
+
+
+# What Lightning, jsonargparse and constructors raise at values that they cannot take.
+UNFIT = (ValueError, TypeError, OverflowError, RuntimeError, MisconfigurationException)
+
+
+def train(args: Sequence[str] | None = None) -> None:
+    """Fine-tune, then evaluate: the whole of ``train.py``.
+
+    Args:
+        args: command line without the program; the process's own by default.
+    """
+    quiet()
+    with one_line_errors():
+        cli = command_line(args)
+        cli.check()
+        with cli.folder.held():
+            with endings(cli.trainer, cli.folder):
+                cli.begin()
+                cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
+            _conclude(cli)
+
+
+def command_line(args: Sequence[str] | None = None) -> TrainCLI:
+    """The trainer, method and data that the arguments ask for, before anything is written.
+
+    Raises:
+        InputError: settings of which no run can be made.
+    """
+    try:
+        return TrainCLI(
+            Method,
+            TrainingData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            run=False,
+            seed_everything_default=0,
+            save_config_callback=None,
+            trainer_defaults=RECIPE,
+            args=None if args is None else list(args),
+        )
+    except UNFIT as error:
+        if isinstance(error, UnicodeDecodeError) or input_error(error):
+            raise
+        line = " ".join(str(error).split())
+        raise InputError(f"Cannot build a run from these settings: {line}") from error
+
+
+class TrainParser(LightningArgumentParser, OneLineParser):
+    """Lightning's parser with one-line errors."""
+
+
+class TrainCLI(LightningCLI):
+    """Lightning's command line with a run folder and an evaluation."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """See `LightningCLI.init_parser`."""
+        parser = TrainParser(**{**kwargs, "allow_abbrev": False})
+        parser.add_argument("-c", "--config", action="config", help="YAML file with any of these.")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """See `LightningCLI.add_arguments_to_parser`."""
+        parser.add_argument("--run", type=str, default="runs/run", help="folder of the run")
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="replace another run there"
+        )
+        parser.add_argument(
+            "--probe",
+            type=bool,
+            default=False,
+            help="fit the head to the frozen encoder's features first, as a fresh head needs",
+        )
+        parser.add_argument(
+            "--resume",
+            type=bool,
+            default=False,
+            help="go on from the newest checkpoint of this run, or begin if there is none",
+        )
+        parser.add_argument(
+            "--skip_nonfinite",
+            type=int,
+            default=0,
+            help="steps with a loss or gradient that is not finite to leave out before the run "
+            "stops; 0 stops at the first",
+        )
+        parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
+        parser.link_arguments("run", "checkpoints.run")
+        parser.add_function_arguments(compare, "evaluation", skip={"what", "out"})
+        parser.link_arguments(
+            "data",
+            "model.init_args.classifier.init_args.class_names",
+            compute_fn=_class_names,
+            apply_on="instantiate",
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """See `LightningCLI.before_instantiate_classes`.
+
+        Raises:
+            InputError: a value in place of a group of settings, which jsonargparse lets pass.
+        """
+        for group in ("trainer", "evaluation", "checkpoints"):
+            if not hasattr(self.config[group], "as_dict"):
+                raise InputError(
+                    f"Expected settings by name under {group}, but got {self.config[group]!r}; see "
+                    "--help."
+                )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Trainer that logs and saves in the run folder, once this is known to be free."""
+        self.folder = RunFolder(self.config.run)
+        if leads():
+            self.folder.check(self.config_text(), self.config.overwrite, self.config.resume)
+        wanted = self.config_init.trainer
+        return super().instantiate_trainer(
+            logger=self.folder.loggers(),
+            callbacks=[*(wanted.callbacks or []), *self.folder.callbacks()],
+            plugins=[*_listed(wanted.plugins), CheckpointFiles()],
+            **kwargs,
+        )
+
+    def check(self) -> None:
+        """All that can be wrong, before anything is written or trained."""
+        self.model.check(self.datamodule)
+        wanted = self.config.evaluation
+        root = Path(wanted.data_root) if wanted.data_root else None
+        names = self.model.classifier.class_names
+        request = Request(root, names, wanted.images, wanted.seed, wanted.allow_incomplete)
+        find_shifts(wanted.shifts, request)
+        self.datamodule.prepare(self.model.classifier.preprocess)
+
+    def begin(self) -> None:
+        """Write the starting point of a new run, or read that of one that goes on.
+
+        Raises:
+            InputError: the run cannot be read.
+        """
+        self.model.skip_nonfinite = self.config.skip_nonfinite
+        self.checkpoint = self.folder.newest() if self.config.resume else None
+        if self.checkpoint:
+            self.model.start_from(load_classifier(self.folder.path, PRETRAINED))
+            step = read_checkpoint(self.checkpoint, mapped=True)["global_step"]
+            self.folder.rewind_metrics(self.trainer.loggers[1], step)
+            return
+        if self.config.probe:
+            self.model.probe(self.datamodule)
+        self.folder.start(self.config_text(), self.model.classifier)
+
+    def config_text(self) -> str:
+        """The whole configuration as YAML, but for where it is kept and how it was begun."""
+        config = self.config.clone()
+        for key in ("config", "overwrite", "resume"):
+            config.pop(key, None)
+        text: str = self.parser.dump(config, skip_link_targets=True, skip_none=False)
+        return text
+
+
+def _conclude(cli: TrainCLI) -> None:
+    """Weights and pictures of a trained model, then its report, by all processes together."""
+    processes.from_first(lambda: _finish(cli))
+    report = compare([str(cli.folder.path)], **cli.config.evaluation.as_dict())
+    if leads():
+        print_table(report.table(), cli.folder.path)
+
+
+def _finish(cli: TrainCLI) -> None:
+    tuned = cli.folder.finish()
+    cli.folder.note_skipped(cli.datamodule.skipped)
+    _gallery(cli, tuned, cli.folder)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _class_names(data: TrainingData) -> list[str]:
+    return list(data.class_names)
+
+
+def _gallery(cli: TrainCLI, tuned: Classifier, folder: RunFolder) -> None:
+    """Picture of the tuned model on validation images, for methods that mask."""
+    if isinstance(cli.model, MaskedDistillation):
+        images, labels = first_of_each_class(cli.datamodule.val_set, ROWS)
+        if len(labels) > 1:
+            names = [tuned.class_names[k] for k in labels.tolist()]
+            found = of_method(cli.model, tuned, images, labels)
+            draw(folder.path / f"{GALLERY}.png", found, names)

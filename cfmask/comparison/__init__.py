@@ -1,0 +1,1 @@
+"""Comparison: models and sets by name -> a report."""

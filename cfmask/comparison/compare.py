@@ -1,0 +1,237 @@
+"""Comparison: models by name and sets by name -> a report in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cfmask import processes
+from cfmask.comparison.evaluate import evaluate
+from cfmask.comparison.examples import gallery
+from cfmask.comparison.sources import is_run, labels_of, models_of
+from cfmask.errors import InputError
+from cfmask.evaluation.protocol import protocol_of
+from cfmask.images import Decoder
+from cfmask.inference.inference import Model, Precision, described
+from cfmask.inference.predictions import parquet
+from cfmask.inference.readable import Unreadable
+from cfmask.inference.wise import Blend, alphas_of
+from cfmask.reporting.publish import publish
+from cfmask.reporting.report import ShiftReport
+from cfmask.runs.run_folder import CONFIG, RunFolder
+from cfmask.shift import Request, Shift
+from cfmask.shifts.catalogue import find_shifts
+
+REPORT = "report.json"
+OUT = Path("runs") / "evaluation"
+
+
+def compare(
+    what: list[str],
+    out: str | None = None,
+    shifts: list[str] = ["digits"],  # noqa: B006
+    data_root: str | None = None,
+    wise: list[float] | str = "0.5",
+    fit: str = "builtin",
+    images: int = 1000,
+    seed: int = 0,
+    batch_size: int = 250,
+    workers: int = 0,
+    precision: Precision = "fp32",
+    decoder: Decoder = "fast",
+    allow_incomplete: bool = False,
+    unreadable: Unreadable = "stop",
+    predictions: bool = False,
+    reuse: bool = True,
+    pictures: int = 4,
+) -> ShiftReport:
+    """Evaluate models on sets; write the report in all formats and a picture.
+
+    Args:
+        what: models, each a run folder, a .safetensors or .ckpt file, `open_clip:NAME/TAG` or
+            `timm:NAME`; or the report.json of models that were evaluated by the same protocol.
+        out: folder of the report; the run's own for one run folder, else `runs/evaluation`.
+        shifts: families of shift sets (`digits`, `folders`, `imagenet`), or single sets
+            (`digits/sketch`, `imagenet/objectnet`).
+        data_root: folder with the images, for sets that are not built in.
+        wise: WiSE-FT weights in [0, 1] of run folders, each a row: `0.5`, `0,0.1,...,1`. The
+            report marks the one with the best accuracy on the in-distribution set.
+        fit: what effective robustness is held against: `builtin` lines through ImageNet models, a
+            line through the `models` of this report, `none`, or a CSV file.
+        images: number of images of each built-in set.
+        seed: of the built-in sets.
+        batch_size: images at a time.
+        workers: processes that decode images.
+        precision: of the encoders.
+        decoder: of image files: "fast", or "pil" for exactly the pixels of Pillow.
+        allow_incomplete: evaluate sets whose number of images is not the published one; the
+            report says so.
+        unreadable: `stop` at an image that cannot be read, or count it as a `wrong` answer; the
+            report then names it.
+        predictions: write the answers to all images, with their logits, as Parquet files.
+        reuse: use answers that an earlier or interrupted evaluation has left in the folder.
+        pictures: number of images of each set in report.html, on which the starting point and the
+            tuned model (or the first two models) differ.
+
+    Returns:
+        The report, in every process; the first one has written it.
+
+    Raises:
+        InputError: what cannot be found, read or compared.
+    """
+    earlier = {name: ShiftReport.load(Path(name)) for name in what if _is_report(name)}
+    sources = [name for name in what if name not in earlier]
+    if not sources:
+        raise InputError("Expected at least one model to evaluate, but got none.")
+    root = Path(data_root) if data_root else None
+    models = models_of(sources, alphas_of(wise), lambda: labels_of(shifts, root))
+    _move(models)
+    request = Request(root, (), images, seed, allow_incomplete)
+    found = _sets(shifts, request, models)
+    if predictions:
+        parquet()
+    classifiers = {name: described(model) for name, model in models.items()}
+    rules = protocol_of(classifiers, found, precision, decoder)
+    for path, old in earlier.items():
+        _check_protocol(rules, old, path)
+    folder = report_folder(what, out)
+    store = folder / "answers" if reuse else None
+    answers = folder / "predictions" if predictions else None
+    how = (batch_size, workers, precision, decoder, True, fit, unreadable, store, answers)
+    report = evaluate(models, found, *how)
+    for path, old in earlier.items():
+        report = joined(report, old, path)
+    report.run.update(_configs(sources))
+    if processes.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        report.run.update(_skipped(sources))
+        report.save(folder / REPORT)
+        report.plot_trade_off(folder / "trade_off.png")
+        publish(report, folder, gallery(models, found, pictures))
+    return report
+
+
+def report_folder(what: Sequence[str], out: str | None) -> Path:
+    """Where `compare` writes its report."""
+    sources = [name for name in what if not _is_report(name)]
+    single = len(sources) == 1 and is_run(sources[0])
+    return Path(out) if out else Path(sources[0]) if single else OUT
+
+
+def _configs(sources: Sequence[str]) -> dict[str, str]:
+    """Text of the config of each run folder, under a name for the report."""
+    runs = [what for what in sources if is_run(what)]
+    return {
+        f"config of {Path(run).resolve().name}": (Path(run) / CONFIG).read_text() for run in runs
+    }
+
+
+def _skipped(sources: Sequence[str]) -> dict[str, dict[str, int]]:
+    """How many unreadable training images the runs have skipped, if any has."""
+    counts = {name: len(RunFolder(name).skipped()) for name in sources if is_run(name)}
+    some = {name: count for name, count in counts.items() if count}
+    return {"skipped_training_images": some} if some else {}
+
+
+def _is_report(what: str) -> bool:
+    return Path(what).suffix == ".json"
+
+
+def joined(first: ShiftReport, second: ShiftReport, source: str) -> ShiftReport:
+    """A report with the models of a second one, whose protocol must be the same.
+
+    No model of one is paired with one of the other: answers to single images are not in reports.
+
+    Args:
+        first: the report whose protocol, fits and run facts stay.
+        second: the other one.
+        source: where that comes from, for messages and for names that both have.
+
+    Raises:
+        InputError: another metric, precision, set, rule or number of images.
+    """
+    _check_protocol(first.protocol, second, source)
+    names = {m: f"{source}: {m}" if m in first.models else m for m in second.models}
+    both = [first, _renamed(second, names)]
+    models = {name: facts for r in both for name, facts in r.protocol.get("models", {}).items()}
+    return replace(
+        first,
+        rows=[row for report in both for row in report.rows],
+        protocol={**first.protocol, "models": models},
+        details={name: sets for report in both for name, sets in report.details.items()},
+        differences=[pair for report in both for pair in report.differences],
+        curves=[curve for report in both for curve in report.curves],
+    )
+
+
+def _renamed(report: ShiftReport, names: Mapping[str, str]) -> ShiftReport:
+    """A report with other names of its models."""
+    models = {names[m]: facts for m, facts in report.protocol.get("models", {}).items()}
+    return replace(
+        report,
+        rows=[replace(row, model=names[row.model]) for row in report.rows],
+        protocol={**report.protocol, "models": models},
+        details={names[m]: sets for m, sets in report.details.items()},
+        differences=[
+            replace(d, first=names[d.first], second=names[d.second]) for d in report.differences
+        ],
+        curves=[
+            replace(c, models=[names[m] for m in c.models], chosen=names.get(c.chosen or ""))
+            for c in report.curves
+        ],
+    )
+
+
+def _check_protocol(ours: Mapping[str, Any], other: ShiftReport, source: str) -> None:
+    wrong = _first_difference(ours, other.protocol)
+    if wrong:
+        raise InputError(
+            f"Expected a report of the same protocol, but {source} {wrong}; evaluate both alike."
+        )
+
+
+def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """What of their protocol is not as in ours; empty if nothing is."""
+    for key in ("metric", "precision", "decoder"):
+        if ours.get(key) != theirs.get(key):
+            return f"has {theirs.get(key)!r} for {key}, not {ours.get(key)!r}"
+    own, other = (protocol.get("sets", {}) for protocol in (ours, theirs))
+    if set(own) != set(other):
+        return f"has the sets {', '.join(other)}, not {', '.join(own)}"
+    for name in own:
+        for key in {**own[name], **other[name]}:
+            if own[name].get(key) != other[name].get(key):
+                values = other[name].get(key), own[name].get(key)
+                return f"has {values[0]!r} for {key} of {name}, not {values[1]!r}"
+    return ""
+
+
+def _move(models: Mapping[str, Model]) -> None:
+    """All models to the device of this process."""
+    device = processes.device()
+    for model in models.values():
+        if isinstance(model, Blend):
+            model.line.between.to(device)
+        else:
+            model.to(device)
+
+
+def _sets(shifts: Sequence[str], request: Request, models: Mapping[str, Model]) -> list[Shift]:
+    """The sets, for classifiers whose labels mean the same.
+
+    The families of ImageNet check the number and order of the classes, whatever their names.
+    """
+    classes = {described(model).class_names: name for name, model in models.items()}
+    (names, first), *others = classes.items()
+    own = [family.partition("/")[0] for family in shifts]
+    for other, model in others:
+        if len(other) != len(names) or {"digits", "folders"} & set(own):
+            raise InputError(
+                f"Expected models of the same classes, but {first} has {len(names)} "
+                f"({', '.join(names[:3])}, …) and {model} has {len(other)} "
+                f"({', '.join(other[:3])}, …); evaluate them apart."
+            )
+        find_shifts(shifts, replace(request, class_names=other))
+    return find_shifts(shifts, replace(request, class_names=names))

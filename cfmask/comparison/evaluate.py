@@ -1,0 +1,144 @@
+"""Evaluate: classifiers on shift sets -> a report of exact counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cfmask.classifier import Classifier
+from cfmask.errors import InputError
+from cfmask.evaluation.figures import Curve, Row
+from cfmask.evaluation.measures import (
+    Counts,
+    Table,
+    combination_rows,
+    counts_of,
+    differences,
+    rows_of,
+)
+from cfmask.evaluation.protocol import protocol_of, run_facts
+from cfmask.evaluation.robustness import check_fit, fits_of, robustness_rows
+from cfmask.images import Decoder
+from cfmask.inference.inference import Inference, Model, Precision, described
+from cfmask.inference.readable import Unreadable
+from cfmask.inference.wise import Blend
+from cfmask.reporting.report import ShiftReport
+from cfmask.shift import Shift
+
+
+def evaluate(
+    models: Mapping[str, Model],
+    shifts: Sequence[Shift],
+    batch_size: int = 250,
+    workers: int = 0,
+    precision: Precision = "fp32",
+    decoder: Decoder = "fast",
+    progress: bool = False,
+    fit: str = "builtin",
+    unreadable: Unreadable = "stop",
+    store: Path | None = None,
+    predictions: Path | None = None,
+) -> ShiftReport:
+    """All measures of each model on each set, every image counted once.
+
+    Where several processes have been joined (`cfmask.processes`), each reads its own
+    part of every set, and each gets the whole report.
+
+    Args:
+        models: classifiers, or blends of two, by the name of their row; they are put in eval mode
+            for the time. Paired comparisons are with the first of them.
+        shifts: the sets, from `find_shifts`.
+        batch_size: images at a time; all models see the batch, so that images are read once.
+        workers: processes that decode images.
+        precision: bf16 runs the encoders under autocast; heads stay in fp32.
+        decoder: of image files; "pil" is Pillow alone, slower and exactly as in published figures.
+        progress: show a bar with images a second and the time left over all sets.
+        fit: what effective robustness is held against: `builtin`, `models`, `none` or a CSV file;
+            see `cfmask.evaluation.robustness`.
+        unreadable: "stop" at an image that cannot be read, which is named, or count it as a
+            "wrong" answer, marked in the report.
+        store: folder in which the answers to each set are kept, so that an interrupted evaluation
+            goes on where it was; None keeps none.
+        predictions: folder for a Parquet file of each model on each set; None writes none.
+
+    Returns:
+        A report with rows for each model and set, and for each combination of sets.
+
+    Raises:
+        InputError: no models or no sets, a set without images, labels outside the head, an image
+            that cannot be read, logits that are no numbers.
+    """
+    if not models or not shifts:
+        raise InputError("Expected at least one model and one shift set to evaluate, but got none.")
+    reference = next((shift.name for shift in shifts if shift.in_distribution), None)
+    check_fit(fit, len(models), reference)
+    how = (batch_size, workers, precision, decoder, unreadable)
+    inference = Inference(models, *how, store, predictions, progress)
+    table = inference.answer(shifts)
+    classifiers = {name: described(model) for name, model in models.items()}
+    details = {
+        name: {s.name: counts_of(s, own[s.name], classifiers[name].class_names) for s in shifts}
+        for name, own in table.items()
+    }
+    rows = _rows(table, shifts, details, classifiers, reference)
+    single = [row for row in rows if row.metric == "accuracy"]
+    fits = fits_of(fit, single, reference)
+    tally = inference.tally
+    protocol = protocol_of(classifiers, shifts, precision, decoder)
+    for name, paths in tally.unreadable.items():
+        protocol["sets"][name]["unreadable"] = paths
+    return ShiftReport(
+        [*rows, *combination_rows(single, shifts), *robustness_rows(single, fits)],
+        protocol,
+        reference,
+        details,
+        list(differences(table, shifts)),
+        fits,
+        curves_of(models, single, reference),
+        run_facts(tally.images, tally.seconds, tally.reused),
+    )
+
+
+def _rows(
+    table: Table,
+    shifts: Sequence[Shift],
+    details: Mapping[str, Mapping[str, Counts]],
+    classifiers: Mapping[str, Classifier],
+    reference: str | None,
+) -> list[Row]:
+    """Figures on single sets, set by set."""
+    rows: list[Row] = []
+    for shift in shifts:
+        for model, own in table.items():
+            inside = own[reference] if reference and not shift.in_distribution else None
+            counts, heads = details[model][shift.name], len(classifiers[model].class_names)
+            rows += rows_of(model, shift, own[shift.name], counts, inside, heads)
+    return rows
+
+
+def curves_of(
+    models: Mapping[str, Model], rows: Sequence[Row], reference: str | None
+) -> list[Curve]:
+    """The WiSE-FT curve of every line that models lie on, with the point that the reference chose.
+
+    The ends of a line are points of its curve if they are among the models.
+
+    Args:
+        models: as they were evaluated.
+        rows: accuracies on single sets.
+        reference: name of the reference set, on which alone the choice is made.
+    """
+    lines = dict.fromkeys(model.line for model in models.values() if isinstance(model, Blend))
+    inside = {row.model: row.value for row in rows if row.shift == reference}
+    curves = []
+    for line in lines:
+        alphas: dict[str, float] = {}
+        for name, model in models.items():
+            if isinstance(model, Blend) and model.line is line:
+                alphas[name] = model.alpha
+            elif model in (line.start, line.tuned):
+                alphas[name] = float(model is line.tuned)
+        points = sorted(alphas, key=lambda name: alphas[name])
+        chosen = max(points, key=lambda name: inside[name]) if inside else None
+        curves.append(Curve([alphas[p] for p in points], points, chosen, reference))
+    return curves

@@ -1,0 +1,166 @@
+"""Disagreement: an image that one of two models gets right and the other wrong.
+
+Letters: B images, (H, W) pixels, (h, w) patch grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from cfmask.classifier import Classifier
+from cfmask.errors import InputError
+from cfmask.evaluation.answers import Answers, LabelRule
+from cfmask.images import to_unit
+from cfmask.inference.readable import Readable
+from cfmask.inference.wise import Blend
+from cfmask.relevance import default_relevance
+from cfmask.reporting.disagreement import Answer, Disagreement
+from cfmask.shift import Shift
+
+
+def gallery(
+    models: Mapping[str, Classifier | Blend], shifts: Sequence[Shift], count: int = 4
+) -> list[Disagreement]:
+    """Disagreements for a report: those of a starting point and the model tuned from it.
+
+    Args:
+        models: the rows of the report, in eval mode. The two are the ends of the first WiSE-FT line
+            among them, else the first two.
+        shifts: the sets; those that are parts of a large collection are left out.
+        count: most images of a set.
+
+    Returns:
+        What `disagreements` finds; nothing if there are no two models of the same classes and
+        preprocessing.
+    """
+    whole = {name: model for name, model in models.items() if isinstance(model, Classifier)}
+    line = next((model.line for model in models.values() if isinstance(model, Blend)), None)
+    ends = [name for name, model in whole.items() if line and model in (line.start, line.tuned)]
+    names = (ends if len(ends) == 2 else list(whole))[:2]
+    looks = {(whole[name].class_names, whole[name].preprocess) for name in names}
+    if len(names) < 2 or len(looks) > 1 or not count:
+        return []
+    first, second = names
+    few = [shift for shift in shifts if not shift.part_of]
+    return disagreements(whole[first], whole[second], few, count, names=(first, second))
+
+
+def disagreements(
+    first: Classifier,
+    second: Classifier,
+    shifts: Sequence[Shift],
+    count: int = 4,
+    limit: int = 500,
+    batch_size: int = 100,
+    names: tuple[str, str] = ("pretrained", "tuned"),
+) -> list[Disagreement]:
+    """Images of each set on which exactly one of two models is right.
+
+    At most `limit` images of a set are looked at, in an order drawn with a fixed seed, until there
+    are enough: the first ones found are taken, none is chosen. Unreadable images are left out.
+
+    Args:
+        first: a classifier in eval mode, such as the pretrained one.
+        second: another with the same classes and preprocessing, such as the tuned one.
+        shifts: the sets.
+        count: most images of a set; half of them are right with the first model, half with the
+            second, as far as there are any.
+        limit: most images of a set that are looked at.
+        batch_size: images at a time.
+        names: of the rows of both models.
+
+    Raises:
+        InputError: the models have other classes or other preprocessing; labels outside the head.
+    """
+    if first.class_names != second.class_names or first.preprocess != second.preprocess:
+        raise InputError(
+            f"Expected two models of the same classes and preprocessing to compare by images, but "
+            f"got {first.name} and {second.name}; compare their counts instead."
+        )
+    return [
+        found
+        for shift in shifts
+        for found in _of_one_set(dict(zip(names, (first, second))), shift, count, limit, batch_size)
+    ]
+
+
+def _of_one_set(
+    models: Mapping[str, Classifier], shift: Shift, count: int, limit: int, batch_size: int
+) -> list[Disagreement]:
+    """Up to half of `count` that the first model has right, then as many of the second."""
+    half = (count + 1) // 2
+    kept: dict[bool, list[Disagreement]] = {True: [], False: []}
+    for index, image, label, hits in _differing(list(models.values()), shift, limit, batch_size):
+        kind = kept[hits[0]]
+        if len(kind) < half:
+            first, second = (_answer(*model, shift, image, label) for model in models.items())
+            name = _label(next(iter(models.values())), shift, label)
+            kind.append(Disagreement(shift.name, index, name, image, first, second))
+        if all(len(kind) == half for kind in kept.values()):
+            break
+    return (kept[True] + kept[False])[:count]
+
+
+@torch.no_grad()
+def _differing(
+    models: Sequence[Classifier], shift: Shift, limit: int, batch_size: int
+) -> Iterator[tuple[int, Tensor, int, list[bool]]]:
+    """Index, image, label and who is right, of images that one of the two has right."""
+    look = models[0].preprocess
+    data = Readable(shift.load(look), look.size, "wrong")
+    seed = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(data), generator=seed)[:limit].tolist()
+    start = 0
+    for images, labels, readable in DataLoader(Subset(data, order), batch_size):
+        hits = torch.stack([_judged(model, images, labels, shift).correct for model in models])
+        for i in ((hits[0] != hits[1]) & readable).nonzero().flatten().tolist():
+            yield order[start + i], images[i], int(labels[i]), hits[:, i].tolist()
+        start += len(labels)
+
+
+@torch.no_grad()
+def _judged(model: Classifier, images: Tensor, labels: Tensor, shift: Shift) -> Answers:
+    logits = model(_batch(model, images))
+    return LabelRule(logits.shape[1], shift.classes, shift.accepts).judge(logits, labels)
+
+
+def _batch(model: Classifier, images: Tensor) -> Tensor:
+    """Images uint8 (B, 3, H, W) as floats on the model's device."""
+    return to_unit(images.to(next(model.parameters()).device))
+
+
+def _answer(name: str, model: Classifier, shift: Shift, image: Tensor, label: int) -> Answer:
+    """The answer to one image, with the relevance of the likeliest accepted class."""
+    images = image.unsqueeze(0)
+    said = _judged(model, images, torch.tensor([label]), shift)
+    return Answer(
+        model=name,
+        name=model.class_names[int(said.best[0, 0])],
+        confidence=float(said.confidence[0]),
+        right=bool(said.correct[0]),
+        relevance=_relevance(model, _batch(model, images), _accepted(shift, label)),
+    )
+
+
+def _relevance(model: Classifier, batch: Tensor, accepted: Sequence[int]) -> Tensor | None:
+    """Relevance (h, w) by the family's own way; None for an encoder that has none."""
+    with torch.no_grad():
+        logits = model(batch)[0]
+    likeliest = max(accepted, key=lambda k: float(logits[k]))
+    try:
+        label = torch.tensor([likeliest], device=batch.device)
+        return default_relevance(model).explain(model, batch, label)[1][0].cpu()
+    except InputError:
+        return None
+
+
+def _accepted(shift: Shift, label: int) -> tuple[int, ...]:
+    return (label,) if shift.accepts is None else tuple(shift.accepts[label])
+
+
+def _label(model: Classifier, shift: Shift, label: int) -> str:
+    return " / ".join(model.class_names[k] for k in _accepted(shift, label))

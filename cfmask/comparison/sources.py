@@ -1,0 +1,164 @@
+"""Sources: what a command line names -> classifiers.
+
+A run folder, a weights file, `open_clip:NAME/TAG` or `timm:NAME`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cfmask import digits, wordnet
+from cfmask.checkpoint import PRETRAINED, load_classifier
+from cfmask.classifier import Classifier
+from cfmask.errors import InputError, unknown
+from cfmask.families.openclip import OpenClipClassifier
+from cfmask.families.timm import TimmClassifier
+from cfmask.inference.inference import Model
+from cfmask.inference.wise import Blend, WeightLine
+from cfmask.runs.run_folder import CONFIG
+from cfmask.shifts.catalogue import SHIFTS
+from cfmask.shifts.named_folders import own_class_names
+
+UNTRAINED = "random"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a classifier must know of the classes that it is to tell apart.
+
+    Attributes:
+        names: of the K classes, in the order of the labels.
+        templates: prompts for a zero-shot head; None for OpenAI's 80.
+    """
+
+    names: tuple[str, ...]
+    templates: tuple[str, ...] | None = None
+
+
+def labels_of(shifts: Sequence[str], data_root: Path | None) -> Labels:
+    """Classes of sets, for classifiers that bring none: those of the first family.
+
+    The digits' own; for `folders` those that the folders or lists name; for all other families
+    OpenAI's names of the 1000 ImageNet classes.
+
+    Args:
+        shifts: families or single sets, as `find_shifts` takes them.
+        data_root: folder with the images.
+    """
+    family = shifts[0].partition("/")[0] if shifts else ""
+    if family not in SHIFTS:
+        raise unknown("shift", family, SHIFTS)
+    if family == "digits":
+        return Labels(digits.CLASS_NAMES, digits.TEMPLATES)
+    if family != "folders":
+        return Labels(wordnet.class_names())
+    if data_root is None:
+        raise InputError("Expected data_root to be a folder of test folders, but got None.")
+    return Labels(own_class_names(data_root))
+
+
+def named_classifier(what: str, labels: Labels) -> Classifier:
+    """A classifier of published or untrained weights.
+
+    Args:
+        what: `open_clip:NAME/TAG`, with a zero-shot head from text, or `timm:NAME`, with the head
+            that its weights bring. Without TAG, or with the tag `random`, an open_clip model is
+            untrained; `timm:NAME/random` is too. NAME may be a folder in open_clip's local layout.
+        labels: its classes.
+
+    Raises:
+        InputError: another kind of name; what the families raise.
+    """
+    family, _, rest = what.partition(":")
+    name, _, tag = ("", "", "") if "/" not in rest else rest.rpartition("/")
+    if not name or Path(rest).is_dir():
+        name, tag = rest, ""
+    if family == "open_clip":
+        known = tag if tag != UNTRAINED else ""
+        return OpenClipClassifier(name, known or None, labels.names, labels.templates).eval()
+    if family == "timm" and tag in ("", UNTRAINED):
+        return TimmClassifier(name, tag != UNTRAINED, labels.names, head="own").eval()
+    raise InputError(
+        "Expected a run folder, a .safetensors or .ckpt file, open_clip:NAME/TAG or timm:NAME, but "
+        f"got {what}; is the path right?"
+    )
+
+
+def is_run(what: str) -> bool:
+    """Whether a source is a run folder."""
+    return (Path(what) / CONFIG).is_file()
+
+
+def models_of(
+    sources: Sequence[str], alphas: Sequence[float], labels: Callable[[], Labels]
+) -> dict[str, Model]:
+    """The rows of a report of several sources, by name.
+
+    A run folder gives its starting point, the tuned model, and WiSE-FT at each alpha. Where there
+    are several sources the rows of a run are named after its folder. Starting points that are the
+    same in several runs are one row.
+
+    Args:
+        sources: each a run folder, a weights file or a name as `named_classifier` takes it.
+        alphas: weights of the tuned model, in [0, 1].
+        labels: gives the classes for named classifiers; asked only if no source brings its own.
+
+    Raises:
+        InputError: nothing there, a source named twice, models of different classes.
+    """
+    if len(set(sources)) < len(sources):
+        raise InputError(f"Expected each model once, but got {' '.join(sources)}.")
+    brought = {what: load_classifier(what) for what in sources if Path(what).exists()}
+    own = next((Labels(c.class_names) for c in brought.values()), None)
+    models: dict[str, Model] = {}
+    for what in sources:
+        if is_run(what):
+            prefix = f"{_short(what, sources)}: " if len(sources) > 1 else ""
+            models.update(_of_run(what, brought[what], alphas, prefix, models))
+        elif what in brought:
+            models[what] = brought[what]
+        else:
+            found = labels()
+            names = found if own is None else Labels(own.names, found.templates)
+            models[what] = named_classifier(what, names)
+    return models
+
+
+def _short(what: str, sources: Sequence[str]) -> str:
+    """A folder's last name, or its path if several sources share that."""
+    name = Path(what).resolve().name
+    return name if [Path(s).resolve().name for s in sources].count(name) == 1 else what
+
+
+def _of_run(
+    what: str,
+    tuned: Classifier,
+    alphas: Sequence[float],
+    prefix: str,
+    others: Mapping[str, Model],
+) -> Iterator[tuple[str, Model]]:
+    """Starting point, unless others have the same, tuned model and what lies between them."""
+    start = load_classifier(what, PRETRAINED)
+    name = prefix + ("zero-shot" if start.spec["head"] == "zero_shot" else "pretrained")
+    for other, model in others.items():
+        if isinstance(model, Classifier) and _equal(start, model):
+            name, start = other, model
+    yield name, start
+    yield f"{prefix}tuned", tuned
+    between = [alpha for alpha in alphas if 0 < alpha < 1]
+    if between:
+        line = WeightLine(start, tuned)
+        for alpha in between:
+            yield f"{prefix}WiSE-FT {alpha:g}", Blend(line, alpha)
+
+
+def _equal(first: Classifier, second: Classifier) -> bool:
+    """Whether two classifiers have the same spec and the same weights."""
+    if first.spec != second.spec:
+        return False
+    pairs = zip(first.state_dict().values(), second.state_dict().values())
+    return all(torch.equal(a, b) for a, b in pairs)

@@ -1,0 +1,130 @@
+"""Figures: what a report holds of models on sets, with nothing of how it is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Transform = Literal["logit", "probit"]
+
+
+# Metrics by name, with what a reader needs to know of each.
+METRICS: dict[str, str] = {
+    "accuracy": "top-1 accuracy among the classes of the set",
+    "accuracy_unrestricted": "top-1 accuracy among all classes of the head",
+    "top5": "top-5 accuracy among the classes of the set",
+    "nll": "mean of −log of the probability of the right classes",
+    "ece": "expected calibration error, 15 equal-width bins over the whole set",
+    "class_mean": "unweighted mean of the accuracies of the classes",
+    "worst_class": "accuracy of the class with the lowest one",
+    "worst_group": "accuracy of the group of images with the lowest one",
+    "selective_accuracy": "accuracy on the 90 % of images with the highest confidence",
+    "auroc_max_logit": "chance that an image of the reference set has a higher maximum logit",
+    "effective_robustness_logit": "accuracy above that of the logit fit",
+    "effective_robustness_probit": "accuracy above that of the probit fit",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        model: name of the model's row.
+        shift: name of the set, or of a combination of sets.
+        metric: a key of `METRICS`.
+        value: as a fraction: shares in [0, 1], differences in [-1, 1]; `nll` in nats.
+        correct: number of images classified right; None where the figure is no share of images.
+        total: number of images; None likewise.
+        low: lower end of the 95 % interval; None for metrics without one.
+        high: upper end of it.
+        note: what else a reader must know: which class is the worst, or that a fit is extrapolated.
+    """
+
+    model: str
+    shift: str
+    metric: str
+    value: float
+    correct: int | None = None
+    total: int | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two models on the same images of a set.
+
+    Attributes:
+        first: name of the first model, which is the first row of the report.
+        second: name of the other.
+        shift: name of the set.
+        only_first: number of images that only the first gets right.
+        only_second: number of images that only the second gets right.
+        total: number of images.
+        difference: accuracy of the second minus that of the first, in [-1, 1].
+        low: lower end of its 95 % interval.
+        high: upper end of it.
+        p_value: of the exact McNemar test, two-sided.
+    """
+
+    first: str
+    second: str
+    shift: str
+    only_first: int
+    only_second: int
+    total: int
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A line through accuracies of models: what a shift accuracy is to be expected.
+
+    transform(shift) = slope · transform(reference) + intercept, accuracies as fractions.
+
+    Attributes:
+        shift: name of the shift set.
+        reference: name of the set that predicts it.
+        transform: of both accuracies.
+        slope: of the line.
+        intercept: of the line.
+        r2: share of the variance that the line explains; None if not known.
+        low: least reference accuracy of the models of the fit; None if not known.
+        high: greatest one.
+        source: where the line comes from.
+        note: what a reader must know of it.
+    """
+
+    shift: str
+    reference: str
+    transform: Transform
+    slope: float
+    intercept: float
+    r2: float | None = None
+    low: float | None = None
+    high: float | None = None
+    source: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Models between two: WiSE-FT.
+
+    Attributes:
+        alphas: weight of the tuned model at each point, ascending, in [0, 1].
+        models: name of the row of each point.
+        chosen: name of the row with the best accuracy on `chosen_on`, of equal ones the one with
+            the least alpha; None where there is no reference set.
+        chosen_on: name of the in-distribution set of the report that alone chose it.
+    """
+
+    alphas: list[float]
+    models: list[str]
+    chosen: str | None = None
+    chosen_on: str | None = None

@@ -1,0 +1,1 @@
+"""Inference: models on sets -> answers, every image read once."""

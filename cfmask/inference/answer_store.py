@@ -1,0 +1,100 @@
+"""AnswerStore: answers kept on disk, so that an interrupted evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cfmask.classifier import Classifier
+from cfmask.evaluation.answers import Answers
+from cfmask.inference.readable import Readable
+from cfmask.shift import Shift
+
+# Another number makes answers of older versions unused.
+VERSION = 1
+PROBES = 16
+# What of a set its answers do not depend on.
+UNRELATED = ("load", "missing", "source", "licence", "groups", "group_names", "part_of")
+
+
+class AnswerStore:
+    """A folder with one file for a model on a set, found by all that the answers depend on.
+
+    Args:
+        folder: where the files are; made when the first is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, model: str, shift: str, key: str) -> Path:
+        """The file of a model on a set under a key."""
+        return self.folder / f"{file_name(model, shift)}--{key[:16]}.safetensors"
+
+    def load(self, path: Path) -> Answers | None:
+        """Answers of a file; None if it is not there or broken."""
+        try:
+            tensors = load_file(path)
+            return Answers(**tensors)
+        except (OSError, SafetensorError, TypeError):
+            return None
+
+    def save(self, path: Path, answers: Answers) -> None:
+        """Write a file; it has its name only when it is whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        save_file({k: v.contiguous() for k, v in answers.tensors().items()}, partial)
+        partial.chmod(0o644)
+        partial.replace(path)
+
+
+def file_name(model: str, shift: str) -> str:
+    """The beginning of the name of a file about a model on a set."""
+    return re.sub(r"[^\w.=+-]+", "_", f"{shift}--{model}")[:120]
+
+
+def key_of(*parts: str) -> str:
+    """One key of several."""
+    return hashlib.sha256(json.dumps([VERSION, *parts]).encode()).hexdigest()
+
+
+def model_key(model: Classifier) -> str:
+    """Key of a classifier: its spec and the bytes of all its weights."""
+    digest = hashlib.sha256(json.dumps(model.spec, sort_keys=True).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        flat = value.detach().cpu().contiguous().view(-1)
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def set_key(shift: Shift, data: Readable) -> str:
+    """Key of a set: its rule, its labels, and its images.
+
+    Of image files these are path, size and time of change of each, and the pixels of 16 that are
+    spread over the set, which stand for how files are read. Of images that are not in files they
+    are the pixels of all.
+    """
+    rule = {field.name: getattr(shift, field.name) for field in fields(shift)}
+    known = {name: value for name, value in rule.items() if name not in UNRELATED}
+    digest = hashlib.sha256(repr((known, data.unreadable)).encode())
+    length = len(data)
+    for path in data.paths() if data.in_files else []:
+        state = Path(path).stat() if Path(path).is_file() else None
+        facts = (state.st_size, state.st_mtime_ns) if state else ()
+        digest.update(repr((path, facts)).encode())
+    count = min(PROBES, length) if data.in_files else length
+    for i in range(count):
+        image, label, _ = data[i * (length - 1) // max(1, count - 1)]
+        digest.update(repr((i, label, tuple(image.shape))).encode())
+        digest.update(image.contiguous().numpy().data)
+    if data.in_files:
+        digest.update(repr([data.label(i) for i in range(length)]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,306 @@
+"""Inference: models on sets -> answers, every image read once for all models that see it alike."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from cfmask import processes
+from cfmask.classifier import Classifier
+from cfmask.errors import InputError
+from cfmask.evaluation.answers import Answers, LabelRule
+from cfmask.images import Decoder, to_unit
+from cfmask.inference.answer_store import AnswerStore, file_name, key_of, model_key, set_key
+from cfmask.inference.predictions import PredictionFile, join_parts, key_in
+from cfmask.inference.readable import Readable, Unreadable
+from cfmask.inference.wise import Blend
+from cfmask.shift import Shift
+
+# Images at a time whose activations stay in a processor's cache: a fifth faster than hundreds.
+CACHED = 50
+Precision = Literal["fp32", "bf16"]
+Model = Classifier | Blend
+Judge = Callable[[Tensor, Tensor, Tensor, list[str]], Answers]
+
+
+@dataclass
+class Tally:
+    """What an evaluation has done.
+
+    Attributes:
+        images: number of images read and answered by all processes.
+        seconds: that this took.
+        reused: sets of which all answers were there from an earlier evaluation.
+        unreadable: paths of the images of a set that could not be read, by its name.
+    """
+
+    images: int = 0
+    seconds: float = 0.0
+    reused: list[str] = field(default_factory=list)
+    unreadable: dict[str, list[str]] = field(default_factory=dict)
+
+
+def classifier_of(model: Model) -> Classifier:
+    """The classifier itself; a blend's until another one of its line is asked for."""
+    return model.classifier() if isinstance(model, Blend) else model
+
+
+def described(model: Model) -> Classifier:
+    """A classifier with the spec, classes and preprocessing of a model, if not its weights."""
+    return model.line.tuned if isinstance(model, Blend) else model
+
+
+class Inference:
+    """Answers of models to sets.
+
+    Args:
+        models: by the name of their row.
+        batch_size: images at a time.
+        workers: processes that decode images.
+        precision: bf16 runs the encoders under autocast; heads stay in fp32.
+        decoder: of image files.
+        unreadable: "stop" at an image that cannot be read, or count it as a "wrong" answer.
+        store: where answers are kept and looked for; None keeps none.
+        predictions: where a Parquet file for each model and set goes; None writes none.
+        progress: show a bar with images a second and the time left over all sets.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        batch_size: int,
+        workers: int,
+        precision: Precision,
+        decoder: Decoder,
+        unreadable: Unreadable,
+        store: Path | None,
+        predictions: Path | None,
+        progress: bool,
+    ) -> None:
+        self.models = models
+        self.batch_size = batch_size
+        self.workers = workers
+        self.precision = precision
+        self.decoder = decoder
+        self.unreadable = unreadable
+        self.predictions = predictions
+        self.store = AnswerStore(store) if store else None
+        self.tally = Tally()
+        shown = progress and processes.rank() == 0
+        self.bar = Progress(*_COLUMNS, disable=not shown, transient=True)
+
+    @torch.no_grad()
+    def answer(self, shifts: Sequence[Shift]) -> dict[str, dict[str, Answers]]:
+        """Answers by model and set, in every process.
+
+        Raises:
+            InputError: a set without images, labels outside the head, an image that cannot be
+                read, logits that are no numbers.
+        """
+        found: dict[str, dict[str, Answers]] = {name: {} for name in self.models}
+        began = time.perf_counter()
+        with _eval_mode(self.models.values()), self.bar:
+            keys = self._model_keys()
+            looks = len({described(model).preprocess for model in self.models.values()})
+            sizes = [shift.found.images if shift.found else 0 for shift in shifts]
+            task = self.bar.add_task("", total=looks * sum(sizes))
+            for shift in shifts:
+                self.bar.update(task, description=shift.name)
+                for name, answers in self._one_set(shift, keys).items():
+                    found[name][shift.name] = answers
+        self.tally.seconds = time.perf_counter() - began
+        return found
+
+    def _model_keys(self) -> dict[str, str]:
+        if self.store is None or processes.rank():
+            return dict.fromkeys(self.models, "")
+        return {name: model_key(classifier_of(model)) for name, model in self.models.items()}
+
+    def _one_set(self, shift: Shift, keys: Mapping[str, str]) -> dict[str, Answers]:
+        """Answers of all models; a set is read once for each preprocessing that they have."""
+        answers: dict[str, Answers] = {}
+        looks = dict.fromkeys(described(m).preprocess for m in self.models.values())
+        for look in looks:
+            own = {n: k for n, k in keys.items() if described(self.models[n]).preprocess == look}
+            look = replace(look, decoder=self.decoder)
+            data = Readable(shift.load(look), look.size, self.unreadable)
+            if not len(data):
+                raise InputError(f"Expected images in the set {shift.name}, but it has none.")
+            answers |= self._of_alike(shift, data, own)
+        return {name: answers[name] for name in self.models}
+
+    def _of_alike(
+        self, shift: Shift, data: Readable, keys: Mapping[str, str]
+    ) -> dict[str, Answers]:
+        """Answers of the models that see a set alike, old ones where they are kept."""
+        where: dict[str, tuple[Path, str]] = {}
+        known = processes.from_first(lambda: self._kept(shift, data, keys, where))
+        self._expect(shift, len(data), reused=len(known) == len(keys))
+        wanted = [name for name in keys if name not in known]
+        parts = processes.gathered(lambda: self._own_part(shift, data, wanted)) if wanted else []
+        fresh = {name: Answers.joined([part[name] for part in parts]) for name in wanted}
+        self.tally.images += len(data) if wanted else 0
+        if processes.rank() == 0:
+            for name, own in fresh.items():
+                self._keep(shift, name, own, where.get(name))
+        answers = known | fresh
+        self._count_unreadable(shift, data, next(iter(answers.values())))
+        return answers
+
+    def _expect(self, shift: Shift, images: int, reused: bool) -> None:
+        """Count a set whose size was not known, or whose answers need no image."""
+        task = self.bar.tasks[0]
+        if shift.found is None:
+            self.bar.update(task.id, total=(task.total or 0) + images)
+        if reused:
+            self.tally.reused = [*dict.fromkeys([*self.tally.reused, shift.name])]
+            self.bar.update(task.id, total=(task.total or 0) - images)
+
+    def _kept(
+        self,
+        shift: Shift,
+        data: Readable,
+        keys: Mapping[str, str],
+        where: dict[str, tuple[Path, str]],
+    ) -> dict[str, Answers]:
+        """Answers that an earlier evaluation has left; `where` is filled with file and key."""
+        if self.store is None:
+            return {}
+        own, how = set_key(shift, data), (self.precision, self.decoder)
+        for name, key in keys.items():
+            whole = key_of(own, key, *how)
+            where[name] = self.store.path(name, shift.name, whole), whole
+        found = {name: self.store.load(path) for name, (path, _) in where.items()}
+        return {
+            name: answers
+            for name, answers in found.items()
+            if answers is not None and self._has_predictions(shift, name, where[name][1])
+        }
+
+    def _has_predictions(self, shift: Shift, name: str, key: str) -> bool:
+        return self.predictions is None or key_in(self._prediction_file(shift, name)) == key
+
+    def _prediction_file(self, shift: Shift, name: str) -> Path:
+        assert self.predictions is not None
+        return self.predictions / f"{file_name(name, shift.name)}.parquet"
+
+    def _keep(
+        self, shift: Shift, name: str, answers: Answers, where: tuple[Path, str] | None
+    ) -> None:
+        """Write answers, after the predictions of all processes have become one file."""
+        if self.predictions is not None:
+            path = self._prediction_file(shift, name)
+            join_parts(
+                [_part(path, i) for i in range(processes.count())], path, where[1] if where else ""
+            )
+        if self.store and where:
+            self.store.save(where[0], answers)
+
+    def _count_unreadable(self, shift: Shift, data: Readable, answers: Answers) -> None:
+        broken = (~answers.readable).nonzero().flatten().tolist()
+        if broken:
+            paths = data.paths()
+            self.tally.unreadable[shift.name] = [paths[i] for i in broken]
+
+    def _own_part(self, shift: Shift, data: Readable, names: Sequence[str]) -> dict[str, Answers]:
+        """Answers to this process's part of a set, which may have no image."""
+        answers: dict[str, list[Answers]] = {name: [] for name in names}
+        own = processes.own_part(len(data))
+        paths = data.paths()[own.start : own.stop] if self.predictions else []
+        with contextlib.ExitStack() as stack:
+            judges = {name: stack.enter_context(self._judge(shift, name)) for name in names}
+            loader = DataLoader(Subset(data, own), self.batch_size, num_workers=self.workers)
+            for images, labels, readable in loader:
+                batch, paths = paths[: len(labels)], paths[len(labels) :]
+                for name in names:
+                    images, logits = self._logits(classifier_of(self.models[name]), images)
+                    answers[name].append(judges[name](logits, labels, readable, batch))
+                self.bar.advance(self.bar.task_ids[0], len(labels) * processes.count())
+            for name in names if not own else []:
+                none = torch.zeros(0, dtype=torch.int64)
+                heads = len(described(self.models[name]).class_names)
+                answers[name].append(judges[name](torch.zeros(0, heads), none, none.bool(), []))
+        return {name: Answers.joined(own_answers) for name, own_answers in answers.items()}
+
+    @contextlib.contextmanager
+    def _judge(self, shift: Shift, name: str) -> Iterator[Judge]:
+        """Makes answers of logits, labels, readable and paths, and writes the predictions."""
+        heads = len(described(self.models[name]).class_names)
+        rule = LabelRule(heads, shift.classes, shift.accepts, shift.name)
+        if self.predictions is None:
+            yield lambda logits, labels, readable, paths: rule.judge(logits, labels, readable)
+            return
+        part = _part(self._prediction_file(shift, name), processes.rank())
+        with PredictionFile(part, rule.classes.tolist()) as file:
+
+            def judge(
+                logits: Tensor, labels: Tensor, readable: Tensor, paths: list[str]
+            ) -> Answers:
+                answers = rule.judge(logits, labels, readable)
+                file.add(paths, answers, logits.cpu()[:, rule.classes])
+                return answers
+
+            yield judge
+
+    def _logits(self, model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images as floats on the model's device, for the next model, and logits (B, K)."""
+        device = next(model.parameters()).device
+        images = to_unit(images.to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            parts = images.split(CACHED if device.type == "cpu" else len(images))
+            return images, torch.cat([model(part) for part in parts])
+
+
+def _part(path: Path, rank: int) -> Path:
+    """Where a process writes its part of a file."""
+    return path.with_name(f"{path.name}.part{rank}")
+
+
+class ImagesPerSecond(ProgressColumn):
+    """Column of a progress bar: images a second."""
+
+    def render(self, task: Task) -> Text:
+        """See `rich.progress.ProgressColumn`."""
+        return Text(f"{task.finished_speed or task.speed or 0:,.0f} images/s")
+
+
+_COLUMNS = (
+    TextColumn("Evaluating {task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    ImagesPerSecond(),
+    TimeRemainingColumn(),
+    TextColumn("left"),
+)
+
+
+@contextlib.contextmanager
+def _eval_mode(models: Iterable[Model]) -> Iterator[None]:
+    """All models in eval mode; the mode of every module is put back."""
+    modules = [module for model in models for module in classifier_of(model).modules()]
+    modes = {module: module.training for module in modules}
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

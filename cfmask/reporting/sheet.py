@@ -1,0 +1,58 @@
+"""Sheet: pictures of several images as one, a row for each.
+
+Letters: N images, R pictures a row, (H, W) pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Columns = dict[str, Tensor]
+
+
+PAD = 2
+
+
+def sheet(pictures: Columns) -> Tensor:
+    """All pictures as one, float (3, N · (H + 4), R · (W + 4)): a row for each image."""
+    tiles = [F.pad(_colours(column), (PAD,) * 4, value=1.0) for column in pictures.values()]
+    return torch.cat([torch.cat(list(column), dim=1) for column in tiles], dim=2)
+
+
+def draw(path: Path, pictures: Columns, names: Sequence[str]) -> None:
+    """Write all pictures as one PNG with titles, and a name before each row.
+
+    Args:
+        path: file to write.
+        pictures: see `columns`.
+        names: N texts.
+    """
+    from matplotlib.figure import Figure
+
+    whole = sheet(pictures)
+    wide, high = whole.shape[2] / len(pictures), whole.shape[1] / len(names)
+    figure = Figure(
+        figsize=(1.5 * len(pictures), 1.5 * len(names) * high / wide + 0.4), layout="constrained"
+    )
+    axes = figure.add_subplot()
+    axes.imshow(whole.permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes.set_xticks([(i + 0.5) * wide for i in range(len(pictures))], list(pictures), fontsize=9)
+    axes.set_yticks([(i + 0.5) * high for i in range(len(names))], names, fontsize=9)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def _colours(pictures: Tensor) -> Tensor:
+    """Pictures (N, 3, H, W) as they are; maps (N, 1, H, W) in [0, 1] in false colours."""
+    from matplotlib import colormaps
+
+    if pictures.shape[1] == 3:
+        return pictures
+    colours = torch.tensor(colormaps["magma"](pictures[:, 0]))[..., :3]
+    return colours.permute(0, 3, 1, 2).float()

@@ -1,0 +1,98 @@
+"""Shift: what an evaluation set is, and what is asked of those who make one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cfmask.images import Preprocess
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a set is.
+
+    Attributes:
+        images: number of images.
+        classes: number of classes that have images.
+    """
+
+    images: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One evaluation set.
+
+    Attributes:
+        name: as it stands in reports.
+        load: preprocessing -> dataset of images uint8 (3, H, W) with labels.
+        in_distribution: True for the reference set that the others are held against, and for other
+            clean sets; they are in no mean.
+        classes: classes of the head among which the argmax is taken; None for all.
+        accepts: for a set whose labels are not classes of the head: label -> classes of the head
+            that are right; None where the label itself is the one right class.
+        found: size of what is there, for sets of a published size.
+        expected: the published size.
+        note: what else a reader must know of how images and labels are read.
+        source: where to get the set.
+        licence: of the set, as its authors state it.
+        missing: names of the sets that were asked for with this one but are not there.
+        groups: number of the group of each image, in the order of the dataset, for worst-group
+            accuracy; None if the set has no groups.
+        group_names: names of the groups by number.
+        part_of: name of the collection of which this set is one of many ("c" for a corruption at
+            one severity); tables then show the collection's combinations alone.
+    """
+
+    name: str
+    load: Callable[[Preprocess], Dataset[tuple[Tensor, int]]]
+    in_distribution: bool = False
+    classes: tuple[int, ...] | None = None
+    accepts: Mapping[int, tuple[int, ...]] | None = None
+    found: Size | None = None
+    expected: Size | None = None
+    note: str = ""
+    source: str = ""
+    licence: str = ""
+    missing: tuple[str, ...] = ()
+    groups: tuple[int, ...] | None = None
+    group_names: tuple[str, ...] = ()
+    part_of: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a family needs to know to make its sets.
+
+    Attributes:
+        data_root: folder with the images; None for built-in sets.
+        class_names: of the classifier, in the order of the labels.
+        images: number of images of each built-in set.
+        seed: of built-in sets.
+        allow_incomplete: True evaluates sets whose number of images is not the published one; the
+            report says so.
+        only: the one set of the family that is wanted; empty for all. `find_shifts` fills it in.
+    """
+
+    data_root: Path | None = None
+    class_names: Sequence[str] = ()
+    images: int = 1000
+    seed: int = 0
+    allow_incomplete: bool = False
+    only: str = ""
+
+
+def is_asked_for(single: str, name: str, family: str) -> bool:
+    """True if a set is meant by what stands behind the slash of `family/single`.
+
+    That is the set's name, or its name less the name of the family (`counteranimal/common`); a
+    beginning up to a dash stands for all that go on (`imagenet-c/fog`).
+    """
+    begins = name.startswith(f"{family}-{single}-")
+    return single in ("", name) or name == f"{family}-{single}" or begins

@@ -1,0 +1,1 @@
+"""Shifts: the evaluation sets, one file a family."""

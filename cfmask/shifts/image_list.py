@@ -1,0 +1,200 @@
+"""Image lists: a CSV file with the path, class, split and group of each image, as in Waterbirds."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cfmask.errors import InputError
+from cfmask.images import Preprocess, read_image
+from cfmask.shift import Shift
+from cfmask.shifts.pictures import Samples
+
+FILES = ("metadata.csv", "index.csv")
+# Columns by what they hold; the first that is there is read.
+PATHS = ("img_filename", "file_path", "filename", "path")
+LABELS = ("y", "label", "class", "object")
+# These are groups themselves.
+GROUPS = ("group", "domain", "region")
+# This one is a group together with the class (Sagawa et al., 2020).
+WITH_CLASS = "place"
+SPLITS = {"0": "train", "1": "val", "2": "test", "valid": "val", "validation": "val"}
+
+
+class ListedImages(Dataset[tuple[Tensor, int]]):
+    """Image files with labels, read upright like those of folders.
+
+    Args:
+        samples: path and label of each.
+        preprocess: picture -> uint8 (3, H, W).
+    """
+
+    def __init__(self, samples: Samples, preprocess: Preprocess) -> None:
+        self.samples = samples
+        self.preprocess = preprocess
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image uint8 (3, H, W) and its label.
+
+        Raises:
+            InputError: the file is no readable image.
+        """
+        path, label = self.samples[index]
+        return self.preprocess(read_image(path, self.preprocess.decoder)), label
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The images of one split of a list.
+
+    Attributes:
+        samples: path and label of each.
+        groups: name of the group of each; empty if the list has none.
+        note: how labels and groups were read.
+    """
+
+    samples: Samples
+    groups: tuple[str, ...]
+    note: str
+
+    def shift(self, name: str, in_distribution: bool) -> Shift:
+        """The images as a set of that name."""
+        names = sorted(set(self.groups))
+        return Shift(
+            name,
+            partial(ListedImages, self.samples),
+            in_distribution,
+            note=self.note,
+            groups=tuple(map(names.index, self.groups)) if names else None,
+            group_names=tuple(names),
+        )
+
+
+def list_file(folder: Path) -> Path | None:
+    """The list in a folder, if it has one."""
+    return next((folder / name for name in FILES if (folder / name).is_file()), None)
+
+
+def image_list(folder: Path, classes: Sequence[str], split: str) -> ImageList:
+    """Read the list of a folder.
+
+    Args:
+        folder: of the list; paths in it are relative to the folder, or to its `images/`.
+        classes: names of the classes in the order of the labels; the list has names or numbers.
+        split: which one to read; a list without splits is read whole.
+
+    Raises:
+        InputError: a damaged list or one without the columns, a class that is not among `classes`,
+            or an image that is not there.
+    """
+    file = _file(folder)
+    rows = _rows(file)
+    columns = list(rows[0])
+    path, label = _column(PATHS, columns, file), _column(LABELS, columns, file)
+    rows = [row for row in rows if _split(row) in (split, "")]
+    labels = [_label(row[label], classes, file) for row in rows]
+    samples = list(zip(_found([row[path] for row in rows], file), labels))
+    by = next((column for column in (*GROUPS, WITH_CLASS) if column in columns), "")
+    groups = [_group(row, by, classes[k]) for row, k in zip(rows, labels)] if by else []
+    note = f"labels by {label!r} of {file.name}" + (f", groups by {by!r}" if by else "")
+    return ImageList(samples, tuple(groups), note)
+
+
+def listed_classes(folder: Path) -> list[str]:
+    """Names of the classes in the list of a folder, sorted.
+
+    Raises:
+        InputError: no or a damaged list, or one that has numbers for names.
+    """
+    file = _file(folder)
+    rows = _rows(file)
+    label = _column(LABELS, list(rows[0]), file)
+    names = sorted({row[label].strip() for row in rows})
+    if all(name.isdecimal() for name in names):
+        raise InputError(
+            f"Expected names of classes in the column {label!r} of {file}, because this classifier "
+            "brings none, but got numbers; write names, or evaluate a classifier that has them."
+        )
+    return names
+
+
+def _file(folder: Path) -> Path:
+    file = list_file(folder)
+    if file is None:
+        raise InputError(f"Expected {FILES[0]} in {folder}, but it is not there.")
+    return file
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    """The lines of a list, every one with all its columns."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            rows = list(csv.DictReader(lines))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"Cannot read {file}: {error}.") from error
+    if not rows:
+        raise InputError(f"Expected a line for each image in {file}, but it has none.")
+    short = [k for k, row in enumerate(rows, 2) if None in row.values() or None in row]
+    if short:
+        raise InputError(
+            f"Expected as many columns in line {short[0]} of {file} as in its first line, but got "
+            "another number; mend that line."
+        )
+    return rows
+
+
+def _found(paths: Sequence[str], file: Path) -> list[str]:
+    """Whole paths of the images, all of which must be there."""
+    homes = (file.parent, file.parent / "images")
+    home = next((home for home in homes if paths and (home / paths[0]).is_file()), homes[0])
+    whole = [home / path for path in paths]
+    absent = [path for path in whole if not path.is_file()]
+    if absent:
+        raise InputError(
+            f"Expected the {len(whole)} images of {file}, but {len(absent)} are not there, such as "
+            f"{absent[0]}."
+        )
+    return list(map(str, whole))
+
+
+def _column(names: Sequence[str], columns: Sequence[str], file: Path) -> str:
+    found = next((name for name in names if name in columns), None)
+    if found is None:
+        raise InputError(
+            f"Expected a column {', '.join(names[:-1])} or {names[-1]} in {file}, but got "
+            f"{', '.join(columns)}."
+        )
+    return found
+
+
+def _split(row: Mapping[str, str]) -> str:
+    """The split of a row; empty if the list has none."""
+    value = (row.get("split") or "").strip().lower()
+    return SPLITS.get(value, value)
+
+
+def _label(value: str, classes: Sequence[str], file: Path) -> int:
+    plain = [name.replace("_", " ").casefold() for name in classes]
+    wanted = value.strip().replace("_", " ").casefold()
+    if wanted in plain:
+        return plain.index(wanted)
+    if wanted.isdecimal() and int(wanted) < len(classes):
+        return int(wanted)
+    raise InputError(
+        f"Expected classes among {', '.join(classes[:8])} or numbers below {len(classes)} in "
+        f"{file}, but got {value!r}."
+    )
+
+
+def _group(row: Mapping[str, str], column: str, label: str) -> str:
+    value = f"{column} {row[column]}" if row[column].isdecimal() else row[column]
+    return f"{label}, {value}" if column == WITH_CLASS else value

@@ -1,0 +1,126 @@
+"""ImageNet and its shift sets, for classifiers of its 1000 classes in sorted WordNet order.
+
+A label is the number of a head class; where a set's labels are its own, `Shift.accepts` takes them
+to the head's. Labels come from the names of folders and files, never from the order in which
+folders happen to be listed.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from cfmask.shift import Size
+from cfmask.shifts import imagenet_val
+from cfmask.shifts.imagenet_val import AS_STORED, val, val_of_subset, val_with_real_labels
+from cfmask.shifts.objectnet import SOURCE, objectnet
+from cfmask.shifts.origin import Contents, Origin
+from cfmask.shifts.pictures import labelled
+from cfmask.wordnet import subset, synsets
+
+
+def by_wordnet_id(folder: Path, root: Path, restriction: str = "") -> Contents:
+    """Folders by WordNet id, of all classes or of a `subset`, among which the argmax is then."""
+    classes = subset(restriction) if restriction else tuple(range(len(synsets())))
+    labels = {synsets()[k]: k for k in classes}
+    samples, complaint = labelled(folder, labels, f"WordNet ids of its {len(labels)} classes")
+    note = f"label = WordNet id that names the folder; {AS_STORED}"
+    return Contents(samples, note, labels, classes if restriction else None, complaint=complaint)
+
+
+def by_number(folder: Path, root: Path) -> Contents:
+    """ImageNet-V2, whose folders are numbered: in a listing, 10 comes before 2."""
+    labels = {str(k): k for k in range(len(synsets()))}
+    samples, complaint = labelled(folder, labels, "numbers 0 to 999")
+    note = f"label = number that names the folder; {AS_STORED}"
+    return Contents(samples, note, labels, complaint=complaint)
+
+
+def _v2(title: str, name: str, on_request: bool) -> Origin:
+    return Origin(
+        title,
+        (f"imagenetv2-{name}-format-val", f"ImageNetV2-{name}", f"imagenetv2-{name}"),
+        Size(10_000, 1000),
+        "https://github.com/modestyachts/ImageNetV2",
+        "images from Flickr under their own licences, to be used as ImageNet's",
+        by_number,
+        # Beside the first, the others would count V2 more than once.
+        on_request=on_request,
+        each=10,
+    )
+
+
+def _of_val(title: str, name: str) -> Origin:
+    return Origin(
+        title,
+        imagenet_val.PLACES,
+        Size(10_000, 200),
+        imagenet_val.SOURCE,
+        imagenet_val.LICENCE,
+        partial(val_of_subset, name=name),
+        in_distribution=True,
+        beside=name,
+        made_of="val",
+    )
+
+
+IMAGENET: dict[str, Origin] = {
+    "val": Origin(
+        "ImageNet val",
+        imagenet_val.PLACES,
+        Size(50_000, 1000),
+        imagenet_val.SOURCE,
+        imagenet_val.LICENCE,
+        val,
+        in_distribution=True,
+        each=50,
+    ),
+    "v2": _v2("ImageNet-V2 matched-frequency", "matched-frequency", False),
+    "r": Origin(
+        "ImageNet-R",
+        ("imagenet-r", "ImageNet-R"),
+        Size(30_000, 200),
+        "https://github.com/hendrycks/imagenet-r",
+        "not stated by its authors for the images",
+        partial(by_wordnet_id, restriction="r"),
+    ),
+    "sketch": Origin(
+        "ImageNet-Sketch",
+        ("imagenet-sketch/sketch", "imagenet-sketch", "ImageNet-Sketch", "sketch"),
+        Size(50_889, 1000),
+        "https://github.com/HaohanWang/ImageNet-Sketch",
+        "MIT for the repository, not stated for the images",
+        by_wordnet_id,
+    ),
+    "a": Origin(
+        "ImageNet-A",
+        ("imagenet-a", "ImageNet-A"),
+        Size(7500, 200),
+        "https://github.com/hendrycks/natural-adv-examples",
+        "MIT for the repository, not stated for the images",
+        partial(by_wordnet_id, restriction="a"),
+    ),
+    "objectnet": Origin(
+        "ObjectNet",
+        ("objectnet-1.0", "objectnet", "ObjectNet"),
+        Size(18_574, 113),
+        SOURCE,
+        "CC BY 4.0 with two clauses: never tune parameters on it; on the web only with its border",
+        objectnet,
+    ),
+    "real": Origin(
+        "ImageNet val with ReaL labels",
+        imagenet_val.PLACES,
+        Size(46_837, 1000),
+        "https://github.com/google-research/reassessed-imagenet",
+        f"labels Apache-2.0; images: {imagenet_val.LICENCE}",
+        val_with_real_labels,
+        in_distribution=True,
+        on_request=True,
+        made_of="val",
+    ),
+    "val on R classes": _of_val("ImageNet val, classes of R", "r"),
+    "val on A classes": _of_val("ImageNet val, classes of A", "a"),
+    "v2-threshold0.7": _v2("ImageNet-V2 threshold 0.7", "threshold0.7", True),
+    "v2-top-images": _v2("ImageNet-V2 top images", "top-images", True),
+}

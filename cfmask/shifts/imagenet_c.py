@@ -1,0 +1,206 @@
+"""ImageNet-C: 15 corruptions at 5 severities, stored or made from val (Hendrycks & Dietterich).
+
+The stored images are 224 pixels wide and high and are judged as they are. Those made here come from
+`imagecorruptions`, whose elastic transform, frost and snow are not those of the published set:
+never print one beside the other without saying so.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import zlib
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cfmask.errors import InputError
+from cfmask.images import Preprocess
+from cfmask.shift import Size
+from cfmask.shifts import imagenet_val
+from cfmask.shifts.combinations import ALEXNET_ERRORS, SEVERITIES
+from cfmask.shifts.imagenet import by_wordnet_id
+from cfmask.shifts.origin import Contents, Origin
+from cfmask.shifts.pictures import AsStored, Pictures, Samples, read_picture, stored_size
+
+SIDE = 224
+# The published corruptions that are not in mCE.
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+# What the published images were cut with, from val, before they were corrupted.
+CUT = Preprocess((SIDE, SIDE), 224 / 256, "bilinear", "pil")
+JPEG_QUALITY = 85
+# These two draw from generators of their own, which take a seed.
+_TAKE_A_SEED = ("impulse_noise", "glass_blur")
+
+
+class Corrupted(Pictures):
+    """Pictures that are corrupted when they are read, each the same every time.
+
+    As for the published set: cut to 224 pixels, corrupted, compressed by JPEG at quality 85.
+
+    Args:
+        samples: path and label of each.
+        preprocess: that of the classifier, which must take 224 pixels.
+        corruption: its name.
+        severity: 1 to 5.
+    """
+
+    def __init__(
+        self, samples: Samples, preprocess: Preprocess, corruption: str, severity: int
+    ) -> None:
+        super().__init__(samples, preprocess)
+        if preprocess.size != CUT.size:
+            raise InputError(
+                f"Expected a classifier of {SIDE} x {SIDE} pixels, at which ImageNet-C is made, "
+                f"but got one of {preprocess.size[1]} x {preprocess.size[0]}; leave ImageNet-C out."
+            )
+        self.corruption = corruption
+        self.severity = severity
+        self.corrupt = corrupt_function()
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image uint8 (3, 224, 224) and its label.
+
+        Raises:
+            InputError: the file is no readable image.
+        """
+        path, label = self.samples[index]
+        clean = CUT(read_picture(path)).permute(1, 2, 0).numpy()
+        # Seeded by the file, so that it matters neither what was read before nor by which process.
+        seed = zlib.crc32(f"{self.corruption}/{self.severity}/{Path(path).name}".encode())
+        own = {"seed": seed} if self.corruption in _TAKE_A_SEED else {}
+        with _numpy_seed(seed):
+            pixels = self.corrupt(clean, self.severity, self.corruption, **own)
+        return _compressed(pixels), label
+
+
+def corrupt_function() -> Callable[..., np.ndarray[Any, Any]]:
+    """`corrupt` of imagecorruptions: pixels uint8 (H, W, 3), severity, name -> pixels.
+
+    Raises:
+        InputError: the package is not installed, or is the unmaintained one, which does not run
+            with today's NumPy and scikit-image.
+    """
+    try:
+        corrupt = import_module("imagecorruptions").corrupt
+    except ImportError as error:
+        raise _no_corruptions(str(error)) from error
+    if "kwargs" not in inspect.signature(corrupt).parameters:
+        raise _no_corruptions("the old package imagecorruptions is installed instead")
+    function: Callable[..., np.ndarray[Any, Any]] = corrupt
+    return function
+
+
+def _no_corruptions(why: str) -> InputError:
+    return InputError(
+        f"Expected the package imagecorruptions-imaug, which makes corruptions, but {why}; "
+        "pip install 'cfmask[corruptions]', and pip uninstall imagecorruptions first."
+    )
+
+
+@contextmanager
+def _numpy_seed(seed: int) -> Any:
+    """NumPy's global generator, which the corruptions draw from, seeded; then as it was."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+def _compressed(pixels: np.ndarray[Any, Any]) -> Tensor:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    with Image.open(file) as image:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def stored(folder: Path, root: Path) -> Contents:
+    """One corruption at one severity, in folders by WordNet id.
+
+    Raises:
+        InputError: the first image is not of 224 pixels.
+    """
+    found = by_wordnet_id(folder, root)
+    if found.samples:
+        _refuse_another_side(found.samples[0][0])
+    note = "label = WordNet id of the folder; as stored at 224 pixels, neither resized nor cropped"
+    return Contents(found.samples, note, found.labels, dataset=AsStored, complaint=found.complaint)
+
+
+def _refuse_another_side(path: str) -> None:
+    size = stored_size(path) or CUT.size
+    if size != CUT.size:
+        raise InputError(
+            f"Expected images of {SIDE} x {SIDE} pixels, as ImageNet-C is published, but got "
+            f"{path} of {size[1]} x {size[0]}; get the published images."
+        )
+
+
+def made(folder: Path, root: Path, corruption: str, severity: int) -> Contents:
+    """The images of val, corrupted as they are read.
+
+    Raises:
+        InputError: the package that corrupts is not installed.
+    """
+    corrupt_function()
+    val = _val(folder, root)
+    return Contents(
+        val.samples,
+        "MADE HERE from val, not the published images: resized to 256, cropped to 224, corrupted "
+        "by imagecorruptions-imaug with a seed for each file, JPEG quality 85",
+        val.labels,
+        dataset=partial(Corrupted, corruption=corruption, severity=severity),
+        complaint=val.complaint,
+    )
+
+
+@lru_cache(maxsize=1)
+def _val(folder: Path, root: Path) -> Contents:
+    """Val, listed once for all corruptions."""
+    return imagenet_val.val(folder, root)
+
+
+def _stored_origin(name: str, severity: int) -> Origin:
+    # The five archives unpack into folders of corruptions; some keep a folder for each archive.
+    homes = ("imagenet-c", "ImageNet-C", "imagenet_c")
+    archives = ("", "noise/", "blur/", "weather/", "digital/", "extra/")
+    return Origin(
+        f"ImageNet-C {name} {severity}",
+        tuple(f"{home}/{archive}{name}/{severity}" for home in homes for archive in archives),
+        Size(50_000, 1000),
+        "https://zenodo.org/records/2235448",
+        f"made of ImageNet's images: {imagenet_val.LICENCE}",
+        stored,
+        on_request=name in EXTRA,
+        part_of="imagenet-c",
+        each=50,
+    )
+
+
+def _made_origin(name: str, severity: int) -> Origin:
+    return Origin(
+        f"ImageNet-C {name} {severity}, made here",
+        imagenet_val.PLACES,
+        Size(50_000, 1000),
+        imagenet_val.SOURCE,
+        imagenet_val.LICENCE,
+        partial(made, corruption=name, severity=severity),
+        on_request=name in EXTRA,
+        made_of="val",
+        part_of="imagenet-c-made",
+    )
+
+
+_ALL = [(name, severity) for name in (*ALEXNET_ERRORS, *EXTRA) for severity in SEVERITIES]
+IMAGENET_C = {f"imagenet-c-{name}-{s}": _stored_origin(name, s) for name, s in _ALL}
+IMAGENET_C_MADE = {f"imagenet-c-made-{name}-{s}": _made_origin(name, s) for name, s in _ALL}

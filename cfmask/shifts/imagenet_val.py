@@ -1,0 +1,129 @@
+"""ImageNet val in folders or flat; its ReaL labels; its images of a subset's classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cfmask.errors import InputError
+from cfmask.shifts.origin import Contents, several_classes
+from cfmask.shifts.pictures import Samples, labelled, pictures
+from cfmask.wordnet import numbers, real_labels, subset, synsets
+
+DEVKIT = "ILSVRC2012_devkit_t12"
+PLACES = ("val", "imagenet/val", "imagenet-val", "ILSVRC2012_img_val")
+SOURCE = "https://www.image-net.org/download.php"
+LICENCE = "ImageNet terms of access: non-commercial research and education"
+AS_STORED = "RGB as stored, without EXIF orientation or transparency"
+
+
+def val(folder: Path, root: Path) -> Contents:
+    """ImageNet val, in folders by WordNet id or flat with the labels of the devkit."""
+    if any(path.is_dir() and path.name != DEVKIT for path in folder.iterdir()):
+        samples, complaint = labelled(folder, numbers(), "WordNet ids")
+        note = "label = WordNet id of the folder"
+    else:
+        samples, complaint = _flat(folder, root), ""
+        note = "label = ground truth of the ILSVRC2012 devkit"
+    return Contents(samples, f"{note}; {AS_STORED}", numbers(), complaint=complaint)
+
+
+def val_of_subset(folder: Path, root: Path, name: str) -> Contents:
+    """The images of val whose class is among those of ImageNet-R ("r") or -A ("a")."""
+    whole, classes = val(folder, root), subset(name)
+    samples = [(path, label) for path, label in whole.samples if label in set(classes)]
+    labels = {synsets()[k]: k for k in classes}
+    return Contents(samples, whole.note, labels, classes, complaint=whole.complaint)
+
+
+def val_with_real_labels(folder: Path, root: Path) -> Contents:
+    """The images of val that have ReaL labels; right is any of them (Beyer et al., 2020)."""
+    real = real_labels()
+    seen = [(path, real[image_number(path) - 1]) for path in all_pictures(folder)]
+    seen = [(path, classes) for path, classes in seen if classes]
+    labels, accepts = several_classes([classes for _, classes in seen])
+    note = f"ReaL labels by the number in the file's name, images without any left out; {AS_STORED}"
+    samples = [(path, label) for (path, _), label in zip(seen, labels)]
+    return Contents(samples, note, {}, accepts=accepts)
+
+
+def image_number(path: str) -> int:
+    """The number in the name ILSVRC2012_val_<number>.JPEG, from 1 to 50,000.
+
+    Raises:
+        InputError: the file has another name.
+    """
+    match = re.fullmatch(r"ILSVRC2012_val_(\d{8})", Path(path).stem)
+    if not match or not 1 <= int(match[1]) <= len(real_labels()):
+        raise InputError(
+            f"Expected a name like ILSVRC2012_val_00000001.JPEG, whose number tells the label, but "
+            f"got {path}; restore the original names."
+        )
+    return int(match[1])
+
+
+def all_pictures(folder: Path) -> list[str]:
+    """Pictures of val, whether they lie flat or in class folders."""
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != DEVKIT)
+    return [path for place in (folder, *inner) for path in pictures(place)]
+
+
+def _flat(folder: Path, root: Path) -> Samples:
+    """Samples of the files ILSVRC2012_val_<number>.JPEG; the number is the line of the label."""
+    labels = devkit_labels(folder, root)
+    if labels is None:
+        raise InputError(
+            f"Expected folders by WordNet id in {folder}, or the unpacked {DEVKIT} (or "
+            f"torchvision's meta.bin) beside it; get it from {SOURCE}."
+        )
+    samples = []
+    for path in pictures(folder):
+        index = image_number(path) - 1
+        if not 0 <= index < len(labels):
+            raise InputError(f"Expected a label for {path}, but there are {len(labels)} labels.")
+        samples.append((path, labels[index]))
+    return samples
+
+
+def devkit_labels(folder: Path, root: Path) -> list[int] | None:
+    """Head classes of the validation images in the order of their numbers.
+
+    They are read from the devkit, whose own class numbers are not the head's, or from the file
+    that torchvision's ImageNet makes of it.
+
+    Args:
+        folder: of val; the devkit is looked for in it, beside it and in the root.
+        root: the data root.
+
+    Returns:
+        The classes, or None if neither file is there.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    for base in (folder, folder.parent, root):
+        data, meta = base / DEVKIT / "data", base / "meta.bin"
+        try:
+            if data.is_dir():
+                return _head_classes(_devkit_wnids(data))
+            if meta.is_file():
+                return _head_classes(torch.load(meta, weights_only=True)[1])
+        except Exception as error:  # the readers of both formats have errors of their own
+            raise InputError(f"Cannot read the labels in {base}: {error!r:.200}.") from error
+    return None
+
+
+def _head_classes(wnids: Sequence[str]) -> list[int]:
+    return [numbers()[wnid] for wnid in wnids]
+
+
+def _devkit_wnids(data: Path) -> list[str]:
+    from scipy.io import loadmat
+
+    table = loadmat(data / "meta.mat", squeeze_me=True)["synsets"]
+    wnid = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
+    truth = (data / "ILSVRC2012_validation_ground_truth.txt").read_text().split()
+    return [wnid[int(number)] for number in truth]

@@ -1,0 +1,174 @@
+"""Image sets of the user's own: named folders, with groups or without, or a list of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from cfmask.data.folders import Folder, class_folders
+from cfmask.errors import InputError
+from cfmask.images import Preprocess
+from cfmask.shift import Request, Shift
+from cfmask.shifts.image_list import ListedImages, image_list, list_file, listed_classes
+from cfmask.shifts.pictures import Samples
+
+
+def folder_shifts(request: Request) -> list[Shift]:
+    """Every folder beside `data_root/train` is a set; `id`, `test` or `val` is the reference.
+
+    In a set lie class folders, or folders of groups with class folders in them, or a list of
+    images (`metadata.csv`, see `cfmask.shifts.image_list`). A list in `data_root` itself makes sets
+    of its splits instead. The order of the labels is told by `class_order`.
+
+    Raises:
+        InputError: no such folder, no sets in it, or folders of other classes.
+    """
+    root = request.data_root
+    if root is None or not root.is_dir():
+        raise InputError(f"Expected data_root to be a folder of test folders, but got {root}.")
+    if list_file(root):
+        return _splits(root, request.class_names)
+    train = root / "train"
+    classes, note = class_order(train, request.class_names)
+    names = [name for name in class_folders(root) if name != "train"]
+    if not names:
+        raise InputError(f"Expected test folders beside {train}, but there are none.")
+    reference = next((name for name in ("id", "test", "val") if name in names), None)
+    return [_set(root / name, classes, name == reference, note) for name in names]
+
+
+def class_order(train: Path, class_names: Sequence[str]) -> tuple[list[str], str]:
+    """Names of the class folders in the order of the labels, and how that order was found.
+
+    Without training folders they are called as the classes of the classifier. With them, folders
+    that are called as the classes have the order of the classifier; other ones stand for its
+    classes in their own sorted order. Underscores and capitals make no difference.
+
+    Args:
+        train: the folder of the training classes, which need not be there.
+        class_names: of the classifier.
+
+    Raises:
+        InputError: another number of folders than of classes, or some that are called as classes
+            of other places.
+    """
+    if not train.is_dir():
+        return list(class_names), "label = class of the classifier that the folder is called by"
+    folders = class_folders(train)
+    if len(folders) != len(class_names):
+        raise InputError(
+            f"Expected {len(class_names)} classes in {train}, as the classifier has, but got "
+            f"{len(folders)}."
+        )
+    named = {_plain(name): name for name in folders}
+    wanted = [_plain(name) for name in class_names]
+    if set(named) == set(wanted):
+        return [named[name] for name in wanted], "label = class that the folder is called by"
+    moved = [
+        (name, k, wanted.index(_plain(name)))
+        for k, name in enumerate(folders)
+        if _plain(name) in wanted and wanted[k] != _plain(name)
+    ]
+    if moved:
+        name, k, place = moved[0]
+        raise InputError(
+            f"Expected the folders of {train} in the order of the classifier's classes, but "
+            f"{name!r} is folder {k} and class {place}; rename the folders as the classes."
+        )
+    pairs = ", ".join(f"{name} = {of}" for name, of in list(zip(folders, class_names))[:3])
+    return folders, f"label = place of the folder in train, sorted: {pairs}, …"
+
+
+def own_class_names(root: Path) -> tuple[str, ...]:
+    """Names of the classes of a user's own sets, sorted, for classifiers that bring none.
+
+    They are those of `train/`, or of all sets together where there is none. An underscore becomes a
+    space.
+
+    Args:
+        root: the data root, as for `folder_shifts`.
+
+    Raises:
+        InputError: nothing there, or a list that numbers its classes.
+    """
+    train = root / "train"
+    if list_file(root):
+        names = listed_classes(root)
+    elif train.is_dir():
+        names = class_folders(train)
+    else:
+        names = [name for folder in class_folders(root) for name in _classes_of(root / folder)]
+    return tuple(name.replace("_", " ") for name in sorted(set(names)))
+
+
+def _classes_of(folder: Path) -> list[str]:
+    """Names of the classes of a set: of its folders, or of those in the folders of groups."""
+    if list_file(folder):
+        return listed_classes(folder)
+    inner = class_folders(folder)
+    if not _holds_folders(folder, inner):
+        return inner
+    return [name for group in inner for name in class_folders(folder / group)]
+
+
+def _holds_folders(folder: Path, names: Sequence[str]) -> bool:
+    """True if in each of these there are folders; hidden ones do not count."""
+    return all(
+        any(path.is_dir() and path.name[0] != "." for path in (folder / name).iterdir())
+        for name in names
+    )
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").strip().casefold()
+
+
+def _set(folder: Path, classes: Sequence[str], reference: bool, note: str) -> Shift:
+    if list_file(folder):
+        listed = image_list(folder, classes, "test")
+        _refuse_nothing(listed.samples, folder)
+        return listed.shift(folder.name, reference)
+    inner = class_folders(folder)
+    known = {_plain(name) for name in classes}
+    grouped = not any(_plain(name) in known for name in inner) and _holds_folders(folder, inner)
+    places = [folder / name for name in inner] if grouped else [folder]
+    # What is wrong with a folder shows now, not after hours of training.
+    parts = [_samples(place, classes) for place in places]
+    load = partial(ListedImages, [sample for part in parts for sample in part])
+    if not grouped:
+        return Shift(folder.name, load, reference, note=note)
+    return Shift(
+        folder.name,
+        load,
+        reference,
+        note=f"{note}; groups: folders around the classes",
+        groups=tuple(k for k, part in enumerate(parts) for _ in part),
+        group_names=tuple(inner),
+    )
+
+
+def _samples(place: Path, classes: Sequence[str]) -> Samples:
+    """Images of class folders with their labels; the folders may be spelled in another way."""
+    there = {_plain(name): name for name in class_folders(place)}
+    spelled = [there.get(_plain(name), name) for name in classes]
+    found = Folder(place, Preprocess(), spelled)
+    return [(path, label) for (path, _), label in zip(found.samples, found.labels.tolist())]
+
+
+def _splits(root: Path, class_names: Sequence[str]) -> list[Shift]:
+    """The test and validation images of a list; both are clean sets, in no mean of shifts."""
+    lists = {split: image_list(root, class_names, split) for split in ("test", "val")}
+    if lists["val"] == lists["test"]:
+        # Without a column of splits, the whole list is read each time.
+        del lists["val"]
+    _refuse_nothing([sample for of in lists.values() for sample in of.samples], root)
+    return [of.shift(split, True) for split, of in lists.items() if of.samples]
+
+
+def _refuse_nothing(samples: Samples, folder: Path) -> None:
+    if not samples:
+        raise InputError(
+            f"Expected images of the test or val split in {list_file(folder)}, but it has none; "
+            "0 is train, 1 is val, 2 is test."
+        )

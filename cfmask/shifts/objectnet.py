@@ -1,0 +1,75 @@
+"""ObjectNet: pictures of objects at odd angles, judged by those classes that ImageNet has too."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from cfmask.errors import InputError
+from cfmask.shifts.imagenet_val import AS_STORED
+from cfmask.shifts.origin import Contents
+from cfmask.shifts.pictures import Pictures, labelled
+
+BORDER = 2
+SOURCE = "https://objectnet.dev/download.html"
+MAPPINGS = (
+    "folder_to_objectnet_label.json",
+    "objectnet_to_imagenet_1k.json",
+    "pytorch_to_imagenet_2012_id.json",
+    "imagenet_to_label_2012_v2",
+)
+
+
+def objectnet(folder: Path, root: Path) -> Contents:
+    """Images of the classes that ImageNet has; a label is the number of such a class."""
+    overlap, others = _classes(folder / "mappings")
+    labels = {name: k for k, name in enumerate(sorted(overlap))}
+    what = "ObjectNet folder names"
+    samples, complaint = labelled(folder / "images", labels, what, others)
+    accepts = {number: overlap[name] for name, number in labels.items()}
+    return Contents(
+        samples,
+        f"{BORDER} pixels cropped from each side before resizing; {AS_STORED}",
+        labels,
+        tuple(sorted({k for several in accepts.values() for k in several})),
+        accepts,
+        partial(Pictures, border=BORDER),
+        complaint,
+    )
+
+
+def _classes(mappings: Path) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
+    """Head classes of the folders that ImageNet has too, and the names of the other folders.
+
+    A folder has an ObjectNet label, that has one or more ImageNet labels joined by "; ", such a
+    label stands in one line of a list, and that line's number, from 0, belongs to one head class.
+    """
+    absent = [name for name in MAPPINGS if not (mappings / name).is_file()]
+    if absent:
+        raise InputError(
+            f"Expected ObjectNet's own {', '.join(absent)} in {mappings}; get them from {SOURCE}."
+        )
+    try:
+        texts = [(mappings / name).read_text(encoding="utf-8") for name in MAPPINGS]
+        folders, several, lines = map(json.loads, texts[:3])
+        labels = texts[3].split("\n")
+        heads: dict[str, list[int]] = defaultdict(list)
+        for head, line in lines.items():
+            heads[labels[line].strip()].append(int(head))
+        overlap = {
+            folder: tuple(sorted(_only(heads[label]) for label in several[name].split("; ")))
+            for folder, name in folders.items()
+            if name in several
+        }
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(f"Cannot read ObjectNet's classes in {mappings}: {error!r}.") from error
+    return overlap, frozenset(folders) - frozenset(overlap)
+
+
+def _only(heads: Sequence[int]) -> int:
+    """The one head class of a label; a label of two ("crane", bird or machine) is refused."""
+    (head,) = heads
+    return head

@@ -1,0 +1,171 @@
+"""Origin: what is known of a published set, and how its files become a shift."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cfmask.errors import InputError
+from cfmask.images import Preprocess
+from cfmask.shift import Shift, Size
+from cfmask.shifts.pictures import Pictures, Samples
+from cfmask.wordnet import synsets
+
+MakeDataset = Callable[[Samples, Preprocess], Dataset[tuple[Tensor, int]]]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What lies in the folder of a set, and the rule to judge by.
+
+    Attributes:
+        samples: path and label of each image.
+        note: how labels and images are read.
+        labels: label by the name of its class folder, for all classes that the set should have;
+            empty for a set without class folders.
+        classes: classes of the head among which the argmax is taken; None for all.
+        accepts: label -> classes of the head that are right, where labels are not the head's.
+        dataset: makes images of the samples.
+        complaint: what does not belong there, in one line; empty if all is well.
+        groups: number of the group of each image; None if the set has no groups.
+        group_names: names of the groups by number.
+    """
+
+    samples: Samples
+    note: str
+    labels: Mapping[str, int]
+    classes: tuple[int, ...] | None = None
+    accepts: Mapping[int, tuple[int, ...]] | None = None
+    dataset: MakeDataset = Pictures
+    complaint: str = ""
+    groups: tuple[int, ...] | None = None
+    group_names: tuple[str, ...] = ()
+
+    @property
+    def found(self) -> Size:
+        """Number of images, and of classes that have images."""
+        labels = {label for _, label in self.samples}
+        if self.accepts is not None and not self.labels:
+            labels = {k for label in labels for k in self.accepts[label]}
+        return Size(len(self.samples), len(labels))
+
+
+# Folder of a set and data root -> contents.
+ReadContents = Callable[[Path, Path], Contents]
+
+
+def several_classes(
+    right: Sequence[tuple[int, ...]],
+) -> tuple[list[int], dict[int, tuple[int, ...]]]:
+    """Labels for images that may be of several classes.
+
+    Args:
+        right: head classes that are right for each image, at least one.
+
+    Returns:
+        The label of each image, and what each label stands for; a single class keeps its number.
+    """
+    number: dict[tuple[int, ...], int] = {(k,): k for k in range(len(synsets()))}
+    for classes in right:
+        number.setdefault(classes, len(number))
+    return [number[classes] for classes in right], {number[classes]: classes for classes in right}
+
+
+def looked_for(places: Sequence[str], most: int = 6) -> str:
+    """The folders that were looked for, in one line; of very many the first."""
+    return f"{', '.join(places[:most])}{', …' if len(places) > most else ''}"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of a set before its files are looked at.
+
+    Attributes:
+        title: as its authors call it.
+        places: folders in which it may lie under the data root; the first that is there is taken.
+        expected: its full size; None if its authors do not state it, no classes (0) if they state
+            that of images alone.
+        source: where to get it.
+        licence: as its authors state it.
+        read: lists and labels the files.
+        in_distribution: True for clean sets.
+        on_request: True for a set that comes only if it is asked for by its own name.
+        beside: name of a set without which this one does not come with the family.
+        made_of: name of the set whose files these are, if they are not its own.
+        part_of: name of the collection of which this set is one of many.
+        each: number of images of every class, where it is the same for all; else 0.
+    """
+
+    title: str
+    places: tuple[str, ...]
+    expected: Size | None
+    source: str
+    licence: str
+    read: ReadContents
+    in_distribution: bool = False
+    on_request: bool = False
+    beside: str = ""
+    made_of: str = ""
+    part_of: str = ""
+    each: int = 0
+
+    def place(self, root: Path) -> Path | None:
+        """The folder of the set under the data root; None if it is not there."""
+        folders = (root / place for place in self.places)
+        return next((folder for folder in folders if folder.is_dir()), None)
+
+    def shift(self, name: str, root: Path, allow_incomplete: bool) -> Shift:
+        """The set with all its files looked up and counted.
+
+        Args:
+            name: of the set in reports.
+            root: the data root.
+            allow_incomplete: True for a set of another size than the published one.
+
+        Raises:
+            InputError: the set is not there, holds what does not belong there, or has another
+                size.
+        """
+        folder = self.place(root)
+        if folder is None:
+            raise InputError(
+                f"Expected {self.title} in {root}, but none of {looked_for(self.places)} is there; "
+                f"get it from {self.source}. What is there: python eval.py --check --data_root "
+                f"{root}"
+            )
+        contents = self.read(folder, root)
+        if contents.complaint:
+            raise InputError(contents.complaint)
+        found = contents.found
+        expected = self.expected and replace(
+            self.expected, classes=self.expected.classes or found.classes
+        )
+        if not contents.samples or (found != (expected or found) and not allow_incomplete):
+            raise self._another_size(found, expected, folder)
+        return Shift(
+            name,
+            partial(contents.dataset, contents.samples),
+            self.in_distribution,
+            contents.classes,
+            contents.accepts,
+            found=found,
+            expected=expected,
+            note=contents.note,
+            source=self.source,
+            licence=self.licence,
+            groups=contents.groups,
+            group_names=contents.group_names,
+            part_of=self.part_of,
+        )
+
+    def _another_size(self, found: Size, expected: Size | None, folder: Path) -> InputError:
+        wanted = f"{expected.images} images of {expected.classes} classes" if expected else "images"
+        return InputError(
+            f"Expected {wanted} in {folder}, but found {found.images} of {found.classes}; complete "
+            f"it from {self.source}{', or set allow_incomplete' if found.images else ''}."
+        )

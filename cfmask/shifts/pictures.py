@@ -1,0 +1,148 @@
+"""Picture files with labels, as they lie in the folders of the published sets.
+
+Pictures are decoded as published results have it: as RGB, with neither EXIF orientation nor
+transparency applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from cfmask.data.folders import class_folders
+from cfmask.errors import InputError
+from cfmask.images import Preprocess, as_bytes, extent, read_image
+
+Samples = list[tuple[str, int]]
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Picture files with labels.
+
+    Args:
+        samples: path and label of each.
+        preprocess: picture -> uint8 (3, H, W).
+        border: pixels to crop from each side before anything else is done.
+    """
+
+    def __init__(self, samples: Samples, preprocess: Preprocess, border: int = 0) -> None:
+        self.samples = samples
+        self.preprocess = preprocess
+        self.border = border
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image uint8 (3, H, W) and its label.
+
+        Raises:
+            InputError: the file is no readable image.
+        """
+        path, label = self.samples[index]
+        image = read_image(path, self.preprocess.decoder, as_stored=True, border=self.border)
+        return self.preprocess(image), label
+
+
+class AsStored(Pictures):
+    """Picture files that were cut to the size of classifiers when the set was made.
+
+    They are neither resized nor cropped: a second time would take away part of the object.
+
+    Args:
+        samples: path and label of each.
+        preprocess: that of the classifier, of which only the size is heeded.
+
+    Raises:
+        InputError: the first image is not of the classifier's size.
+    """
+
+    def __init__(self, samples: Samples, preprocess: Preprocess) -> None:
+        super().__init__(samples, preprocess)
+        # A classifier of another size would have every image refused, one by one.
+        for path, _ in samples[:1]:
+            self._refuse_another_size(path, stored_size(path) or preprocess.size)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image uint8 (3, H, W) and its label.
+
+        Raises:
+            InputError: the file is no readable image, or of another size than the classifier's.
+        """
+        path, label = self.samples[index]
+        image = read_image(path, self.preprocess.decoder, as_stored=True)
+        self._refuse_another_size(path, extent(image))
+        return as_bytes(image), label
+
+    def _refuse_another_size(self, path: str, size: tuple[int, int]) -> None:
+        if size != self.preprocess.size:
+            (high, wide), (height, width) = size, self.preprocess.size
+            raise InputError(
+                f"Expected {path} to be {width} x {height} pixels, as the classifier takes them, "
+                f"because its set is evaluated as stored, but got {wide} x {high}; "
+                "evaluate a classifier of that size."
+            )
+
+
+def stored_size(path: str) -> tuple[int, int] | None:
+    """(H, W) in pixels of a picture file by its first bytes; None if they are not a picture's."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, ValueError):
+        return None
+
+
+def read_picture(path: str, border: int = 0) -> Image.Image:
+    """Decode a picture with Pillow to RGB as it is stored, less a border.
+
+    Args:
+        path: the file.
+        border: pixels to crop from each side.
+
+    Raises:
+        InputError: the file is no readable image; the path is named.
+    """
+    image = read_image(path, "pil", as_stored=True, border=border)
+    assert isinstance(image, Image.Image)
+    return image
+
+
+def pictures(folder: Path) -> list[str]:
+    """Picture files of a folder, sorted, but for the hidden ones that some archives have."""
+    paths = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(str(path) for path in paths if path.suffix.lower() in IMG_EXTENSIONS)
+
+
+def labelled(
+    folder: Path, labels: Mapping[str, int], what: str, ignored: frozenset[str] = frozenset()
+) -> tuple[Samples, str]:
+    """Pictures of the class folders, labelled by the name of their folder.
+
+    Args:
+        folder: of the class folders.
+        labels: label by the name of the class folder.
+        what: what these names are, for the complaint.
+        ignored: names of folders that may be there but are not read.
+
+    Returns:
+        The samples, and a complaint that names the folders that do not belong there; it is empty
+        if there are none.
+
+    Raises:
+        InputError: no such folder, or no folder in it.
+    """
+    names = class_folders(folder)
+    other = [name for name in names if name not in labels and name not in ignored]
+    complaint = other and (
+        f"Expected the folders of {folder} to be {what}, but got {', '.join(other[:8])}"
+        f"{', …' if len(other) > 8 else ''}; remove or rename them."
+    )
+    own = [name for name in names if name in labels]
+    samples = [(path, labels[name]) for name in own for path in pictures(folder / name)]
+    return samples, complaint or ""

@@ -1,0 +1,98 @@
+"""Published sets: family and name -> the sets that lie under a data root."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cfmask.errors import InputError, unknown
+from cfmask.shift import Request, Shift, is_asked_for
+from cfmask.shifts.attributes import IMAGENET_E, IMAGENET_X
+from cfmask.shifts.backgrounds import COUNTERANIMAL, IMAGENET_9
+from cfmask.shifts.combinations import corruption_sets
+from cfmask.shifts.dollarstreet import DOLLAR_STREET
+from cfmask.shifts.imagenet import IMAGENET
+from cfmask.shifts.imagenet_c import IMAGENET_C, IMAGENET_C_MADE
+from cfmask.shifts.origin import Origin, looked_for
+from cfmask.shifts.watermark import IMAGENET_W
+from cfmask.wordnet import synsets
+
+# The sets of each family, by the name that they have in reports.
+PUBLISHED: dict[str, dict[str, Origin]] = {
+    "imagenet": IMAGENET,
+    "imagenet-c": IMAGENET_C,
+    "imagenet-c-made": IMAGENET_C_MADE,
+    "counteranimal": COUNTERANIMAL,
+    "imagenet-9": IMAGENET_9,
+    "imagenet-w": IMAGENET_W,
+    "imagenet-x": IMAGENET_X,
+    "imagenet-e": IMAGENET_E,
+    "dollarstreet": DOLLAR_STREET,
+}
+
+
+def published_shifts(family: str, request: Request) -> list[Shift]:
+    """The sets of a family that lie under `request.data_root`, or those that are asked for.
+
+    Raises:
+        InputError: no such folder, a classifier of other classes, nothing found, an unknown or
+            missing set, files or folders that do not belong there, or too few or too many images
+            where `request.allow_incomplete` is False.
+    """
+    root, origins = request.data_root, PUBLISHED[family]
+    if root is None or not root.is_dir():
+        raise InputError(f"Expected data_root to be the folder of the ImageNet sets, got {root}.")
+    _check_classes(request.class_names)
+    found, missing = _asked(family, request.only) if request.only else _there(family, root)
+    shifts = [origins[name].shift(name, root, request.allow_incomplete) for name in found]
+    return [replace(shift, missing=missing, part_of=_whole(shift, found)) for shift in shifts]
+
+
+def short_name(family: str, name: str) -> str:
+    """What `--shifts` takes for a set: its family, a slash, and the rest of its name."""
+    return f"{family}/{name.removeprefix(f'{family}-')}"
+
+
+def _whole(shift: Shift, found: Sequence[str]) -> str:
+    """The collection of a set, if all of it is there; else the set stands for itself."""
+    whole = set(corruption_sets(shift.part_of)) <= set(found)
+    return shift.part_of if whole else ""
+
+
+def _asked(family: str, single: str) -> tuple[list[str], tuple[str, ...]]:
+    """The sets that are asked for by what stands behind the slash; none is missing."""
+    names = [name for name in PUBLISHED[family] if is_asked_for(single, name, family)]
+    if not names:
+        known = [short_name(family, name) for name in PUBLISHED[family]]
+        raise unknown("shift", f"{family}/{single}", known)
+    return names, ()
+
+
+def _there(family: str, root: Path) -> tuple[list[str], tuple[str, ...]]:
+    """The sets that come with the family, and what would come if it were there."""
+    origins = PUBLISHED[family]
+    wanted = {name: origin for name, origin in origins.items() if not origin.on_request}
+    there = [name for name, origin in wanted.items() if origin.place(root)]
+    found = [name for name in there if not wanted[name].beside or wanted[name].beside in there]
+    if not found:
+        places = list(dict.fromkeys(origin.places[0] for origin in wanted.values()))
+        raise InputError(
+            f"Expected sets of {family} in {root}, such as {looked_for(places)}, but found none. "
+            f"What is there: python eval.py --check --data_root {root}"
+        )
+    own = [name for name, origin in wanted.items() if not origin.made_of]
+    return found, tuple(short_name(family, name) for name in own if name not in found)
+
+
+def _check_classes(names: Sequence[str]) -> None:
+    if len(names) != len(synsets()):
+        raise InputError(
+            f"Expected a classifier of the {len(synsets())} ImageNet classes for the ImageNet "
+            f"sets, but got one of {len(names)} classes."
+        )
+    if set(names) == set(synsets()) and tuple(names) != synsets():
+        raise InputError(
+            "Expected the WordNet ids of the classifier in sorted order, as its labels are, but "
+            "got another order."
+        )

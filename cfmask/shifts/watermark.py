@@ -1,0 +1,133 @@
+"""ImageNet-W: val with the watermark that models take for a carton (Li et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from cfmask.errors import InputError
+from cfmask.images import Preprocess
+from cfmask.shift import Size
+from cfmask.shifts import imagenet_val
+from cfmask.shifts.origin import Contents, Origin, ReadContents
+from cfmask.shifts.pictures import Pictures, Samples
+
+FONT = "SourceHanSerifSC-ExtraLight.otf"
+SOURCE = "https://github.com/facebookresearch/Whac-A-Mole"
+TEXT = "捷径捷径捷径"
+# The head class that models take the watermark for.
+CARTON = 478
+# Half transparent white, beginning at these shares of width and height.
+COLOUR = (255, 255, 255, 128)
+PLACE = (0.01, 0.4)
+# Font size by the side of the image, as published; another side has it by the ratio.
+FONT_SIZES = {224: 36, 384: 62, 512: 82, 518: 84}
+SIDE_BY_SIZE = 6.22
+CHECKED_SIDE = 224
+
+
+class Watermarked(Pictures):
+    """Pictures with the watermark written on what the classifier's preprocessing has left.
+
+    Args:
+        samples: path and label of each.
+        preprocess: that of the classifier.
+        font: path of the font file.
+    """
+
+    def __init__(self, samples: Samples, preprocess: Preprocess, font: Path) -> None:
+        super().__init__(samples, preprocess)
+        height, width = preprocess.size
+        self.layer = watermark(width, height, font)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image uint8 (3, H, W) and its label.
+
+        Raises:
+            InputError: the file is no readable image.
+        """
+        image, label = super().__getitem__(index)
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy()).convert("RGBA")
+        marked = Image.alpha_composite(picture, self.layer).convert("RGB")
+        return torch.from_numpy(np.array(marked)).permute(2, 0, 1), label
+
+
+def watermark(width: int, height: int, font: Path) -> Image.Image:
+    """The watermark alone, RGBA on transparent ground.
+
+    Args:
+        width: of the images, in pixels.
+        height: of the images, in pixels.
+        font: path of the font file.
+
+    Raises:
+        InputError: the font cannot be read.
+    """
+    size = FONT_SIZES.get(width, int(width / SIDE_BY_SIZE))
+    try:
+        face = ImageFont.truetype(str(font), size)
+    except OSError as error:
+        raise InputError(f"Cannot read the font {font}: {error}. Get it from {SOURCE}.") from error
+    layer = Image.new("RGBA", (width, height), (255, 255, 255, 0))
+    corner = PLACE[0] * width, PLACE[1] * height
+    ImageDraw.Draw(layer).text(corner, TEXT, fill=COLOUR, font=face)
+    return layer
+
+
+def imagenet_w(folder: Path, root: Path, only: int | None = None, marked: bool = True) -> Contents:
+    """The images of val with the watermark.
+
+    Args:
+        folder: of val.
+        root: the data root.
+        only: the one class whose images are wanted; None for all.
+        marked: False leaves the watermark out.
+
+    Raises:
+        InputError: the font of the watermark is not there or cannot be read.
+    """
+    places = [root / "imagenet-w" / FONT, root / FONT]
+    font = next((path for path in places if path.is_file()), None)
+    if font is None:
+        raise InputError(
+            f"Expected the font of the watermark, {places[0]}; get it from {SOURCE} "
+            "(imagenet_w/fonts)."
+        )
+    # A font that cannot be read is found now, not when the turn of the set comes.
+    watermark(CHECKED_SIDE, CHECKED_SIDE, font)
+    val = imagenet_val.val(folder, root)
+    samples = [sample for sample in val.samples if only in (None, sample[1])]
+    labels = {name: label for name, label in val.labels.items() if only in (None, label)}
+    note = f"with the watermark of {FONT}, written after resizing and cropping; " if marked else ""
+    dataset = partial(Watermarked, font=font) if marked else Pictures
+    return Contents(
+        samples, f"val, {note}{val.note}", labels, dataset=dataset, complaint=val.complaint
+    )
+
+
+def _origin(title: str, read: ReadContents, expected: Size, in_distribution: bool) -> Origin:
+    return Origin(
+        title,
+        imagenet_val.PLACES,
+        expected,
+        SOURCE,
+        f"images: {imagenet_val.LICENCE}",
+        read,
+        in_distribution,
+        made_of="val",
+    )
+
+
+_CARTONS = partial(imagenet_w, only=CARTON)
+_CLEAN_CARTONS = partial(imagenet_w, only=CARTON, marked=False)
+IMAGENET_W = {
+    "imagenet-w": _origin("ImageNet-W", imagenet_w, Size(50_000, 1000), False),
+    # Images of one class belong in no mean of shifts.
+    "imagenet-w-carton": _origin("ImageNet-W, cartons", _CARTONS, Size(50, 1), True),
+    "imagenet-w-carton-clean": _origin("ImageNet val, cartons", _CLEAN_CARTONS, Size(50, 1), True),
+}
