@@ -14,13 +14,54 @@ from cfmask.commands.parser import OneLineParser
         (["--number", "3", "--resume"], True, 3),
         (["--resume", "false"], False, 1),
         (["--resume=true"], True, 1),
+        (["--resume", "-n", "4"], True, 4),
+        (["-n", "5", "--resume"], True, 5),
     ],
 )
 def test_a_yes_or_no_option_alone_means_yes(args, resume, number):
     parser = OneLineParser()
     parser.add_argument("--resume", type=bool, default=False)
-    parser.add_argument("--number", type=int, default=1)
+    parser.add_argument("-n", "--number", type=int, default=1)
     assert parser.parse_args(args).as_dict() == {"resume": resume, "number": number}
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        (["--keep", "a", "b"], (["a", "b"], True, None, False)),
+        (["a", "--keep", "false", "--shown"], (["a"], False, True, False)),
+        (["a", "--shown", "null", "--fast", "-k"], (["a"], True, None, True)),
+        (["a", "--fast", "3", "--shown", "no"], (["a"], False, False, 3)),
+    ],
+)
+def test_a_yes_or_no_option_takes_no_positional_argument(args, wanted):
+    parser = OneLineParser()
+    parser.add_argument("what", type=str, nargs="+")
+    parser.add_argument("-k", "--keep", type=bool, default=False)
+    parser.add_argument("--shown", type=bool | None, default=None)
+    parser.add_argument("--fast", type=int | bool, default=False)
+    got = parser.parse_args(args)
+    assert (got.what, got.keep, got.shown, got.fast) == wanted
+
+
+def test_a_file_of_settings_may_follow_a_yes_or_no_option(tmp_path):
+    from cfmask.commands.train_model import TrainParser
+
+    parser = TrainParser()
+    parser.add_argument("-c", "--config", action="config")
+    parser.add_argument("--resume", type=bool, default=False)
+    parser.add_argument("--lr", type=float, default=1.0)
+    (tmp_path / "x.yaml").write_text("lr: 2.0\n")
+    got = parser.parse_args(["--resume", "-c", str(tmp_path / "x.yaml")])
+    assert (got.resume, got.lr) == (True, 2.0)
+
+
+def test_a_word_that_is_no_truth_is_refused(capsys):
+    parser = OneLineParser()
+    parser.add_argument("--resume", type=bool, default=False)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--resume", "maybe"])
+    assert "maybe" in capsys.readouterr().err
 
 
 def test_other_options_still_need_their_value(capsys):

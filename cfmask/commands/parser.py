@@ -10,6 +10,7 @@ import logging
 import re
 import signal
 import sys
+import typing
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,18 +32,40 @@ class OneLineParser(ArgumentParser):
     def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
         """See `ArgumentParser.parse_args`."""
         words = [*(sys.argv[1:] if args is None else args), "--"]
-        yes_or_no = {
-            name
+        switches = {
+            name: getattr(action, "_typehint", None)
             for name, action in self._option_string_actions.items()
-            if getattr(action, "_typehint", None) is bool
+            if _takes_bool(getattr(action, "_typehint", None))
         }
-        pairs = itertools.pairwise(words)
-        bare = [f"{a}=true" if a in yes_or_no and b[:2] == "--" else a for a, b in pairs]
+        # Before positional arguments, a word that is no truth is one of them.
+        spaced = all(action.option_strings for action in self._actions)
+        bare = [
+            f"{word}=true"
+            if word in switches and not _is_value(after, spaced or not _is_truth(switches[word]))
+            else word
+            for word, after in itertools.pairwise(words)
+        ]
         return super().parse_args(bare, *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong and exit."""
         fail(_brief(message, {option.lstrip("-") for option in self._option_string_actions}))
+
+
+def _takes_bool(kind: Any) -> bool:
+    """Whether an option of this type can be true."""
+    return kind is bool or bool in typing.get_args(kind)
+
+
+def _is_truth(kind: Any) -> bool:
+    """Whether an option of this type can be nothing else but true, false or null."""
+    return kind is bool or set(typing.get_args(kind)) == {bool, type(None)}
+
+
+def _is_value(word: str, any_word: bool) -> bool:
+    """Whether a word after a yes-or-no option is its value; any word may be, or only a truth."""
+    truth = word.lower() in ("true", "false", "yes", "no", "null", "none")
+    return truth or (any_word and word[:1] != "-")
 
 
 def as_lists(args: Sequence[str], *options: str) -> list[str]:
