@@ -10,6 +10,13 @@ class InputError(ValueError):
     """What the user gave cannot be used. The commands print its text and exit with code 2."""
 
 
+class UnreadableImage(InputError):
+    """An image file that is broken, missing or none. Only the decoder raises it.
+
+    What skips or marks unreadable images catches this alone: any other error is no broken file.
+    """
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     """Error for a name that is not among the known ones, with the nearest of them."""
     names = list(known)

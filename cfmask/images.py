@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from cfmask.errors import InputError
+from cfmask.errors import InputError, UnreadableImage
 
 Decoder = Literal["fast", "pil"]
 # An RGB picture, decoded: from Pillow, or uint8 (3, H, W).
@@ -149,13 +149,13 @@ def read_image(
     """Decode a picture file to RGB: see `decode`.
 
     Raises:
-        InputError: the file is no readable image; the path is named.
+        UnreadableImage: the file is no readable image; the path is named.
     """
     try:
         with open(path, "rb", buffering=0) as file:
             data = file.read()
     except OSError as error:
-        raise InputError(f"Cannot read image {path}: {error.strerror}. Replace it.") from error
+        raise UnreadableImage(f"Cannot read image {path}: {error.strerror}. Replace it.") from error
     return decode(data, str(path), decoder, as_stored, border)
 
 
@@ -176,14 +176,16 @@ def decode(
         border: pixels to crop from each side.
 
     Raises:
-        InputError: no readable image.
+        UnreadableImage: no readable image.
     """
     try:
         picture = _decoded(data, decoder == "fast", as_stored)
         return _cropped(picture, border) if border else picture
     # PIL's decoders raise errors of any kind on broken files.
     except Exception as error:
-        raise InputError(f"Cannot read image {name}: {error}. Remove or replace it.") from error
+        raise UnreadableImage(
+            f"Cannot read image {name}: {error}. Remove or replace it."
+        ) from error
 
 
 def _decoded(data: bytes, fast: bool, as_stored: bool) -> Picture:
