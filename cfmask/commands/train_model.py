@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from cfmask import processes
 from cfmask.checkpoint import PRETRAINED, load_classifier, read_checkpoint
 from cfmask.classifier import Classifier
 from cfmask.commands.parser import OneLineParser, input_error, one_line_errors, print_table, quiet
+from cfmask.commands.shipped import with_shipped_configs
 from cfmask.comparison.compare import compare
 from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
@@ -71,7 +73,7 @@ def command_line(args: Sequence[str] | None = None) -> TrainCLI:
             seed_everything_default=0,
             save_config_callback=None,
             trainer_defaults=RECIPE,
-            args=None if args is None else list(args),
+            args=with_shipped_configs(sys.argv[1:] if args is None else args),
         )
     except UNFIT as error:
         if isinstance(error, UnicodeDecodeError) or input_error(error):
@@ -92,6 +94,10 @@ class TrainCLI(LightningCLI):
         parser = TrainParser(**{**kwargs, "allow_abbrev": False})
         parser.add_argument("-c", "--config", action="config", help="YAML file with any of these.")
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Lightning warns of arguments that are not the process's own; here they are given."""
+        self.config = parser.parse_args(args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """See `LightningCLI.add_arguments_to_parser`."""
