@@ -48,8 +48,15 @@ def methods(model: str) -> dict[str, Method]:
     found = {"masked": masked("logit"), "of loss": masked("loss")}
     found = {"plain": cfmask.FineTuning(classifier), **found}
     for method in found.values():
-        method.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+        # As in a trainer, which frees the graph of each part of the loss at once.
+        method.backward_now = at_once  # type: ignore[method-assign]
     return found
+
+
+def at_once(loss: torch.Tensor) -> torch.Tensor:
+    """Backward pass of one part of a loss, then the loss without its graph."""
+    loss.backward()
+    return loss.detach()
 
 
 def step(method: Method, count: int, precision: str = "fp32") -> None:

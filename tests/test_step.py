@@ -44,8 +44,16 @@ def masked(classifier, **options):
     return method
 
 
-def gradient(method, batch):
-    """The step's whole gradient, flat."""
+def at_once(loss):
+    """What a trainer does with one part of the loss."""
+    loss.backward()
+    return loss.detach()
+
+
+def gradient(method, batch, in_parts=False):
+    """The step's whole gradient, flat; in parts as in a trainer, or in one backward pass."""
+    if in_parts:
+        method.backward_now = at_once
     method.zero_grad()
     loss = torch.stack(list(method.losses(*batch).values())).sum()
     loss.backward()
@@ -75,8 +83,31 @@ def test_the_gradient_is_that_of_the_formula(tiny_clip, digit_batch, makers, two
     batch = (digit_batch[0].double(), digit_batch[1])
     method = masked(tiny_clip, counterfactual=makers, two_backwards=two)
     want = expected(method.classifier, method.teacher, batch, makers)
-    got = gradient(method, batch)
+    got = gradient(method, batch, in_parts=two)
     assert (got - want).norm() < 1e-6 * want.norm()
+
+
+@pytest.mark.parametrize("of", ["logit", "loss"])
+def test_a_plain_loop_may_clear_gradients_before_or_after_the_losses(tiny_clip, digit_batch, of):
+    tiny_clip.double()
+    batch = (digit_batch[0][:3].double(), digit_batch[1][:3])
+    makers = [OBJECT, CONTEXT]
+    method = masked(tiny_clip, counterfactual=makers, relevance_of=of)
+    want = gradient(method, batch)
+    if of == "logit":
+        formula = expected(method.classifier, method.teacher, batch, makers)
+        assert (want - formula).norm() < 1e-6 * formula.norm()
+    del method.log
+    method.zero_grad()
+    losses = method.losses(*batch)
+    assert all(p.grad is None for p in method.classifier.parameters())
+    method.zero_grad()
+    sum(losses.values()).backward()
+    got = torch.cat([p.grad.flatten() for p in method.classifier.parameters()])
+    assert (got - want).norm() < 1e-9 * want.norm()
+    method = masked(tiny_clip, counterfactual=makers, relevance_of=of)
+    in_parts = gradient(method, batch, in_parts=True)
+    assert (in_parts - want).norm() < 1e-6 * want.norm()
 
 
 def test_copies_average_over_donors(tiny_clip, digit_batch):
@@ -220,7 +251,7 @@ def test_the_relevance_of_the_loss_saves_a_backward_pass(tiny_clip, digit_batch)
     for of in ("logit", "loss"):
         method = masked(tiny_clip, relevance_of=of)
         with FlopCounterMode(display=False) as counter:
-            gradient(method, digit_batch)
+            gradient(method, digit_batch, in_parts=True)
         costs[of] = counter.get_total_flops()
         assert all(p.grad is not None for p in method.classifier.parameters())
     with FlopCounterMode(display=False) as counter:
@@ -242,7 +273,7 @@ def test_a_cnn_takes_the_same_step(digit_batch):
     images = torch.nn.functional.interpolate(digit_batch[0].double(), (96, 96))
     batch = (images, digit_batch[1])
     gradients = [
-        gradient(masked(cnn, relevance=GradCAM(), two_backwards=two), batch)
+        gradient(masked(cnn, relevance=GradCAM(), two_backwards=two), batch, in_parts=two)
         for two in (True, False)
     ]
     assert (gradients[0] - gradients[1]).norm() < 1e-6 * gradients[1].norm()

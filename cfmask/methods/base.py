@@ -101,11 +101,11 @@ class Method(pl.LightningModule, ABC):
         reach all parameters: the head's with a gradient of zero.
 
         Returns:
-            The loss without its graph.
+            The loss without its graph. Outside of a trainer the loss as it came: a loop of one's
+            own may clear gradients between `losses` and its backward pass.
         """
         if self._trainer is None:
-            loss.backward()
-            return loss.detach()
+            return loss
         self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, None)
         if isinstance(self.trainer.strategy, SingleDeviceStrategy):
             return loss.detach()

@@ -33,7 +33,7 @@ class MaskedDistillation(Distillation):
             gradient of the task loss itself, which saves a backward pass and departs from the
             paper; see docs/cost.md for what it costs in accuracy.
         two_backwards: free the clean images' graph before the counterfactual ones' is made: same
-            gradients, less memory. Not for FSDP.
+            gradients, less memory. Not for FSDP, and without effect outside of a trainer.
         distillation: see `Distillation`.
 
     Source: Xiao et al. 2023, "Masked Images Are Counterfactual Samples for Robust Fine-tuning"
@@ -96,6 +96,8 @@ class MaskedDistillation(Distillation):
             logits, trace = self.relevance.watch(self.classifier, images)
             with trace.listen(logits, labels):
                 task = self.part(self.task_loss(logits, labels))
+                if not trace.contributions:
+                    torch.autograd.grad(task, trace.tensors[:1], retain_graph=True)
             return task, trace.relevance()
         logits, relevance = self.relevance.explain(self.classifier, images, labels)
         return self.part(self.task_loss(logits, labels)), relevance
@@ -105,7 +107,8 @@ class MaskedDistillation(Distillation):
     ) -> Tensor:
         """Weighted distance of student and teacher on one counterfactual of each image."""
         masked, replaced = make(images, relevance)
-        self.log("masked_share", replaced.float().mean())
+        if self._trainer is not None:
+            self.log("masked_share", replaced.float().mean())
         hidden = replaced if make.fill.removes else None
         return self.distill(self.classifier.features(masked, hidden), masked, hidden)
 
