@@ -119,3 +119,23 @@ def test_every_epoch_has_its_picture_in_the_folder_and_in_tensorboard(masked, tm
 def test_a_method_that_masks_nothing_has_no_gallery(tiny_clip, tmp_path):
     fitted(FineTuning(tiny_clip), tmp_path, EpochGallery(tmp_path / "gallery"))
     assert not (tmp_path / "gallery").exists()
+
+
+def white_runs(lines: np.ndarray) -> list[int]:
+    """Lengths of the runs of lines on which there is nothing."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], ~lines, [0]]).astype(int)))
+    return (edges[1::2] - edges[::2]).tolist()
+
+
+@pytest.mark.parametrize(("rows", "side"), [(8, (48, 48)), (1, (48, 48)), (3, (40, 80))])
+def test_a_sheet_has_no_white_bands(tmp_path, rows, side):
+    dark = torch.zeros(rows, 3, *side)
+    draw(tmp_path / "x.png", {"image": dark, "mask": dark}, ["$a_b"] * rows)
+    black = np.asarray(Image.open(tmp_path / "x.png").convert("L")) < 128
+    # Neither above the titles nor below the pictures, nor between them but for a thin line.
+    assert max(white_runs(black.any(1))) <= 16
+    assert max(white_runs(black[:, black.shape[1] // 2 :].any(0))) <= 16
+    tiles = black[30:, black.shape[1] * 3 // 4]
+    high = tiles.sum() / rows
+    wide = black[-len(tiles) // (2 * rows)].sum() / 2
+    assert high / wide == pytest.approx(side[0] / side[1], rel=0.06)

@@ -32,20 +32,22 @@ def draw(path: Path, pictures: Columns, names: Sequence[str]) -> None:
         pictures: see `columns`.
         names: N texts.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     whole = sheet(pictures)
     wide, high = whole.shape[2] / len(pictures), whole.shape[1] / len(names)
-    figure = Figure(
-        figsize=(1.5 * len(pictures), 1.5 * len(names) * high / wide + 0.4), layout="constrained"
-    )
-    axes = figure.add_subplot()
-    axes.imshow(whole.permute(1, 2, 0).numpy(), interpolation="nearest")
-    axes.set_xticks([(i + 0.5) * wide for i in range(len(pictures))], list(pictures), fontsize=9)
-    axes.set_yticks([(i + 0.5) * high for i in range(len(names))], names, fontsize=9)
-    axes.tick_params(length=0, labeltop=True, labelbottom=False)
-    axes.spines[:].set_visible(False)
-    figure.savefig(path, dpi=110)
+    # Names are no mathematics: a dollar sign is a dollar sign.
+    with rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(1.5 * len(pictures), 1.5 * len(names) * high / wide))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.imshow(whole.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
+        axes.set_xticks([(i + 0.5) * wide for i in range(len(pictures))], list(pictures))
+        axes.set_yticks([(i + 0.5) * high for i in range(len(names))], names)
+        axes.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=9)
+        axes.spines[:].set_visible(False)
+        # The pictures fill the figure; the names make it larger, by what they need.
+        figure.savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.05)
 
 
 def _colours(pictures: Tensor) -> Tensor:
