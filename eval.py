@@ -1,11 +1,8 @@
-"""Evaluate models under shift: ``python eval.py runs/demo --shifts digits``."""
+"""Evaluate models under shift, as ``cfmask eval``: ``python eval.py runs/demo --shifts digits``."""
 
-import os
+import sys
 
-# Threads that wait for each other let go of a core that other programs want; read at first import.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-
-from cfmask.commands.eval_models import evaluate_run
+from cfmask.commands.main import main
 
 if __name__ == "__main__":
-    evaluate_run()
+    main(["eval", *sys.argv[1:]])

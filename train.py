@@ -1,11 +1,8 @@
-"""Fine-tune and evaluate: ``python train.py --config configs/demo.yaml``."""
+"""Fine-tune and evaluate, as ``cfmask train``: ``python train.py --config configs/demo.yaml``."""
 
-import os
+import sys
 
-# Threads that wait for each other let go of a core that other programs want; read at first import.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-
-from cfmask.commands.train_model import train
+from cfmask.commands.main import main
 
 if __name__ == "__main__":
-    train()
+    main(["train", *sys.argv[1:]])

@@ -10,7 +10,6 @@ import torch
 from test_train import FAST, photos
 
 import cfmask
-from cfmask.commands.eval_models import evaluate_run
 from cfmask.commands.main import main
 from cfmask.commands.train_model import train
 
@@ -19,10 +18,10 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
 LINES = [line for kind, block in BLOCKS if not kind for line in block.splitlines()]
 COMMANDS = [line for line in LINES if line.startswith(("python ", "cfmask "))]
-INLINE = re.findall(r"`(python (?:train|eval)\.py [^`]*)`", README)
+INLINE = re.findall(r"`((?:python (?:train|eval)\.py|cfmask \w+) [^`]*)`", README)
 PROGRAMS = {
-    "train.py": train,
-    "eval.py": evaluate_run,
+    "train.py": "train",
+    "eval.py": "eval",
 }
 # What is not at hand, and what stands in for it.
 STAND_INS = {
@@ -60,10 +59,8 @@ def run(line: str) -> None:
     for name, stand_in in STAND_INS.items():
         line = line.replace(name, stand_in)
     program, name, *args = shlex.split(line)
-    if program == "cfmask":
-        main([name, *args])
-    else:
-        PROGRAMS[name]([*args, *options(line)])
+    command = name if program == "cfmask" else PROGRAMS[name]
+    main([command, *args, *(options(line) if command in PROGRAMS.values() else [])])
 
 
 def test_the_two_lines_stand_at_the_top():
@@ -94,7 +91,8 @@ def test_every_command_runs_in_the_order_of_the_text(tmp_path, monkeypatch, caps
             run(line)
         seen[line] = capsys.readouterr().out
         assert seen[line]
-    assert "MaskedDistillation" in seen["python train.py --help"]
+    assert "MaskedDistillation" in seen["cfmask train --help"]
+    assert "--trainer.val_check_interval" in seen["cfmask train --help-all"]
     assert "--model.help.distill_weight" in str(seen) or "distill_weight" in str(seen)
     for name in re.findall(r"^\| `([\w./`, ]+)` \|", README, re.M):
         for file in name.replace("`", "").split(", "):

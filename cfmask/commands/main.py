@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from cfmask.commands.parser import fail
-from cfmask.errors import unknown
+from cfmask.commands.train_words import brief_help, prepared
+from cfmask.errors import InputError, unknown
 from cfmask.version import __version__
 
 # Name of a command -> module, function and what it does.
@@ -40,12 +41,24 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"cfmask {__version__}")
     elif words[0] not in COMMANDS:
         fail(str(unknown("command", words[0], COMMANDS)))
+    elif words[0] == "train" and {"-h", "--help"} & set(words):
+        print(brief_help())
     else:
+        if words[0] == "train":
+            _check_words(words[1:])
         # Threads that wait for each other let go of a core that other programs want; read when
         # torch is first imported.
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
         module, function, _ = COMMANDS[words[0]]
         getattr(import_module(f"cfmask.commands.{module}"), function)(words[1:])
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Answer a misspelt option before a model library is imported, which takes seconds."""
+    try:
+        prepared(words)
+    except InputError as error:
+        fail(str(error))
 
 
 def _usage() -> str:

@@ -15,7 +15,7 @@ from cfmask import processes
 from cfmask.checkpoint import PRETRAINED, load_classifier, read_checkpoint
 from cfmask.classifier import Classifier
 from cfmask.commands.parser import OneLineParser, input_error, one_line_errors, print_table, quiet
-from cfmask.commands.shipped import with_shipped_configs
+from cfmask.commands.train_words import prepared
 from cfmask.comparison.compare import compare
 from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
@@ -73,7 +73,7 @@ def command_line(args: Sequence[str] | None = None) -> TrainCLI:
             seed_everything_default=0,
             save_config_callback=None,
             trainer_defaults=RECIPE,
-            args=with_shipped_configs(sys.argv[1:] if args is None else args),
+            args=prepared(sys.argv[1:] if args is None else args),
         )
     except UNFIT as error:
         if isinstance(error, UnicodeDecodeError) or input_error(error):
@@ -93,6 +93,7 @@ class TrainCLI(LightningCLI):
         """See `LightningCLI.init_parser`."""
         parser = TrainParser(**{**kwargs, "allow_abbrev": False})
         parser.add_argument("-c", "--config", action="config", help="YAML file with any of these.")
+        parser.add_argument("--help-all", action="help", help="List all settings and exit.")
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -1,0 +1,219 @@
+"""The short options of cfmask train and its help, without a model library.
+
+Short options stand for long ones, which remain: what is short here is what nearly everyone sets.
+Help and misspelt options are so answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from cfmask.commands.shipped import with_shipped_configs
+from cfmask.errors import InputError
+
+# Groups of the help: heading, then short option, the long ones it stands for, and what it is.
+HELP: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
+    "What": [
+        ("--model WHAT", (), "timm:NAME, open_clip:NAME/TAG, or the name of a method's class"),
+        (
+            "--method NAME",
+            ("--model",),
+            "MaskedDistillation, Distillation, FineTuning, LinearProbe",
+        ),
+        ("--mask NAME", ("--model.counterfactual.mask",), "ObjectMask, ContextMask, RandomMask"),
+        (
+            "--fill NAME",
+            ("--model.counterfactual.fill",),
+            "SingleFill, MultiFill, NoFill, ConstantFill, BlurFill, ShuffleFill",
+        ),
+        (
+            "--relevance NAME",
+            ("--model.relevance",),
+            "AttentionRelevance, GradCAM, HiResCAM, LayerCAM, AttentionRollout",
+        ),
+    ],
+    "How": [
+        ("--lr NUMBER", ("--model.lr",), "peak learning rate"),
+        ("--epochs NUMBER", ("--trainer.max_epochs",), "passes over the training images"),
+        ("--batch-size NUMBER", ("--data.batch_size",), "images a step on a device"),
+        ("--precision NAME", ("--trainer.precision",), "auto, 32-true, bf16-mixed, 16-mixed"),
+        ("--devices NUMBER", ("--trainer.devices",), "how many GPUs or processes"),
+        ("--seed NUMBER", ("--seed_everything",), "of everything that is drawn"),
+        (
+            "--workers NUMBER",
+            ("--data.workers", "--evaluation.workers"),
+            "processes that decode images",
+        ),
+    ],
+    "Evaluation": [
+        ("--shifts NAMES", ("--evaluation.shifts",), "sets, such as folders or digits,imagenet/v2"),
+        ("--data-root FOLDER", ("--evaluation.data_root",), "where these sets lie"),
+        ("--wise NUMBERS", ("--evaluation.wise",), "WiSE-FT weights: 0.5, or 0,0.1,...,1"),
+    ],
+    "The run": [
+        ("--config NAME", (), "a file, or a shipped one by name: demo, folder, imagenet/vit_b32"),
+        ("--run FOLDER", (), "where all of it is kept"),
+        ("--overwrite", (), "replace another run there"),
+        ("--resume", (), "go on where a run was stopped"),
+        ("--probe", (), "fit the head to the frozen features first"),
+        ("--skip_nonfinite NUMBER", (), "steps without a finite gradient to leave out"),
+    ],
+}
+SHORT = {name.split()[0]: longs for group in HELP.values() for name, longs, _ in group if longs}
+# Methods with a distance to a teacher, and the tag of a model without its weights.
+DISTILLING = ("MaskedDistillation", "Distillation")
+UNTRAINED = "random"
+# Groups whose settings have names of their own behind a dot.
+GROUPS = ("model", "data", "trainer", "evaluation", "checkpoints", "optimizer", "lr_scheduler")
+OTHERS = ("-c", "-h", "--help", "--help-all", "--print_config", "--seed_everything")
+
+
+def prepared(args: Sequence[str]) -> list[str]:
+    """A command line with long options alone and the paths of shipped configurations.
+
+    Args:
+        args: the words after ``cfmask train``. A folder before all options is that of the images.
+
+    Raises:
+        InputError: an option that there is none of, with the nearest; a folder that is not there.
+    """
+    words = [part for arg in args for part in _parts(arg)]
+    words = _with_folder(words)
+    _check_names(words)
+    return with_shipped_configs([*_long(words), *_threshold(words)])
+
+
+def brief_help() -> str:
+    """What ``cfmask train --help`` prints."""
+    lines = [
+        "usage: cfmask train [FOLDER] [OPTION ...]",
+        "",
+        "Fine-tune a pretrained classifier, then evaluate it in and out of distribution.",
+        "FOLDER holds train/<class>/*, and test folders beside train/. Without it, a",
+        "--config says what to train on: cfmask train --config demo",
+    ]
+    for heading, group in HELP.items():
+        lines += ["", f"{heading}:"]
+        lines += [f"  {name:<24}{what}" for name, _, what in group]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Settings of a class:  --model.help MaskedDistillation  --data.help FolderData",
+            "All settings:         --help-all",
+        ]
+    )
+
+
+def _parts(arg: str) -> list[str]:
+    """A short `--option=value` as two words, dashes in names as underscores may be written."""
+    option, is_set, value = arg.partition("=")
+    name = option if option in SHORT else option.replace("_", "-")
+    if name in SHORT or name == "--model":
+        return [name, value] if is_set else [name]
+    return [arg]
+
+
+def _with_folder(words: list[str]) -> list[str]:
+    """The folder of images as its options, with the configuration for folders."""
+    if not words or words[0].startswith("-"):
+        return words
+    folder = words[0]
+    if not Path(folder).is_dir():
+        raise InputError(
+            f"Expected a folder of images or an option, but got {folder!r}, which is no folder."
+        )
+    run = f"runs/{Path(folder).resolve().name}"
+    places = ["--data.root", folder, "--evaluation.data_root", folder]
+    return ["--config", "folder", "--run", run, *places, *words[1:]]
+
+
+def _check_names(words: Sequence[str]) -> None:
+    known = {*SHORT, *(name.split()[0] for group in HELP.values() for name, _, _ in group), *OTHERS}
+    known |= {f"--{group}" for group in GROUPS}
+    for word in words:
+        option = word.partition("=")[0]
+        if not option.startswith("--") or option in known or option == "--":
+            continue
+        if option.split(".")[0].removeprefix("--") in GROUPS and "." in option:
+            continue
+        near = difflib.get_close_matches(option, known, n=3, cutoff=0.5)
+        advice = f" Nearest: {', '.join(near)}." if near else ""
+        raise InputError(f"There is no option {option}.{advice} See --help, and --help-all.")
+
+
+def _long(words: Sequence[str]) -> list[str]:
+    """Every short option and its value as the long ones it stands for."""
+    found: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word not in SHORT and word != "--model":
+            found.append(word)
+            continue
+        value = next(rest, "--")
+        if value.startswith("--"):
+            raise InputError(f"Expected a value after {word}, but got none.")
+        if word == "--model":
+            found += _model(value, words)
+        elif word == "--shifts" and value[:1] != "[":
+            found += [*SHORT[word], json.dumps(value.split(","))]
+        else:
+            found += [part for long in SHORT[word] for part in (long, value)]
+    return found
+
+
+def _model(value: str, words: Sequence[str]) -> list[str]:
+    """The options of a model by name; what is no such name is the class of a method."""
+    family, is_model, name = value.partition(":")
+    if not is_model:
+        return ["--model", value]
+    base, _, tag = name.rpartition("/") if "/" in name else (name, "", "")
+    classifier = "--model.classifier"
+    if family == "open_clip":
+        chosen = [classifier, "OpenClipClassifier", f"{classifier}.model", base]
+        return [*chosen, f"{classifier}.pretrained", "null" if tag in ("", UNTRAINED) else tag]
+    if family != "timm" or tag not in ("", UNTRAINED):
+        raise InputError(
+            f"Expected --model timm:NAME, open_clip:NAME/TAG or a method's class, but got {value}."
+        )
+    chosen = [classifier, "TimmClassifier", f"{classifier}.model", base]
+    chosen += [f"{classifier}.pretrained", "false" if tag else "true"]
+    return chosen + (_IN_ITS_OWN_UNITS if _distils(words) else [])
+
+
+def _threshold(words: Sequence[str]) -> list[str]:
+    """The paper's threshold for a mask and fill by short name, unless one is given."""
+    given = dict(itertools.pairwise(words))
+    explicit = any(word.startswith("--model.counterfactual.mask.") for word in words)
+    if explicit or not {"--mask", "--fill"} & set(given):
+        return []
+    pair = given.get("--mask", "ObjectMask"), given.get("--fill", "SingleFill")
+    settings = THRESHOLDS.get(pair, {})
+    return [f"--model.counterfactual.mask.{name}={value}" for name, value in settings.items()]
+
+
+# Thresholds of the paper's runs (arXiv 2303.03052) by mask and fill.
+THRESHOLDS: dict[tuple[str, str], dict[str, str]] = {
+    ("RandomMask", "SingleFill"): {"probability": "0.5"},
+    ("ObjectMask", "SingleFill"): {"threshold": "0.3"},
+    ("ContextMask", "SingleFill"): {"threshold": "0.5"},
+    ("RandomMask", "MultiFill"): {"probability": "0.5"},
+    ("ObjectMask", "MultiFill"): {"threshold": "0.6"},
+    ("ContextMask", "MultiFill"): {"threshold": "0.3"},
+    ("RandomMask", "NoFill"): {"probability": "0.75", "exact": "true"},
+    ("ObjectMask", "NoFill"): {"threshold": "0.3"},
+    ("ContextMask", "NoFill"): {"threshold": "0.6"},
+}
+# A weight that suits the features of CLIP suits no others; in units of the features' own mean
+# square one weight suits all.
+_IN_ITS_OWN_UNITS = ["--model.distance", "relative_feature", "--model.distill_weight", "4"]
+
+
+def _distils(words: Sequence[str]) -> bool:
+    """Whether the method is one with a distance to a teacher, as that of folders is."""
+    method = dict(itertools.pairwise(words)).get("--method", DISTILLING[0])
+    return method.rpartition(".")[2] in DISTILLING

@@ -1,0 +1,141 @@
+"""Short options, the brief help, and misspelt names of cfmask train."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from cfmask import InputError
+from cfmask.commands.main import COMMANDS, main
+from cfmask.commands.train_model import command_line
+from cfmask.commands.train_words import GROUPS, SHORT, brief_help, prepared
+
+
+def config_of(capsys, *words: str) -> dict:
+    """The whole configuration that a command line stands for."""
+    with pytest.raises(SystemExit) as end:
+        command_line([*prepared(words), "--print_config"])
+    assert not end.value.code
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "photos" / "train" / name).mkdir(parents=True)
+    return str(tmp_path / "photos")
+
+
+def test_a_folder_and_a_model_are_all_that_is_needed(photos, capsys):
+    config = config_of(capsys, photos, "--model", "timm:test_vit/random")
+    assert config["run"] == "runs/photos"
+    assert config["data"]["init_args"]["root"] == photos
+    assert config["evaluation"]["data_root"] == photos
+    method = config["model"]["init_args"]
+    assert method["classifier"]["class_path"] == "cfmask.TimmClassifier"
+    assert method["classifier"]["init_args"]["model"] == "test_vit"
+    assert method["classifier"]["init_args"]["pretrained"] is False
+    assert (method["distance"], method["distill_weight"]) == ("relative_feature", 4)
+
+
+def test_an_open_clip_model_keeps_the_papers_distance(photos, capsys):
+    config = config_of(capsys, photos, "--model=open_clip:ViT-B-16-quickgelu/openai")
+    method = config["model"]["init_args"]
+    assert method["classifier"]["init_args"]["model"] == "ViT-B-16-quickgelu"
+    assert method["classifier"]["init_args"]["pretrained"] == "openai"
+    assert (method["distance"], method["distill_weight"]) == ("feature", 30)
+
+
+def test_short_options_are_the_long_ones(photos, capsys):
+    words = ["--lr=1e-4", "--epochs", "3", "--batch-size", "8", "--seed=5", "--run", "x"]
+    more = ["--workers=1", "--shifts", "folders/a,digits", "--wise=0.25", "--batch_size=16"]
+    config = config_of(capsys, photos, *words, *more)
+    assert config["model"]["init_args"]["lr"] == 1e-4
+    assert config["trainer"]["max_epochs"] == 3
+    assert config["data"]["init_args"]["batch_size"] == 16
+    assert config["data"]["init_args"]["workers"] == config["evaluation"]["workers"] == 1
+    assert config["seed_everything"] == 5
+    assert config["run"] == "x"
+    assert config["evaluation"]["shifts"] == ["folders/a", "digits"]
+    assert config["evaluation"]["wise"] in ("0.25", [0.25])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--mask", "ContextMask"], {"threshold": 0.5}),
+        (["--mask", "ContextMask", "--fill", "MultiFill"], {"threshold": 0.3}),
+        (["--fill", "MultiFill"], {"threshold": 0.6}),
+        (["--mask", "RandomMask", "--fill", "NoFill"], {"probability": 0.75, "exact": True}),
+        (
+            ["--mask", "ContextMask", "--model.counterfactual.mask.threshold=0.2"],
+            {"threshold": 0.2},
+        ),
+    ],
+)
+def test_masks_by_name_have_the_papers_thresholds(words, expected, capsys):
+    config = config_of(capsys, "--config", "demo", *words)
+    mask = config["model"]["init_args"]["counterfactual"]["init_args"]["mask"]
+    assert {key: mask["init_args"][key] for key in expected} == expected
+
+
+def test_a_method_by_name(capsys):
+    config = config_of(capsys, "--config", "demo", "--method", "FineTuning", "--lr", "1e-3")
+    assert config["model"]["class_path"] == "cfmask.FineTuning"
+    assert config["model"]["init_args"]["lr"] == 1e-3
+    assert "counterfactual" not in config["model"]["init_args"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--bathc-size", "3"], "There is no option --bathc-size. Nearest: --batch-size"),
+        (["--learning_rate", "3"], "There is no option --learning_rate."),
+        (["--lr"], "Expected a value after --lr, but got none."),
+        (["--lr", "--epochs", "2"], "Expected a value after --lr, but got none."),
+        (["nowhere"], "Expected a folder of images or an option, but got 'nowhere'"),
+        (["--model", "tim:resnet50"], "Expected --model timm:NAME"),
+        (["--model", "timm:resnet50/openai"], "Expected --model timm:NAME"),
+    ],
+)
+def test_what_is_wrong_is_one_line(words, said, capsys):
+    with pytest.raises(InputError, match=re.escape(said)):
+        prepared(words)
+    with pytest.raises(SystemExit) as end:
+        main(["train", *words])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_the_help_names_options_that_exist(capsys):
+    with pytest.raises(SystemExit):
+        command_line(["--help-all"])
+    every = capsys.readouterr().out
+    for option in re.findall(r"^  (--[\w-]+)", brief_help(), re.M):
+        longs = SHORT.get(option, (option,))
+        for long in longs:
+            group = long.removeprefix("--").split(".")[0]
+            assert long in every or group in ("model", "data"), long
+    for group in GROUPS:
+        assert f"--{group}" in every
+    named = set(re.findall(r"^  -?-?[\w, -]*--([a-z_]+)\b(?!\.)", every, re.M))
+    known = {*GROUPS, "config", "help", "print_config", "help-all", "seed_everything"}
+    own = {option.removeprefix("--") for option in re.findall(r"--\w+", brief_help())}
+    assert named <= known | own
+
+
+def test_help_and_typos_need_no_model_library():
+    code = (
+        "import sys, cfmask.commands.main as m\n"
+        "m.main(['--help']); m.main(['train', '--help'])\n"
+        "try: m.main(['train', '--lrr', '1'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules, 'torch'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(f"  {name}" in done.stdout for name in COMMANDS)
+    assert "Nearest: --lr" in done.stderr
