@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import multiprocessing
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from test_train import photos as fruit
 from cfmask import FolderData, InputError, ShiftReport
 from cfmask.commands.parser import one_line_errors
 from cfmask.commands.train_model import train
-from cfmask.data import file_index
+from cfmask.data import epochs, file_index
 from cfmask.data.epochs import EpochLoader
 from cfmask.data.unreadable import Skipping, complaint_of, refuse_unreadable
 
@@ -192,25 +192,35 @@ def test_a_killed_worker_is_one_line(tmp_path):
     assert "fewer workers" in line
 
 
-class Slow(Indices):
-    """Image 5 takes its time."""
+class Held(Indices):
+    """Image 5 waits until it is let go."""
+
+    def __init__(self, go) -> None:
+        super().__init__()
+        self.go = go
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        time.sleep(0.4 if index == 5 else 0)
+        assert index != 5 or self.go.wait(120), "nobody said that the batch is slow"
         return super().__getitem__(index)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_slow_batch_is_named_while_it_is_waited_for(caplog, workers, monkeypatch):
     monkeypatch.setattr(EpochLoader, "patience", 0.2)
-    loader = EpochLoader(Slow(), 2, num_workers=workers)
-    batches = iter(loader)
-    said = []
-    for _ in range(5):
-        next(batches)
-        said.append(len(caplog.records))
-    assert said == [0, 0, 1, 1, 1]
-    assert "Batch 2 has not come for 0 s" in caplog.text
+    go = multiprocessing.Event()
+
+    class LetGo(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "Batch 2 has not come for 0 s" in record.getMessage():
+                go.set()
+
+    monkeypatch.setattr(epochs.log, "handlers", [LetGo()])
+    assert len(list(EpochLoader(Held(go), 2, num_workers=workers))) == 5
+
+
+def test_of_batches_that_come_in_time_nothing_is_said(caplog):
+    assert len(list(EpochLoader(Indices(), 2))) == 5
+    assert not caplog.records
 
 
 def test_a_report_says_how_many_training_images_were_skipped(tmp_path):

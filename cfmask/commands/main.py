@@ -43,6 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
         fail(str(unknown("command", words[0], COMMANDS)))
     elif words[0] == "train" and {"-h", "--help"} & set(words):
         print(brief_help())
+        raise SystemExit
     else:
         if words[0] == "train":
             _check_words(words[1:])
