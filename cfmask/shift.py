@@ -30,7 +30,8 @@ class Shift:
     """One evaluation set.
 
     Attributes:
-        name: as it stands in reports.
+        name: `family/name`, as `find_shifts` gives it: all figures of the set stand under it. A
+            set made by hand may have any name.
         load: preprocessing -> dataset of images uint8 (3, H, W) with labels.
         in_distribution: True for the reference set that the others are held against, and for other
             clean sets; they are in no mean.
@@ -88,11 +89,6 @@ class Request:
     only: str = ""
 
 
-def is_asked_for(single: str, name: str, family: str) -> bool:
-    """True if a set is meant by what stands behind the slash of `family/single`.
-
-    That is the set's name, or its name less the name of the family (`counteranimal/common`); a
-    beginning up to a dash stands for all that go on (`imagenet-c/fog`).
-    """
-    begins = name.startswith(f"{family}-{single}-")
-    return single in ("", name) or name == f"{family}-{single}" or begins
+def qualified(family: str, name: str) -> str:
+    """The name of a set in reports, and what `--shifts` takes for it."""
+    return f"{family}/{name}"

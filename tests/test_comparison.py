@@ -104,7 +104,7 @@ def test_a_curve_of_many_alphas_is_that_of_single_models(runs):
     assert curve.models == ["zero-shot", *single, "tuned"]
     inside = [report.value(model, "id") for model in curve.models]
     assert curve.chosen == curve.models[inside.index(max(inside))]
-    assert curve.chosen_on == "id"
+    assert curve.chosen_on == "digits/id"
 
 
 def test_the_shift_sets_choose_no_alpha(runs):
@@ -204,9 +204,9 @@ def test_a_report_of_the_same_protocol_joins_a_comparison(runs, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"images": 20}, "20 for images of id, not 30"),
+        ({"images": 20}, "20 for images of digits/id, not 30"),
         ({"seed": 1}, "seed 1"),
-        ({"shifts": ["digits/id"]}, "has the sets id, not id, sketch"),
+        ({"shifts": ["digits/id"]}, "has the sets digits/id, not digits/id, digits/sketch"),
         ({"precision": "bf16"}, "'bf16' for precision"),
     ],
 )

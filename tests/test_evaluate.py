@@ -164,18 +164,24 @@ def test_models_of_other_sizes_get_their_own_images():
 
 def test_means_weigh_sets_alike():
     sizes = {
-        "id": (40, 0),
-        "counter": (10, 5),
-        "sketch": (20, 4),
-        "rendition": (8, 8),
-        "v2": (5, 0),
+        "digits/id": (40, 0),
+        "digits/counter": (10, 5),
+        "digits/sketch": (20, 4),
+        "digits/rendition": (8, 8),
+        "digits/v2": (5, 0),
     }
-    shifts = [painted(name, *size, reference=name == "id") for name, size in sizes.items()]
+    shifts = [painted(name, *size, reference=name == "digits/id") for name, size in sizes.items()]
     report = evaluate({"m": Sees(ReadsTheLabel(True))}, shifts)
     assert report.value("m", "O3") == pytest.approx((0.5 + 0.8 + 0) / 3)
     assert report.value("m", "mean of shifts") == pytest.approx((0.5 + 0.8 + 0 + 1) / 4)
-    assert report.protocol["means"]["O3"] == ["counter", "sketch", "rendition"]
-    assert set(report.protocol["means"]["mean of shifts"]) == set(sizes) - {"id"}
+    assert report.protocol["means"]["O3"] == list(sizes)[1:4]
+    assert set(report.protocol["means"]["mean of shifts"]) == set(sizes) - {"digits/id"}
+
+
+@pytest.mark.parametrize("name", ["O3", "mean of shifts", "harmonic mean", "x"])
+def test_a_name_stands_for_one_set_or_combination(name):
+    with pytest.raises(InputError, match=f"different names.*'{name}'"):
+        evaluate(models(), [painted("x", 5), painted(name, 5)])
 
 
 def test_there_is_no_mean_of_one_set():

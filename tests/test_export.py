@@ -211,7 +211,7 @@ def test_the_card_gives_the_figures_of_these_weights(made, tmp_path):
     expected = {r["shift"]: r["value"] for r in rows}
     got = {result.dataset_name: result.metric_value for result in card.data.eval_results}
     assert got == expected
-    assert {"id", "sketch", "mean of shifts"} <= set(got)
+    assert {"digits/id", "digits/sketch", "mean of shifts"} <= set(got)
     table = [line for line in card.text.splitlines() if line.startswith(("| tuned", "| zero"))]
     assert len(table) == 2
     facts = json.loads((tmp_path / "out" / "provenance.json").read_text())

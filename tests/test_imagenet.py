@@ -63,22 +63,23 @@ def test_who_sees_the_class_is_right_on_every_set(everything, workers):
     wanted = ["imagenet", "imagenet/v2-threshold0.7", "imagenet/v2-top-images"]
     report = evaluate({"m": Sees()}, find(everything, *wanted), workers=workers)
     totals = {row.shift: row.total for row in report.of("accuracy") if row.total}
-    assert totals == {**EXPECTED, "v2-threshold0.7": 2, "v2-top-images": 2}
+    expected = {**EXPECTED, "v2-threshold0.7": 2, "v2-top-images": 2}
+    assert totals == {f"imagenet/{name}": count for name, count in expected.items()}
     assert all(row.value == pytest.approx(1) for row in report.of("accuracy"))
-    assert report.reference == "val"
+    assert report.reference == "imagenet/val"
 
 
 def test_the_family_holds_the_published_sets_and_clean_images_of_their_classes(everything):
     found = find(everything, "imagenet")
-    assert [shift.name for shift in found] == list(EXPECTED)
-    clean = [shift.name for shift in found if shift.in_distribution]
+    assert [shift.name for shift in found] == [f"imagenet/{name}" for name in EXPECTED]
+    clean = [shift.name.partition("/")[2] for shift in found if shift.in_distribution]
     assert clean == ["val", "val on R classes", "val on A classes"]
 
 
 @pytest.mark.parametrize("name", IMAGENET)
 def test_each_set_can_be_asked_for_alone(everything, name):
     (shift,) = find(everything, f"imagenet/{name}")
-    assert shift.name == name
+    assert shift.name == f"imagenet/{name}"
     correct, total = score(shift)
     assert correct == total > 0
 

@@ -15,7 +15,7 @@ import torch
 import torch.multiprocessing as mp
 from imagenet_trees import Sees as SeesTheColour
 from imagenet_trees import find
-from test_evaluate import CLASSES, Sees, models, painted, random_images
+from test_evaluate import CLASSES, ReadsTheLabel, Sees, models, painted, random_images
 
 from cfmask import InputError, ShiftReport, evaluate
 from cfmask import processes as own_processes
@@ -200,7 +200,7 @@ def test_another_file_of_the_same_name_is_another_image(everything, tmp_path):
     model = {"m": SeesTheColour()}
     shifts = find(tmp_path, "imagenet/r")
     evaluate(model, shifts, store=tmp_path / "answers")
-    assert evaluate(model, shifts, store=tmp_path / "answers").run["reused"] == ["r"]
+    assert evaluate(model, shifts, store=tmp_path / "answers").run["reused"] == ["imagenet/r"]
     path = next((tmp_path / "imagenet-r").rglob("*.JPEG"))
     path.touch()
     assert not evaluate(model, shifts, store=tmp_path / "answers").run["reused"]
@@ -226,11 +226,11 @@ def test_an_image_that_cannot_be_read_stops_the_evaluation(everything, tmp_path,
 def test_an_image_that_cannot_be_read_counts_as_wrong_and_is_named(everything, tmp_path):
     shift, broken = plant_broken(tmp_path, everything)
     report = evaluate({"m": SeesTheColour()}, [shift], 2, unreadable="wrong")
-    row = report.row("m", "r")
+    row = report.row("m", "imagenet/r")
     assert (row.correct, row.total) == (row.total - 1, shift.found.images)
-    assert report.row("m", "r", "top5").correct <= row.total - 1
-    assert report.protocol["sets"]["r"]["unreadable"] == [str(broken)]
-    assert report.incomplete == ["r"]
+    assert report.row("m", "imagenet/r", "top5").correct <= row.total - 1
+    assert report.protocol["sets"]["imagenet/r"]["unreadable"] == [str(broken)]
+    assert report.incomplete == ["imagenet/r"]
 
 
 def test_predictions_are_those_of_the_models(tmp_path):
@@ -243,7 +243,7 @@ def test_predictions_are_those_of_the_models(tmp_path):
     shift = Shift("x", lambda look: data, classes=(0, 2, 3, 4))
     report = evaluate({"a model": model}, [shift], 10, predictions=tmp_path)
     (path,) = tmp_path.iterdir()
-    assert path.name == "x--a_model.parquet"
+    assert re.fullmatch(r"x--a_model--[0-9a-f]{8}\.parquet", path.name)
     table = pq.read_table(path).to_pydict()
     with torch.no_grad():
         logits = model(data.images.float() / 255)[:, [0, 2, 3, 4]]
@@ -268,12 +268,27 @@ def test_predictions_of_several_processes_are_one_file_in_order(everything, tmp_
         evaluate({"m": SeesTheColour()}, shifts, 1, predictions=together)
 
     in_processes(3, tmp_path / "out", make)
-    assert sorted(p.name for p in together.iterdir()) == ["a--m.parquet", "r--m.parquet"]
-    for name in ("a--m.parquet", "r--m.parquet"):
+    names = sorted(p.name for p in together.iterdir())
+    assert [name[:13] for name in names] == ["imagenet_a--m", "imagenet_r--m"]
+    for name, count in zip(names, (3, 4), strict=True):
         table = pq.read_table(together / name)
         assert table.to_pydict() == pq.read_table(alone / name).to_pydict()
-        assert table.num_rows == {"a": 3, "r": 4}[name[0]]
+        assert table.num_rows == count
         assert all(Path(path.as_py()).is_file() for path in table["path"])
+
+
+def test_models_and_sets_of_alike_names_have_files_of_their_own(tmp_path):
+    import pyarrow.parquet as pq
+
+    twins = ("night rain", "night_rain", "Night_rain", "nächtlicher Regen" * 20)
+    both = {name: Sees(ReadsTheLabel(k > 0)) for k, name in enumerate(twins)}
+    sets = [painted(name, 5 + k, 2) for k, name in enumerate(twins)]
+    report = evaluate(both, sets, store=tmp_path / "a", predictions=tmp_path / "p")
+    tables = [pq.read_table(path) for path in (tmp_path / "p").iterdir()]
+    assert len(tables) == len({path.name.lower() for path in (tmp_path / "p").iterdir()}) == 16
+    found = sorted((table.num_rows, sum(table["correct"].to_pylist())) for table in tables)
+    assert found == sorted((row.total, row.correct) for row in report.of("accuracy") if row.total)
+    assert evaluate(both, sets, store=tmp_path / "a").rows == report.rows
 
 
 def test_answers_without_their_predictions_are_made_again(tmp_path):

@@ -35,5 +35,5 @@ def test_the_page_names_every_measure():
 
 
 def test_the_page_has_the_range_of_the_lines():
-    (ends,) = {(fit.low, fit.high) for fit in BUILT_IN if fit.reference == "val"}
+    (ends,) = {(fit.low, fit.high) for fit in BUILT_IN if fit.reference == "imagenet/val"}
     assert "{:.1f}–{:.1f} %".format(*(100 * end for end in ends)) in PAGE

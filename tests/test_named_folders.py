@@ -55,7 +55,7 @@ def plant_waterbirds(root: Path, name: str = "metadata.csv") -> None:
 def test_waterbirds_is_read_by_its_list_with_class_and_place_as_groups(tmp_path):
     plant_waterbirds(tmp_path)
     test, val = folders(tmp_path, BIRDS)
-    assert (test.name, val.name) == ("test", "val")
+    assert (test.name, val.name) == ("folders/test", "folders/val")
     assert labels(test) == labels(val) == [0, 0, 1, 1, 1]
     assert [test.group_names[g] for g in test.groups] == [
         "landbird, place 0",
@@ -70,16 +70,25 @@ def test_the_worst_group_of_waterbirds_is_where_the_background_misleads(tmp_path
     plant_waterbirds(tmp_path)
     shifts = folders(tmp_path, BIRDS)
     rows = {(row.shift, row.metric): row for row in evaluate({"m": Sees()}, shifts).rows}
-    assert rows["test", "accuracy"].value == pytest.approx(4 / 5)
-    worst = rows["test", "worst_group"]
+    assert rows["folders/test", "accuracy"].value == pytest.approx(4 / 5)
+    worst = rows["folders/test", "worst_group"]
     assert (worst.value, worst.total, worst.note) == (0, 1, "waterbird, place 0")
+
+
+def test_folders_called_like_published_sets_have_none_of_their_figures(tmp_path):
+    names = ("val", "v2", "r", "sketch", "a", "objectnet", "counter", "rendition")
+    plant(tmp_path, dict.fromkeys(names, FULL))
+    report = evaluate({"m": Sees()}, folders(tmp_path))
+    assert set(report.protocol["means"]) == {"mean of shifts"}
+    assert not report.fits
+    assert not report.of("effective_robustness_logit")
 
 
 def test_a_list_in_the_folder_of_a_set_gives_its_test_images(tmp_path):
     plant(tmp_path, {"train": {"landbird": 1, "waterbird": 1}})
     plant_waterbirds(tmp_path / "birds")
     (shift,) = folders(tmp_path, BIRDS)
-    assert shift.name == "birds"
+    assert shift.name == "folders/birds"
     assert len(shift.groups) == len(shift.load(TINY)) == 5
 
 
@@ -134,7 +143,8 @@ def test_the_domains_of_pacs_are_sets(tmp_path):
         for k, name in enumerate(PACS):
             paint(tmp_path / domain / name / "pic_001.png", k)
     found = folders(tmp_path, PACS)
-    assert [shift.name for shift in found] == ["art_painting", "cartoon", "photo", "sketch"]
+    names = [shift.name.removeprefix("folders/") for shift in found]
+    assert names == ["art_painting", "cartoon", "photo", "sketch"]
     assert not any(shift.in_distribution or shift.groups for shift in found)
     assert all(labels(shift) == [0, 1, 2] for shift in found)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -120,6 +121,26 @@ def test_the_worst_classes_come_first_by_name():
     assert len(report.worst_classes("tuned", "sketch")) == 3
     with pytest.raises(KeyError):
         report.worst_classes("tuned", "id")
+
+
+def test_a_name_without_its_family_is_understood_where_one_family_has_it():
+    report = ShiftReport(
+        [
+            Row("m", "digits/id", "accuracy", 0.1),
+            Row("m", "folders/sketch", "accuracy", 0.2),
+            Row("m", "digits/O3", "accuracy", 0.3),
+            Row("m", "O3", "accuracy", 0.4),
+        ],
+        {"sets": {"digits/id": {}, "folders/sketch": {}, "digits/O3": {}}},
+        "digits/id",
+    )
+    assert [report.value("m", name) for name in ("id", "sketch", "digits/O3", "O3")] == [
+        *(0.1, 0.2, 0.3, 0.4)
+    ]
+    heads = ["id (ID)", "folders/sketch", "digits/O3", "O3"]
+    assert cells(report)[0] == ["model", *heads]
+    again = replace(report, rows=[replace(row, shift="sketch") for row in report.rows[:1]])
+    assert again.short("digits/sketch") == "digits/sketch"
 
 
 def printed(report: ShiftReport, metric: str = "accuracy") -> str:

@@ -9,6 +9,7 @@ from cfmask import InputError
 from cfmask.evaluation.figures import Fit, Row
 from cfmask.evaluation.robustness import (
     BUILT_IN,
+    check_fit,
     fits_of,
     lines_through,
     predicted,
@@ -17,8 +18,8 @@ from cfmask.evaluation.robustness import (
 )
 
 
-def rows(**accuracies: float) -> list[Row]:
-    names = {name.replace("_", " "): value for name, value in accuracies.items()}
+def rows(family: str = "imagenet/", **accuracies: float) -> list[Row]:
+    names = {family + name.replace("_", " "): value for name, value in accuracies.items()}
     return [
         Row("m", name, "accuracy", v, None, None, v - 0.02, v + 0.02) for name, v in names.items()
     ]
@@ -26,10 +27,10 @@ def rows(**accuracies: float) -> list[Row]:
 
 def test_the_built_in_lines_are_those_of_the_table():
     assert len(BUILT_IN) == 16
-    (line,) = [f for f in BUILT_IN if (f.shift, f.transform) == ("sketch", "logit")]
+    (line,) = [f for f in BUILT_IN if (f.shift, f.transform) == ("imagenet/sketch", "logit")]
     assert (line.slope, line.intercept, line.r2) == (1.071, -2.370, 0.869)
     assert (line.low, line.high) == (0.565, 0.847)
-    assert all(("not linear" in fit.note) == (fit.shift == "a") for fit in BUILT_IN)
+    assert all(("not linear" in fit.note) == (fit.shift == "imagenet/a") for fit in BUILT_IN)
     # Both transforms of a pair of sets say nearly the same in the middle of the range.
     pairs = {(f.shift, f.reference): [] for f in BUILT_IN}
     for fit in BUILT_IN:
@@ -40,7 +41,7 @@ def test_the_built_in_lines_are_those_of_the_table():
 
 def test_the_residual_is_accuracy_above_the_line():
     found = robustness_rows(
-        rows(val=0.7, sketch=0.45), fits_of("builtin", rows(val=0.7, sketch=0.45), "val")
+        rows(val=0.7, sketch=0.45), fits_of("builtin", rows(val=0.7, sketch=0.45), "imagenet/val")
     )
     by_name = {row.metric: row for row in found}
     by_logit = by_name["effective_robustness_logit"]
@@ -55,28 +56,29 @@ def test_the_residual_is_accuracy_above_the_line():
 
 def test_the_clean_images_of_a_sets_own_classes_come_first():
     own = rows(val=0.7, val_on_R_classes=0.9, r=0.6)
-    fits = fits_of("builtin", own, "val")
-    assert {fit.reference for fit in fits} == {"val on R classes"}
+    fits = fits_of("builtin", own, "imagenet/val")
+    assert {fit.reference for fit in fits} == {"imagenet/val on R classes"}
     assert len(robustness_rows(own, fits)) == 2
-    assert {fit.reference for fit in fits_of("builtin", rows(val=0.7, r=0.6), "val")} == {"val"}
+    whole = fits_of("builtin", rows(val=0.7, r=0.6), "imagenet/val")
+    assert {fit.reference for fit in whole} == {"imagenet/val"}
 
 
 def test_a_model_beyond_the_models_of_the_line_is_marked():
     def note(value: float) -> str:
         own = rows(val=value, a=0.5)
-        return robustness_rows(own, fits_of("builtin", own, "val"))[0].note
+        return robustness_rows(own, fits_of("builtin", own, "imagenet/val"))[0].note
 
     assert "EXTRAPOLATED beyond 56.5–84.7 %" in note(0.86)
     assert "EXTRAPOLATED" in note(0.5)
     assert "EXTRAPOLATED" not in note(0.7)
     assert "not linear" in note(0.7)
-    assert "against val" in note(0.7)
+    assert "against imagenet/val" in note(0.7)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_an_accuracy_of_nothing_or_all_has_a_prediction(value):
     (row, _) = robustness_rows(
-        rows(val=value, v2=0.5), fits_of("builtin", rows(val=value, v2=0.5), "val")
+        rows(val=value, v2=0.5), fits_of("builtin", rows(val=value, v2=0.5), "imagenet/val")
     )
     assert row.value == pytest.approx(0.5 - value, abs=1e-3)
 
@@ -133,7 +135,8 @@ def test_lines_are_read_from_a_file(tmp_path):
         Fit("x", "id", "logit", 1.5, -0.25, None, 0.4, 0.8, "a paper"),
         Fit("y", "id", "probit", 1, 0),
     ]
-    (row,) = robustness_rows(rows(id=0.5, x=0.5), fits_of(str(path), rows(id=0.5, x=0.5), "id"))
+    own = rows("", id=0.5, x=0.5)
+    (row,) = robustness_rows(own, fits_of(str(path), own, "id"))
     assert row.value == pytest.approx(0.5 - expit(-0.25))
 
 
@@ -153,6 +156,14 @@ def test_a_file_of_accuracies_gives_the_lines_through_them(tmp_path):
         ("shift,reference,transform,slope,intercept\nx,id,log,1,0\n", "logit nor probit"),
         ("shift,reference,transform,slope,intercept\nx,id,logit,much,0\n", "much"),
         ("model,id,x\nm,0.5,high\n", "high"),
+        ("model,id,x\nm,58.6,0.4\n", "58.6 on id"),
+        ("model,id,x\nm,0.5,nan\n", "nan on x"),
+        ("model,id,x\nm,0.5,0.4\nm,0.6,0.4\n", "m twice"),
+        ("model,id,x\nm,0.5,0.4,0.3\n", "Cannot read|at least 3"),
+        ("shift,reference,transform,slope,intercept\nx,id,logit,inf,0\n", "slope is inf"),
+        ("shift,reference,transform,slope,intercept\nx,id\n", "logit nor probit"),
+        ('model,id,x\nm,"0.5,0.4\n', "Cannot read"),
+        ("a" * 200_000, "Cannot read"),
         ("model,id,x\nm,0.5,0.4\n", "at least 3 models"),
     ],
 )
@@ -169,5 +180,37 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_no_line_is_drawn_where_none_is_wanted():
-    assert fits_of("none", rows(val=0.7, v2=0.6), "val") == []
+    assert fits_of("none", rows(val=0.7, v2=0.6), "imagenet/val") == []
     assert fits_of("builtin", rows(id=0.7, sketch=0.6), "id") == []
+
+
+@pytest.mark.parametrize("family", ["", "folders/", "digits/", "imagenet-made/"])
+def test_only_sets_of_imagenet_itself_have_the_built_in_lines(family):
+    own = rows(family, val=0.7, sketch=0.5, a=0.1, r=0.6, v2=0.6)
+    assert fits_of("builtin", own, f"{family}val") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "shift,reference,transform,slope,intercept\nx,night/id,logit,1,0\n",
+        "model,night/id,x\na,0.5,0.4\nb,0.6,0.5\nc,0.7,0.6\n",
+    ],
+)
+def test_a_name_without_its_family_is_no_name_of_a_set(tmp_path, text):
+    path = tmp_path / "fits.csv"
+    path.write_text(text)
+    sets = ["night/id", "night/x"]
+    with pytest.raises(InputError, match="night/x for x"):
+        check_fit(str(path), 1, sets, "night/id")
+    path.write_text(text.replace("x", "night/x"))
+    check_fit(str(path), 1, sets, "night/id")
+    path.write_text(text.replace("x", "elsewhere/x"))
+    check_fit(str(path), 1, sets, "night/id")
+
+
+@pytest.mark.parametrize("transform", ["logit", "probit"])
+@pytest.mark.parametrize(("slope", "expected"), [(1e6, 1), (-1e6, 0)])
+def test_a_steep_line_ends_at_nothing_or_all(transform, slope, expected):
+    fit = Fit("x", "id", transform, slope, 0)
+    assert predicted(fit, 0.9) == pytest.approx(expected, abs=1e-9)

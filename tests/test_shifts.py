@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from cfmask import SHIFTS, InputError, digits, find_shifts
+from cfmask import SHIFTS, InputError, digits, evaluate, find_shifts
 from cfmask.images import Preprocess
 from cfmask.shift import Request
 from cfmask.shifts.combinations import COMBINATIONS
@@ -53,14 +54,15 @@ def test_an_unknown_name_brings_the_nearest(name, nearest):
 def test_a_family_gives_all_its_sets_with_one_reference():
     found = find_shifts(["digits"], DIGITS)
     names = [shift.name for shift in found]
-    assert names == ["id", "v2", "counter", "sketch", "rendition", "corruption"]
-    assert [shift.name for shift in found if shift.in_distribution] == ["id"]
-    assert set(COMBINATIONS["O3"].weights) <= set(names) - {"id"}
+    short = ["id", "v2", "counter", "sketch", "rendition", "corruption"]
+    assert names == [f"digits/{name}" for name in short]
+    assert [shift.name for shift in found if shift.in_distribution] == ["digits/id"]
+    assert set(COMBINATIONS["O3"].weights) <= set(names) - {"digits/id"}
 
 
 def test_single_sets_come_in_the_order_they_are_asked_for():
     found = find_shifts(["digits/sketch", "digits/id"], DIGITS)
-    assert [shift.name for shift in found] == ["sketch", "id"]
+    assert [shift.name for shift in found] == ["digits/sketch", "digits/id"]
 
 
 def test_a_set_of_the_digits_world_is_drawn_as_asked():
@@ -95,16 +97,17 @@ def test_every_folder_beside_training_is_a_set(tmp_path):
     root = plant(tmp_path, {"train": FULL, "val": FULL, "sketches": FULL, "at_night": FULL})
     (root / "notes.txt").write_text("no set")
     found = find_shifts(["folders"], Request(root, NAMES))
-    assert [shift.name for shift in found] == ["at_night", "sketches", "val"]
+    names = ["folders/at_night", "folders/sketches", "folders/val"]
+    assert [shift.name for shift in found] == names
     assert content(found[0]) == [(10, 0), (60, 1), (110, 2), (110, 2)]
 
 
 @pytest.mark.parametrize(
     ("others", "reference"),
     [
-        (("val", "test", "id"), ["id"]),
-        (("val", "test"), ["test"]),
-        (("val",), ["val"]),
+        (("val", "test", "id"), ["folders/id"]),
+        (("val", "test"), ["folders/test"]),
+        (("val",), ["folders/val"]),
         ((), []),
     ],
 )
@@ -115,9 +118,9 @@ def test_the_reference_is_id_or_test_or_val(tmp_path, others, reference):
 
 
 def test_a_single_folder_can_be_asked_for(tmp_path):
-    root = plant(tmp_path, {"train": FULL, "val": FULL, "sketches": FULL})
+    root = plant(tmp_path, {"train": FULL, "val": {"wasp": 1}, "sketches": FULL})
     (shift,) = find_shifts(["folders/sketches"], Request(root, NAMES))
-    assert shift.name == "sketches"
+    assert shift.name == "folders/sketches"
 
 
 def test_labels_follow_the_training_folders_in_a_set_that_lacks_a_class(tmp_path):
@@ -169,14 +172,25 @@ def test_a_set_asked_for_twice_comes_once():
     assert len(names) == len(set(names))
 
 
-def test_sets_of_one_name_from_two_families_are_refused(tmp_path):
+def test_sets_of_one_name_from_two_families_stand_side_by_side(tmp_path, tiny_clip):
     everything = dict.fromkeys(digits.CLASS_NAMES, 1)
-    root = plant(tmp_path, {"train": everything, "id": everything})
-    with pytest.raises(InputError, match="'id'"):
-        find_shifts(["digits", "folders"], Request(root, digits.CLASS_NAMES, 20))
+    root = plant(tmp_path, {"sketch": everything, "rendition": everything})
+    wanted = ["digits/id", "digits/sketch", "folders"]
+    found = find_shifts(wanted, Request(root, digits.CLASS_NAMES, 20))
+    report = evaluate({"m": tiny_clip}, found)
+    sizes = {"digits/id": 20, "digits/sketch": 20, "folders/rendition": 10, "folders/sketch": 10}
+    assert {row.shift: row.total for row in report.of("accuracy") if row.total} == sizes
+    assert [report.short(shift) for shift in report.columns()] == [
+        *("id", "sketch", "folders/rendition", "folders/sketch"),
+        *("mean of shifts", "harmonic mean"),
+    ]
+    alone = evaluate({"m": tiny_clip}, found[1:2])
+    assert alone.value("m", "sketch") == report.value("m", "digits/sketch")
+    with pytest.raises(KeyError, match="digits/sketch or folders/sketch"):
+        report.value("m", "sketch")
 
 
 def test_a_family_is_one_function_and_one_entry(monkeypatch):
     (shift,) = find_shifts(["digits/v2"], DIGITS)
-    monkeypatch.setitem(SHIFTS, "mine", lambda request: [shift])
-    assert find_shifts(["mine/v2"], Request()) == [shift]
+    monkeypatch.setitem(SHIFTS, "mine", lambda request: [replace(shift, name="v2")])
+    assert find_shifts(["mine/v2"], Request()) == [replace(shift, name="mine/v2")]

@@ -62,7 +62,8 @@ def test_tensorboard_opens_the_metrics(demo):
 
 def test_the_report_counts_every_image_of_every_set_for_every_model(demo):
     report = json.loads((demo / "report.json").read_text())
-    sets = ["id", "v2", "counter", "sketch", "rendition", "corruption"]
+    names = ["id", "v2", "counter", "sketch", "rendition", "corruption"]
+    sets = [f"digits/{name}" for name in names]
     rows = [row for row in report["rows"] if row["metric"] == "accuracy"]
     single = [row for row in rows if row["total"]]
     assert [(r["model"], r["shift"]) for r in single] == [
@@ -94,7 +95,7 @@ def test_eval_takes_other_sets_and_alphas(demo, tmp_path, capsys):
     shutil.copytree(demo, copy)
     evaluate_run([str(copy), "--shifts", '["digits/id","digits/sketch"]', "--wise=0,0.5,1"])
     report = ShiftReport.load(copy / "report.json")
-    assert {row.shift for row in report.of("nll")} == {"id", "sketch"}
+    assert {row.shift for row in report.of("nll")} == {"digits/id", "digits/sketch"}
     (curve,) = report.curves
     assert (curve.alphas, curve.models) == ([0, 0.5, 1], ["zero-shot", "WiSE-FT 0.5", "tuned"])
 
@@ -254,8 +255,8 @@ def test_ones_own_folder_trains_and_evaluates(tmp_path):
     names = '--data.class_names={"red_plum":"dark plum"}'
     train([*FOLDER, f"--run={run}", f"--data.root={root}", f"--evaluation.data_root={root}", names])
     report = ShiftReport.load(run / "report.json")
-    assert report.reference == "test"
-    assert {row.shift for row in report.of("nll")} == {"test", "sketches"}
+    assert report.reference == "folders/test"
+    assert {row.shift for row in report.of("nll")} == {"folders/test", "folders/sketches"}
     assert all(row.total == 12 for row in report.of("accuracy"))
     assert load_classifier(run).class_names == ("lemon", "lime", "dark plum")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
-from cfmask.evaluation.figures import Curve, Row
+from cfmask.evaluation.figures import HARMONIC, MEAN, Curve, Row
 from cfmask.evaluation.measures import (
     Counts,
     Table,
@@ -24,6 +24,7 @@ from cfmask.inference.readable import Unreadable
 from cfmask.inference.wise import Blend
 from cfmask.reporting.report import ShiftReport
 from cfmask.shift import Shift
+from cfmask.shifts.combinations import COMBINATIONS
 
 
 def evaluate(
@@ -65,13 +66,15 @@ def evaluate(
         A report with rows for each model and set, and for each combination of sets.
 
     Raises:
-        InputError: no models or no sets, a set without images, labels outside the head, an image
-            that cannot be read, logits that are no numbers.
+        InputError: no models or no sets, two sets of one name or one that has the name of a
+            combination, a set without images, labels outside the head, an image that cannot be
+            read, logits that are no numbers.
     """
     if not models or not shifts:
         raise InputError("Expected at least one model and one shift set to evaluate, but got none.")
+    names = _names(shifts)
     reference = next((shift.name for shift in shifts if shift.in_distribution), None)
-    check_fit(fit, len(models), reference)
+    check_fit(fit, len(models), names, reference)
     how = (batch_size, workers, precision, decoder, unreadable)
     inference = Inference(models, *how, store, predictions, progress)
     table = inference.answer(shifts)
@@ -97,6 +100,19 @@ def evaluate(
         curves_of(models, single, reference),
         run_facts(tally.images, tally.seconds, tally.reused),
     )
+
+
+def _names(shifts: Sequence[Shift]) -> list[str]:
+    """Names of the sets, under which nothing else may stand in the report."""
+    names = [shift.name for shift in shifts]
+    taken = {MEAN, HARMONIC, *COMBINATIONS}
+    for k, name in enumerate(names):
+        if name in taken or name in names[:k]:
+            raise InputError(
+                f"Expected sets of different names that are no combination's, but got {name!r}"
+                f"{' twice' * (name not in taken)}; give one of them another name."
+            )
+    return names
 
 
 def _rows(

@@ -7,6 +7,8 @@ from typing import Literal
 
 Transform = Literal["logit", "probit"]
 
+# Figures of several sets that are in every report where there are the sets for them.
+MEAN, HARMONIC = "mean of shifts", "harmonic mean"
 
 # Metrics by name, with what a reader needs to know of each.
 METRICS: dict[str, str] = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cfmask.evaluation.answers import BEST, Answers
-from cfmask.evaluation.figures import Difference, Row
+from cfmask.evaluation.figures import HARMONIC, MEAN, Difference, Row
 from cfmask.evaluation.metrics import (
     auroc,
     calibration_bins,
@@ -27,7 +27,6 @@ from cfmask.shift import Shift
 from cfmask.shifts.combinations import COMBINATIONS, Combination, mean_of
 
 Counts = dict[str, dict[str, list[Any]]]
-MEAN = "mean of shifts"
 # Answers of every model to every set.
 Table = Mapping[str, Mapping[str, Answers]]
 
@@ -147,7 +146,7 @@ def combination_rows(rows: Sequence[Row], shifts: Sequence[Shift]) -> Iterator[R
             yield own[name]
         if reference and MEAN in own:
             value, low, high = harmonic(_with_ends(own[reference]), _with_ends(own[MEAN]))
-            yield Row(model, "harmonic mean", "accuracy", value, None, None, low, high)
+            yield Row(model, HARMONIC, "accuracy", value, None, None, low, high)
 
 
 def _with_ends(row: Row) -> tuple[float, float, float]:

@@ -31,7 +31,7 @@ _NOT_LINEAR = (
 )
 _BETA = "of ObjectNet 1.0-beta"
 
-# Shift, reference, then logit slope, intercept, R2 and probit slope, intercept.
+# Shift and reference of imagenet, then logit slope, intercept, R2 and probit slope, intercept.
 _LINES: list[tuple[str, str, float, float, float, float, float, str]] = [
     ("v2", "val", 0.923, -0.498, 0.996, 0.962, -0.325, ""),
     ("r", "val", 0.912, -1.600, 0.877, 0.942, -1.003, ""),
@@ -48,9 +48,10 @@ BUILT_IN: list[Fit] = [
     fit
     for shift, reference, a, b, r2, c, d, note in _LINES
     for low, high in [(0.565, 0.847) if reference == "val" else (None, None)]
+    for names in [(f"imagenet/{shift}", f"imagenet/{reference}")]
     for fit in (
-        Fit(shift, reference, "logit", a, b, r2, low, high, _SOURCE, note),
-        Fit(shift, reference, "probit", c, d, None, low, high, _SOURCE, note),
+        Fit(*names, "logit", a, b, r2, low, high, _SOURCE, note),
+        Fit(*names, "probit", c, d, None, low, high, _SOURCE, note),
     )
 ]
 
@@ -64,18 +65,21 @@ def transformed(accuracy: float, transform: Transform) -> float:
 def predicted(fit: Fit, reference: float) -> float:
     """Accuracy in [0, 1] that a line gives at a reference accuracy in [0, 1]."""
     value = fit.slope * transformed(reference, fit.transform) + fit.intercept
+    # Lines of a user's own may be steep: beyond 700 the exponential has no float.
+    value = min(max(value, -700.0), 700.0)
     return 1 / (1 + math.exp(-value)) if fit.transform == "logit" else NormalDist().cdf(value)
 
 
 CHOICES = ("builtin", "models", "none")
 
 
-def check_fit(choice: str, models: int, reference: str | None) -> None:
+def check_fit(choice: str, models: int, sets: Sequence[str], reference: str | None) -> None:
     """Refuse what `fits_of` would refuse, before time is spent.
 
     Args:
         choice: see `fits_of`.
         models: number of models of the report.
+        sets: names of its sets.
         reference: name of its reference set.
 
     Raises:
@@ -85,7 +89,7 @@ def check_fit(choice: str, models: int, reference: str | None) -> None:
         if choice == "models" and (models < 3 or reference is None):
             raise _too_few(models, reference)
     elif Path(choice).is_file():
-        read_fits(Path(choice), reference)
+        read_fits(Path(choice), reference, sets)
     else:
         raise InputError(
             f"Expected a fit among {', '.join(CHOICES)}, or a CSV file, but got {choice}."
@@ -120,14 +124,14 @@ def fits_of(choice: str, rows: Sequence[Row], reference: str | None) -> list[Fit
     accuracies: dict[str, dict[str, float]] = defaultdict(dict)
     for row in rows:
         accuracies[row.model][row.shift] = row.value
+    sets = list(dict.fromkeys(row.shift for row in rows))
     if choice == "builtin":
         fits = BUILT_IN
     elif choice == "models":
         fits = lines_through(accuracies, reference, "the models of this report")
     else:
-        fits = read_fits(Path(choice), reference)
-    shifts = {name for own in accuracies.values() for name in own}
-    there = [fit for fit in fits if {fit.shift, fit.reference} <= shifts]
+        fits = read_fits(Path(choice), reference, sets)
+    there = [fit for fit in fits if {fit.shift, fit.reference} <= set(sets)]
     return list({(fit.shift, fit.transform): fit for fit in there}.values())
 
 
@@ -174,45 +178,82 @@ def _line(
     )
 
 
-def read_fits(path: Path, reference: str | None) -> list[Fit]:
+def read_fits(path: Path, reference: str | None, sets: Sequence[str] = ()) -> list[Fit]:
     """Lines of a CSV file.
 
     Either one line a row, in columns shift, reference, transform, slope, intercept and, if known,
     r2, low, high, source, note; or one model a row, in a column `model` and one column a set with
-    accuracies as fractions, through which lines are fitted.
+    accuracies as fractions, through which lines are fitted. Sets have their qualified names.
+
+    Args:
+        path: the file.
+        reference: name of the set that predicts the others, for lines through models.
+        sets: names of the sets that the lines are for.
 
     Raises:
-        InputError: no such file, other columns, or cells that are no numbers.
+        InputError: no such file, other columns, cells that are no numbers, accuracies outside
+            [0, 1], or the name of one of the sets without its family.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            records = list(csv.DictReader(file))
-        columns = set(records[0]) if records else set()
-        if {"shift", "reference", "transform", "slope", "intercept"} <= columns:
-            return [_read(record) for record in records]
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            records = list(csv.DictReader(file, strict=True, restval=""))
+        columns = list(records[0]) if records else []
+        if {"shift", "reference", "transform", "slope", "intercept"} <= set(columns):
+            fits = [_read(record) for record in records]
+            _check_families([name for f in fits for name in (f.shift, f.reference)], sets)
+            return fits
         if "model" in columns:
-            own = {record.pop("model"): record for record in records}
-            numbers = {m: {k: float(v) for k, v in r.items() if v} for m, r in own.items()}
-            return lines_through(numbers, reference, str(path))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"Cannot read fits from {path}: {error}.") from error
+            _check_families(columns, sets)
+            return lines_through(_accuracies(records), reference, str(path))
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise InputError(f"Cannot read fits from {path}: {error}") from error
     raise InputError(
         f"Expected the columns shift, reference, transform, slope, intercept, or model and one a "
-        f"set, in {path}, but got {', '.join(columns) or 'none'}."
+        f"set, in {path}, but got {', '.join(map(str, columns)) or 'none'}."
     )
+
+
+def _check_families(names: Iterable[str], sets: Sequence[str]) -> None:
+    for name in names:
+        for whole in () if name in sets else sets:
+            if whole.partition("/")[2] == name:
+                raise ValueError(f"expected sets with their family, {whole} for {name}")
+
+
+def _accuracies(records: Sequence[Mapping[str, str]]) -> dict[str, dict[str, float]]:
+    """Accuracies in [0, 1] by model and set of the lines of a file; empty cells are left out."""
+    found: dict[str, dict[str, float]] = {}
+    for record in records:
+        model, *others = record["model"], *(pair for pair in record.items() if pair[0] != "model")
+        if model in found:
+            raise ValueError(f"expected each model once, but got {model} twice")
+        found[model] = {name: float(value) for name, value in others if value}
+        for name, value in found[model].items():
+            if not 0 <= value <= 1:
+                raise ValueError(
+                    f"expected accuracies in [0, 1], but {model} has {value} on {name}"
+                )
+    return found
 
 
 def _read(record: Mapping[str, str]) -> Fit:
     transform = next((t for t in TRANSFORMS if t == record["transform"]), None)
     if transform is None:
         raise ValueError(f"transform {record['transform']!r} is neither logit nor probit")
-    r2, low, high = (float(record[k]) if record.get(k) else None for k in ("r2", "low", "high"))
-    slope, intercept = float(record["slope"]), float(record["intercept"])
+    slope, intercept = _number(record, "slope"), _number(record, "intercept")
+    r2, low, high = (_number(record, k) if record.get(k) else None for k in ("r2", "low", "high"))
     texts = record.get("source") or "", record.get("note") or ""
     names = record["shift"], record["reference"]
     return Fit(*names, transform, slope, intercept, r2, low, high, *texts)
+
+
+def _number(record: Mapping[str, str], column: str) -> float:
+    value = float(record[column])
+    if not math.isfinite(value):
+        raise ValueError(f"{column} is {value}, which is no finite number")
+    return value
 
 
 def robustness_rows(rows: Iterable[Row], fits: Sequence[Fit]) -> list[Row]:

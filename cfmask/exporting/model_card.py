@@ -164,7 +164,7 @@ def _figures(provenance: Provenance) -> str:
         return "These weights have not been evaluated."
     report = replace(provenance.report, rows=provenance.report.of("accuracy"))
     means = report.protocol.get("means", {})
-    notes = [f"- {name}: of {', '.join(sets)}." for name, sets in means.items()]
+    notes = [f"- {name}: of {', '.join(map(report.short, sets))}." for name, sets in means.items()]
     notes.append("- Further metrics and the whole protocol stand in provenance.json.")
     return as_markdown(report) + "\n".join(notes)
 

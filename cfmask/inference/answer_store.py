@@ -56,8 +56,12 @@ class AnswerStore:
 
 
 def file_name(model: str, shift: str) -> str:
-    """The beginning of the name of a file about a model on a set."""
-    return re.sub(r"[^\w.=+-]+", "_", f"{shift}--{model}")[:120]
+    """The beginning of the name of a file about a model on a set, which no other two have.
+
+    What other systems allow in names is only part of it; the digits at its end stand for the rest.
+    """
+    plain = re.sub(r"[^\w.=+-]+", "_", f"{shift}--{model}").encode()[:120].decode(errors="ignore")
+    return f"{plain}--{key_of(shift, model)[:8]}"
 
 
 def key_of(*parts: str) -> str:

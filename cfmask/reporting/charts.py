@@ -98,6 +98,7 @@ def scatter(report: ShiftReport, shift: str, styles: dict[str, int], fit: Fit | 
     if not found:
         return ""
     scale: Scale = fit.transform if fit else "linear"
+    across, up = (report.short(name or "") for name in (reference, shift))
 
     def draw(axes: Axes) -> None:
         limits = _limits(found, scale)
@@ -109,9 +110,9 @@ def scatter(report: ShiftReport, shift: str, styles: dict[str, int], fit: Fit | 
             _draw_path(axes, [p for m in curve.models for p in found if p.model == m])
         for point in found:
             _draw_point(axes, point, styles.get(point.model))
-        axes.set(xlabel=f"{reference}, %", ylabel=f"{shift}, %")
+        axes.set(xlabel=f"{across}, %", ylabel=f"{up}, %")
 
-    return _svg(draw, (3.4, 3.1), f"Accuracy on {reference} against accuracy on {shift}")
+    return _svg(draw, (3.4, 3.1), f"Accuracy on {across} against accuracy on {up}")
 
 
 def wise_curve(report: ShiftReport, curve: Curve, mean: str | None) -> str:
@@ -165,7 +166,7 @@ def reliability(report: ShiftReport, shift: str, styles: dict[str, int]) -> str:
 
     if not any(len(confidence) for confidence, _ in lines.values()):
         return ""
-    return _svg(draw, (2.6, 2.5), f"Reliability diagram of {shift}")
+    return _svg(draw, (2.6, 2.5), f"Reliability diagram of {report.short(shift)}")
 
 
 def _bins(bins: dict[str, list[Any]]) -> tuple[Any, Any]:

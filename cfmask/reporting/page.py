@@ -18,13 +18,12 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from cfmask.evaluation.figures import METRICS, Difference, Fit
+from cfmask.evaluation.figures import MEAN, METRICS, Difference, Fit
 from cfmask.reporting import charts as figures
 from cfmask.reporting.disagreement import Disagreement
 from cfmask.reporting.report import ShiftReport
 from cfmask.reporting.tables import Measure, differs, footnotes, grids, heading, incomplete
 
-MEAN = "mean of shifts"
 # More models than this cannot be told apart in one picture.
 MOST_MODELS = 6
 POINTS = Measure("points", signed=True)
@@ -112,10 +111,15 @@ def _leads(report: ShiftReport, styles: dict[str, int]) -> Iterator[dict[str, An
     cells, names = _accuracies(report), [report.reference, _mean(report)]
     first, *others = styles or [""]
     for model in others:
-        pairs = [(n, cells.get((first, n or "")), cells.get((model, n or ""))) for n in names]
+        pairs = [(n, cells.get((first, n)), cells.get((model, n))) for n in names if n]
         moves = [
-            {"set": n, "from": SHARE.text(a), "to": SHARE.text(b), "gain": POINTS.text(b - a)}
-            for n, a, b in pairs
+            {
+                "set": report.short(name),
+                "from": SHARE.text(a),
+                "to": SHARE.text(b),
+                "gain": POINTS.text(b - a),
+            }
+            for name, a, b in pairs
             if a is not None and b is not None
         ]
         if moves:
@@ -263,7 +267,7 @@ def _sentences(report: ShiftReport) -> Iterator[tuple[str, str]]:
         if value and not isinstance(value, dict):
             yield said.get(key, key.capitalize()), _plain(value)
     for name, parts in protocol.get("means", {}).items():
-        yield name, f"made of {', '.join(parts)}"
+        yield name, f"made of {', '.join(map(report.short, parts))}"
     alike: dict[str, list[str]] = {}
     for name, facts in protocol.get("models", {}).items():
         alike.setdefault(_plain(facts), []).append(name)

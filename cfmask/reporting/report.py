@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from cfmask.errors import InputError
-from cfmask.evaluation.figures import METRICS, Curve, Difference, Fit, Row
+from cfmask.evaluation.figures import MEAN, METRICS, Curve, Difference, Fit, Row
 
 # Fields of a report that are lists of their own kind; older files lack some.
 PARTS: dict[str, Any] = {"rows": Row, "differences": Difference, "fits": Fit, "curves": Curve}
@@ -45,10 +45,24 @@ class ShiftReport:
     run: dict[str, Any] = field(default_factory=dict)
 
     def row(self, model: str, shift: str, metric: str = "accuracy") -> Row:
-        """The figure of a model on a set or combination; a KeyError if it is not there."""
-        for row in self.rows:
-            if (row.model, row.shift, row.metric) == (model, shift, metric):
-                return row
+        """The figure of a model on a set or combination.
+
+        Args:
+            model: name of its row.
+            shift: name of the set, which may lack its family if one family alone has such a set.
+            metric: a key of `METRICS`.
+
+        Raises:
+            KeyError: it is not there, or several families have such a set.
+        """
+        own = {row.shift: row for row in self.of(metric) if row.model == model}
+        alike = [name for name in own if shift in (name, name.partition("/")[2])]
+        if shift in own:
+            return own[shift]
+        if len(alike) > 1:
+            raise KeyError(f"{metric} of {model} on {shift}: {' or '.join(alike)}")
+        for name in alike:
+            return own[name]
         raise KeyError(f"{metric} of {model} on {shift}")
 
     def value(self, model: str, shift: str, metric: str = "accuracy") -> float:
@@ -58,6 +72,17 @@ class ShiftReport:
     def of(self, metric: str) -> list[Row]:
         """All rows of a metric."""
         return [row for row in self.rows if row.metric == metric]
+
+    def short(self, shift: str) -> str:
+        """Name of a set as tables show it: without its family, where the reference has the same.
+
+        Where there is no reference the first set stands for it. Sets of other families keep
+        theirs, so that no two columns have one name.
+        """
+        home = self.reference or next(iter(self.protocol.get("sets", {})), "")
+        family, _, name = shift.partition("/")
+        alone = name and family == home.partition("/")[0]
+        return name if alone and all(row.shift != name for row in self.rows) else shift
 
     @property
     def models(self) -> list[str]:
@@ -119,7 +144,7 @@ class ShiftReport:
         table.add_column("model")
         shifts = self.columns(metric)
         for shift in shifts:
-            name = f"{shift}*" if shift in self.incomplete else shift
+            name = self.short(shift) + "*" * (shift in self.incomplete)
             table.add_column(f"{name} (ID)" if shift == self.reference else name, justify="right")
         for model in dict.fromkeys(row.model for row in self.of(metric)):
             cells = {row.shift: row for row in self.of(metric) if row.model == model}
@@ -129,7 +154,8 @@ class ShiftReport:
     def _label(self, model: str) -> str:
         """A model's name, marked if it was chosen out of a curve that was asked for."""
         chosen = {curve.chosen for curve in self.curves if len(curve.models) > 3}
-        return f"{model}\n[dim]chosen by {self.reference}[/dim]" if model in chosen else model
+        mark = f"\n[dim]chosen by {self.short(self.reference or '')}[/dim]"
+        return model + mark * (model in chosen)
 
     def _cell(self, row: Row | None) -> str:
         if row is None:
@@ -189,8 +215,8 @@ class ShiftReport:
         axes.set(
             xlim=(low, high),
             ylim=(low, high),
-            xlabel=f"in distribution ({self.reference}), %",
-            ylabel="mean of shifts, %",
+            xlabel=f"in distribution ({self.short(self.reference or '')}), %",
+            ylabel=f"{MEAN}, %",
             title="In distribution against under shift",
         )
         axes.legend()
@@ -200,8 +226,8 @@ class ShiftReport:
     def _points(self) -> Iterable[tuple[str, Row, Row]]:
         for model in self.models:
             cells = {row.shift: row for row in self.of("accuracy") if row.model == model}
-            if self.reference in cells and "mean of shifts" in cells:
-                yield model, cells[self.reference], cells["mean of shifts"]
+            if self.reference in cells and MEAN in cells:
+                yield model, cells[self.reference], cells[MEAN]
 
 
 def _reach(row: Row) -> list[list[float]]:

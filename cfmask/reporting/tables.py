@@ -150,7 +150,7 @@ def incomplete(report: ShiftReport) -> dict[str, str]:
     sets: dict[str, dict[str, Any]] = report.protocol.get("sets", {})
     words = {name: _missing(sets[name]) for name in report.incomplete}
     for name, parts in report.protocol.get("means", {}).items():
-        partly = [part for part in parts if part in words]
+        partly = [report.short(part) for part in parts if part in words]
         if partly:
             words[name] = f"made of sets that are not whole: {', '.join(partly)}"
     return words
@@ -171,7 +171,7 @@ def _missing(rule: dict[str, Any]) -> str:
 def heading(report: ShiftReport, shift: str) -> str:
     """Name of a set as a column's head: the reference and sets that are not whole are marked."""
     mark = INCOMPLETE if shift in incomplete(report) else ""
-    return f"{shift}{mark} (ID)" if shift == report.reference else f"{shift}{mark}"
+    return f"{report.short(shift)}{mark}" + " (ID)" * (shift == report.reference)
 
 
 def differs(report: ShiftReport, row: Row) -> bool:
@@ -185,7 +185,7 @@ def differs(report: ShiftReport, row: Row) -> bool:
 def footnotes(report: ShiftReport, place: str = "In brackets") -> list[str]:
     """What must be said below a table, one sentence an entry; `place` is where intervals stand."""
     parts = incomplete(report).items()
-    notes = [f"{INCOMPLETE} {name} is not whole: {words}." for name, words in parts]
+    notes = [f"{INCOMPLETE} {report.short(name)} is not whole: {words}." for name, words in parts]
     if any(differs(report, row) for row in report.rows):
         test = f"exact McNemar test on the same images, p < {LEVEL}"
         notes.append(f"{DIFFERS} differs from {report.models[0]} ({test}).")

@@ -160,4 +160,4 @@ IMAGENET_X = {
         made_of="val",
     )
 }
-IMAGENET_E = {f"imagenet-e-{kind}": _imagenet_e_origin(kind) for kind in ("original", "edited")}
+IMAGENET_E = {kind: _imagenet_e_origin(kind) for kind in ("original", "edited")}

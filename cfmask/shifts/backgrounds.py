@@ -138,7 +138,7 @@ def _imagenet9_origin(kind: str) -> Origin:
 
 
 COUNTERANIMAL = {
-    "counteranimal-common": _counteranimal_origin("common", 7174),
-    "counteranimal-counter": _counteranimal_origin("counter", 5926),
+    "common": _counteranimal_origin("common", 7174),
+    "counter": _counteranimal_origin("counter", 5926),
 }
-IMAGENET_9 = {f"imagenet-9-{kind}": _imagenet9_origin(kind) for kind in IN9_KINDS}
+IMAGENET_9 = {kind: _imagenet9_origin(kind) for kind in IN9_KINDS}

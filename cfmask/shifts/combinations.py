@@ -11,7 +11,7 @@ class Combination:
     """A figure made of several sets: constant + sum of weight · accuracy.
 
     Attributes:
-        weights: weight by name of the set.
+        weights: weight by qualified name of the set.
         constant: what is added.
     """
 
@@ -49,40 +49,44 @@ ALEXNET_ERRORS = {
     "jpeg_compression": 0.606500,
 }
 SEVERITIES = (1, 2, 3, 4, 5)
+# Families of the 75 sets of ImageNet-C, stored or made.
+COLLECTIONS = ("imagenet-c", "imagenet-c-made")
 
 
 def corruption_sets(family: str) -> list[str]:
-    """Names of the 75 sets of ImageNet-C, stored ("imagenet-c") or made ("imagenet-c-made")."""
-    return [f"{family}-{name}-{severity}" for name in ALEXNET_ERRORS for severity in SEVERITIES]
+    """Qualified names of the 75 sets of one of the `COLLECTIONS`."""
+    return [f"{family}/{name}-{severity}" for name in ALEXNET_ERRORS for severity in SEVERITIES]
 
 
 def mean_corruption_error(family: str) -> Combination:
     """mCE: the mean over corruptions of error by AlexNet's error, as a fraction; lower is better.
 
     Args:
-        family: "imagenet-c" or "imagenet-c-made".
+        family: one of the `COLLECTIONS`.
     """
     count = len(ALEXNET_ERRORS)
     weights = {
-        f"{family}-{name}-{severity}": -1 / (count * len(SEVERITIES) * error)
+        f"{family}/{name}-{severity}": -1 / (count * len(SEVERITIES) * error)
         for name, error in ALEXNET_ERRORS.items()
         for severity in SEVERITIES
     }
     return Combination(weights, sum(1 / error for error in ALEXNET_ERRORS.values()) / count)
 
 
+IMAGENET_FOUR = ("imagenet/v2", "imagenet/r", "imagenet/sketch", "imagenet/a")
+
 # What reports show beside the sets, if all sets of it are there. The mean of all shift sets always
 # is. Papers on ImageNet give the mean of five sets, or leave ObjectNet out: never compare one with
 # the other.
 COMBINATIONS: dict[str, Combination] = {
-    "O3": mean_of("counter", "sketch", "rendition"),
-    "mean of 5": mean_of("v2", "r", "sketch", "a", "objectnet"),
-    "mean of 4": mean_of("v2", "r", "sketch", "a"),
-    "CounterAnimal drop": drop("counteranimal-common", "counteranimal-counter"),
-    "ImageNet-9 BG-gap": drop("imagenet-9-mixed_same", "imagenet-9-mixed_rand"),
-    "ImageNet-W drop": drop("val", "imagenet-w"),
-    "ImageNet-W carton gap": drop("imagenet-w-carton", "imagenet-w-carton-clean"),
-    "ImageNet-E drop": drop("imagenet-e-original", "imagenet-e-edited"),
+    "O3": mean_of("digits/counter", "digits/sketch", "digits/rendition"),
+    "mean of 5": mean_of(*IMAGENET_FOUR, "imagenet/objectnet"),
+    "mean of 4": mean_of(*IMAGENET_FOUR),
+    "CounterAnimal drop": drop("counteranimal/common", "counteranimal/counter"),
+    "ImageNet-9 BG-gap": drop("imagenet-9/mixed_same", "imagenet-9/mixed_rand"),
+    "ImageNet-W drop": drop("imagenet/val", "imagenet-w/imagenet-w"),
+    "ImageNet-W carton gap": drop("imagenet-w/carton", "imagenet-w/carton-clean"),
+    "ImageNet-E drop": drop("imagenet-e/original", "imagenet-e/edited"),
     "ImageNet-C mean": mean_of(*corruption_sets("imagenet-c")),
     "ImageNet-C mCE (lower is better)": mean_corruption_error("imagenet-c"),
     "ImageNet-C made here, mean": mean_of(*corruption_sets("imagenet-c-made")),

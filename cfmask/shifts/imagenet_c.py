@@ -202,5 +202,5 @@ def _made_origin(name: str, severity: int) -> Origin:
 
 
 _ALL = [(name, severity) for name in (*ALEXNET_ERRORS, *EXTRA) for severity in SEVERITIES]
-IMAGENET_C = {f"imagenet-c-{name}-{s}": _stored_origin(name, s) for name, s in _ALL}
-IMAGENET_C_MADE = {f"imagenet-c-made-{name}-{s}": _made_origin(name, s) for name, s in _ALL}
+IMAGENET_C = {f"{name}-{s}": _stored_origin(name, s) for name, s in _ALL}
+IMAGENET_C_MADE = {f"{name}-{s}": _made_origin(name, s) for name, s in _ALL}

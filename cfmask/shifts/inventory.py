@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from cfmask.errors import InputError, unknown
 from cfmask.images import Preprocess
-from cfmask.shift import Size, is_asked_for
+from cfmask.shift import Size, qualified
 from cfmask.shifts.imagenet_val import devkit_labels
 from cfmask.shifts.origin import Contents, Origin, looked_for
 from cfmask.shifts.pictures import Samples
-from cfmask.shifts.published import PUBLISHED, short_name
+from cfmask.shifts.published import PUBLISHED, is_asked_for
 from cfmask.wordnet import numbers, real_labels
 
 # The folder of most images is among the ReaL labels of the image. Where it is so for less than this
@@ -118,7 +118,7 @@ def _wanted(names: Sequence[str]) -> list[tuple[str, str, Origin]]:
 
 def _asked(family: str, name: str) -> str:
     """What `--shifts` takes for a set."""
-    return family if name == family else short_name(family, name)
+    return family if name == family else qualified(family, name)
 
 
 def _look(name: str, origin: Origin, root: Path) -> tuple[Contents | None, SetCheck]:

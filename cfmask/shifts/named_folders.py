@@ -35,7 +35,9 @@ def folder_shifts(request: Request) -> list[Shift]:
     if not names:
         raise InputError(f"Expected test folders beside {train}, but there are none.")
     reference = next((name for name in ("id", "test", "val") if name in names), None)
-    return [_set(root / name, classes, name == reference, note) for name in names]
+    # What lies beside the one set that is asked for need not be a set.
+    wanted = [request.only] if request.only in names else names
+    return [_set(root / name, classes, name == reference, note) for name in wanted]
 
 
 def class_order(train: Path, class_names: Sequence[str]) -> tuple[list[str], str]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
 from cfmask.errors import InputError, unknown
-from cfmask.shift import Request, Shift, is_asked_for
+from cfmask.shift import Request, Shift, qualified
 from cfmask.shifts.attributes import IMAGENET_E, IMAGENET_X
 from cfmask.shifts.backgrounds import COUNTERANIMAL, IMAGENET_9
-from cfmask.shifts.combinations import corruption_sets
+from cfmask.shifts.combinations import COLLECTIONS, corruption_sets
 from cfmask.shifts.dollarstreet import DOLLAR_STREET
 from cfmask.shifts.imagenet import IMAGENET
 from cfmask.shifts.imagenet_c import IMAGENET_C, IMAGENET_C_MADE
@@ -18,7 +18,7 @@ from cfmask.shifts.origin import Origin, looked_for
 from cfmask.shifts.watermark import IMAGENET_W
 from cfmask.wordnet import synsets
 
-# The sets of each family, by the name that they have in reports.
+# The sets of each family, by their name within it.
 PUBLISHED: dict[str, dict[str, Origin]] = {
     "imagenet": IMAGENET,
     "imagenet-c": IMAGENET_C,
@@ -30,6 +30,8 @@ PUBLISHED: dict[str, dict[str, Origin]] = {
     "imagenet-e": IMAGENET_E,
     "dollarstreet": DOLLAR_STREET,
 }
+# Families in which sets of one beginning belong together.
+BY_BEGINNING = (*COLLECTIONS, "imagenet-w")
 
 
 def published_shifts(family: str, request: Request) -> list[Shift]:
@@ -46,17 +48,23 @@ def published_shifts(family: str, request: Request) -> list[Shift]:
     _check_classes(request.class_names)
     found, missing = _asked(family, request.only) if request.only else _there(family, root)
     shifts = [origins[name].shift(name, root, request.allow_incomplete) for name in found]
-    return [replace(shift, missing=missing, part_of=_whole(shift, found)) for shift in shifts]
+    there = {qualified(family, name) for name in found}
+    return [replace(shift, missing=missing, part_of=_whole(shift, there)) for shift in shifts]
 
 
-def short_name(family: str, name: str) -> str:
-    """What `--shifts` takes for a set: its family, a slash, and the rest of its name."""
-    return f"{family}/{name.removeprefix(f'{family}-')}"
+def is_asked_for(single: str, name: str, family: str) -> bool:
+    """True if a set is meant by what stands behind the slash of `family/single`.
+
+    That is the set's name within the family, or nothing for all of it. In some families the
+    beginning of a name up to a dash stands for all that go on (`imagenet-c/fog`).
+    """
+    begins = family in BY_BEGINNING and name.startswith(f"{single}-")
+    return single in ("", name) or begins
 
 
-def _whole(shift: Shift, found: Sequence[str]) -> str:
+def _whole(shift: Shift, there: Set[str]) -> str:
     """The collection of a set, if all of it is there; else the set stands for itself."""
-    whole = set(corruption_sets(shift.part_of)) <= set(found)
+    whole = set(corruption_sets(shift.part_of)) <= there
     return shift.part_of if whole else ""
 
 
@@ -64,7 +72,7 @@ def _asked(family: str, single: str) -> tuple[list[str], tuple[str, ...]]:
     """The sets that are asked for by what stands behind the slash; none is missing."""
     names = [name for name in PUBLISHED[family] if is_asked_for(single, name, family)]
     if not names:
-        known = [short_name(family, name) for name in PUBLISHED[family]]
+        known = [qualified(family, name) for name in PUBLISHED[family]]
         raise unknown("shift", f"{family}/{single}", known)
     return names, ()
 
@@ -82,7 +90,7 @@ def _there(family: str, root: Path) -> tuple[list[str], tuple[str, ...]]:
             f"What is there: python eval.py --check --data_root {root}"
         )
     own = [name for name, origin in wanted.items() if not origin.made_of]
-    return found, tuple(short_name(family, name) for name in own if name not in found)
+    return found, tuple(qualified(family, name) for name in own if name not in found)
 
 
 def _check_classes(names: Sequence[str]) -> None:

@@ -128,6 +128,6 @@ _CLEAN_CARTONS = partial(imagenet_w, only=CARTON, marked=False)
 IMAGENET_W = {
     "imagenet-w": _origin("ImageNet-W", imagenet_w, Size(50_000, 1000), False),
     # Images of one class belong in no mean of shifts.
-    "imagenet-w-carton": _origin("ImageNet-W, cartons", _CARTONS, Size(50, 1), True),
-    "imagenet-w-carton-clean": _origin("ImageNet val, cartons", _CLEAN_CARTONS, Size(50, 1), True),
+    "carton": _origin("ImageNet-W, cartons", _CARTONS, Size(50, 1), True),
+    "carton-clean": _origin("ImageNet val, cartons", _CLEAN_CARTONS, Size(50, 1), True),
 }
