@@ -16,7 +16,7 @@ from torch import Tensor
 
 import cfmask
 from cfmask.counterfactual import pixels
-from cfmask.evaluation.metrics import interval
+from cfmask.evaluation.estimates import interval
 from cfmask.images import Preprocess
 
 PHOTOGRAPHS = ("chelsea", "coffee", "camera", "astronaut", "rocket", "coins", "moon", "brick")

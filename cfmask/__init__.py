@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cfmask.data.datamodule import DigitsData, FolderData, TrainingData
     from cfmask.data.shards import ShardData
     from cfmask.errors import InputError
+    from cfmask.evaluation.metrics import Judged, Metric
     from cfmask.families.openclip import OpenClipClassifier
     from cfmask.families.timm import TimmClassifier
     from cfmask.images import RandomCrop
@@ -74,6 +75,7 @@ _HOMES = {
     "data.datamodule": ("DigitsData", "FolderData", "TrainingData"),
     "data.shards": ("ShardData",),
     "errors": ("InputError",),
+    "evaluation.metrics": ("Judged", "Metric"),
     "families.openclip": ("OpenClipClassifier",),
     "families.timm": ("TimmClassifier",),
     "images": ("RandomCrop",),

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from cfmask import ShiftReport
+from cfmask.evaluation.estimates import interval
 from cfmask.evaluation.figures import Curve, Difference, Fit, Row
-from cfmask.evaluation.metrics import interval
 from cfmask.reporting.disagreement import Answer, Disagreement
 
 NASTY = "50 % <b>a_b</b> & {c} $x^2$ ~ \\d | `e` #1\nline"

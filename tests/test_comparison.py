@@ -142,7 +142,7 @@ def test_a_run_keeps_its_report_and_its_settings(runs, capsys):
     assert report.models == ["zero-shot", "tuned", "WiSE-FT 0.5"]
     assert {row.total for row in report.of("accuracy") if row.total} == {30}
     printed = capsys.readouterr().out
-    assert "log of the probability" in printed
+    assert "Negative log-likelihood, nats" in printed
     assert "calibration" in printed
 
 

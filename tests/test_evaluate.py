@@ -10,7 +10,7 @@ from torch import nn
 from cfmask import Classifier, InputError, ShiftReport, evaluate
 from cfmask.classifier import Layout
 from cfmask.data.datamodule import Tensors
-from cfmask.evaluation.metrics import interval
+from cfmask.evaluation.estimates import interval
 from cfmask.images import Preprocess
 from cfmask.shift import Shift
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision import transforms
 
 from cfmask import InputError, evaluate
-from cfmask.evaluation.metrics import combined
+from cfmask.evaluation.estimates import combined
 from cfmask.images import Preprocess
 from cfmask.shift import Size
 from cfmask.shifts.combinations import ALEXNET_ERRORS, COMBINATIONS

@@ -10,8 +10,8 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from test_evaluate import CLASSES, ReadsTheLabel, Sees, models, painted, random_images
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from cfmask import evaluate
-from cfmask.evaluation.metrics import (
+from cfmask import InputError, ShiftReport, evaluate
+from cfmask.evaluation.estimates import (
     auroc,
     calibration_bins,
     expected_calibration_error,
@@ -21,6 +21,8 @@ from cfmask.evaluation.metrics import (
     paired_difference,
     selective,
 )
+from cfmask.evaluation.metrics import Judged, Metric
+from cfmask.reporting.tables import grids
 from cfmask.shift import Shift
 
 
@@ -258,3 +260,48 @@ def test_the_first_five_count_where_more_classes_compete():
         order = model(data.images.float() / 255).numpy().argsort(1)[:, -5:]
     expected = (order == data.labels.numpy()[:, None]).any(1).sum()
     assert report.row("m", "x", "top5").correct == expected < 60
+
+
+def brier(judged: Judged) -> float:
+    """Mean squared distance of the probabilities from the truth."""
+    assert judged.answers.logits is not None
+    p = judged.answers.logits.double().softmax(1)
+    truth = torch.nn.functional.one_hot(judged.answers.labels, p.shape[1])
+    return float((p - truth).square().sum(1).mean())
+
+
+BRIER = Metric("Brier score", brier, unit="", scale=1, digits=2, better=-1, needs_logits=True)
+
+
+def test_a_metric_of_ones_own_is_one_entry(tmp_path):
+    data, shown = random_images(70), {"a": linear(), "b": linear(4)}
+    shifts = [
+        Shift("id", lambda look: data, True),
+        Shift("few", lambda look: data, (0, 1, 2, 3, 4)),
+    ]
+
+    def measured(store):
+        return evaluate(shown, shifts, 32, metrics={"brier": BRIER}, store=store)
+
+    report = measured(tmp_path / "answers")
+    with torch.no_grad():
+        p = linear()(data.images.float() / 255).double().softmax(1).numpy()
+    expected = ((p - np.eye(CLASSES)[data.labels.numpy()]) ** 2).sum(1).mean()
+    assert report.value("a", "id", "brier") == pytest.approx(expected, abs=1e-6)
+    # A report that is read again knows how it is shown, and which end of it is better.
+    report.save(tmp_path / "report.json")
+    again = ShiftReport.load(tmp_path / "report.json")
+    grid = next(grid for grid in grids(again) if grid.name == "brier")
+    assert (grid.metric.heading, grid.figure("a", "id")) == ("Brier score", f"{expected:.2f}")
+    assert grid.is_best("a", "id") == (again.value("b", "id", "brier") > expected)
+    # Answers that an evaluation without logits has kept are not enough.
+    evaluate(shown, shifts, 32, store=tmp_path / "plain")
+    assert measured(tmp_path / "plain").value("a", "id", "brier") == pytest.approx(expected)
+    assert measured(tmp_path / "answers").run["images"] == 0
+
+
+def test_a_metric_takes_no_name_of_another():
+    with pytest.raises(InputError, match="ece"):
+        evaluate(
+            {"a": linear()}, [Shift("id", lambda look: random_images(5))], metrics={"ece": BRIER}
+        )

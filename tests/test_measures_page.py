@@ -7,7 +7,7 @@ from pathlib import Path
 from test_comparison import plant_run
 
 from cfmask.commands.eval_models import evaluate_run
-from cfmask.evaluation.figures import METRICS
+from cfmask.evaluation.metrics import METRICS
 from cfmask.evaluation.robustness import BUILT_IN
 
 PAGE = (Path(__file__).parents[1] / "docs" / "measures.md").read_text()

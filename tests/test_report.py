@@ -10,7 +10,8 @@ from rich.console import Console
 from test_evaluate import ReadsTheLabel, Sees, models, painted
 
 from cfmask import InputError, ShiftReport, evaluate
-from cfmask.evaluation.figures import METRICS, Curve, Difference, Fit, Row
+from cfmask.evaluation.figures import Curve, Difference, Fit, Row
+from cfmask.evaluation.metrics import METRICS
 
 
 def small_report() -> ShiftReport:
@@ -185,7 +186,7 @@ def test_the_table_marks_what_a_reader_must_know():
 )
 def test_every_metric_has_a_table(metric, figures):
     assert [row[1] for row in cells(full_report(), metric)[1:]] == figures
-    assert METRICS[metric].split()[0].capitalize() in printed(full_report(), metric)
+    assert METRICS[metric].heading in " ".join(printed(full_report(), metric).split())
 
 
 def test_the_trade_off_picture_has_a_point_for_each_model(tmp_path):

@@ -9,11 +9,10 @@ import pytest
 from reports import NASTY, small_report, whole_report
 
 from cfmask import ShiftReport
-from cfmask.evaluation.figures import METRICS, Row
+from cfmask.evaluation.figures import Row
+from cfmask.evaluation.metrics import Metric
 from cfmask.reporting.tables import (
     DIFFERS,
-    MEASURES,
-    Measure,
     as_csv,
     as_latex,
     as_markdown,
@@ -178,7 +177,7 @@ def test_what_is_not_whole_is_known_by_name():
     ("value", "shown"), [(0.05, "+5.0"), (-0.05, "−5.0"), (-0.0001, "+0.0"), (0.0, "+0.0")]
 )
 def test_a_signed_figure_shows_its_sign(value, shown):
-    assert Measure("x", signed=True).text(value) == shown
+    assert Metric("x", signed=True).text(value) == shown
 
 
 def test_what_chance_does_not_explain_is_marked():
@@ -189,10 +188,6 @@ def test_what_chance_does_not_explain_is_marked():
     assert r"25.0\textsuperscript{\dag} [" in as_latex(report)
     assert f"- {DIFFERS} differs from zero-shot" in as_markdown(report)
     assert DIFFERS not in as_markdown(small_report())
-
-
-def test_every_metric_has_a_title():
-    assert set(MEASURES) == set(METRICS)
 
 
 def test_parts_of_a_large_collection_are_in_the_csv_alone():

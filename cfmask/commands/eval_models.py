@@ -12,7 +12,7 @@ from cfmask.commands.parser import OneLineParser, as_lists, one_line_errors, pri
 from cfmask.comparison.compare import compare, report_folder
 from cfmask.comparison.sources import is_run
 from cfmask.errors import unknown
-from cfmask.evaluation.figures import METRICS
+from cfmask.evaluation.metrics import METRICS
 from cfmask.runs.run_folder import RunFolder
 
 

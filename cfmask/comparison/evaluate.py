@@ -9,13 +9,13 @@ from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.evaluation.figures import HARMONIC, MEAN, Curve, Row
 from cfmask.evaluation.measures import (
-    Counts,
     Table,
     combination_rows,
     counts_of,
     differences,
     rows_of,
 )
+from cfmask.evaluation.metrics import METRICS, Counts, Judged, Metric
 from cfmask.evaluation.protocol import protocol_of, run_facts
 from cfmask.evaluation.robustness import check_fit, fits_of, robustness_rows
 from cfmask.images import Decoder
@@ -39,6 +39,7 @@ def evaluate(
     unreadable: Unreadable = "stop",
     store: Path | None = None,
     predictions: Path | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> ShiftReport:
     """All measures of each model on each set, every image counted once.
 
@@ -61,6 +62,7 @@ def evaluate(
         store: folder in which the answers to each set are kept, so that an interrupted evaluation
             goes on where it was; None keeps none.
         predictions: folder for a Parquet file of each model on each set; None writes none.
+        metrics: further metrics by name, measured beside those of `METRICS`.
 
     Returns:
         A report with rows for each model and set, and for each combination of sets.
@@ -76,18 +78,20 @@ def evaluate(
     reference = next((shift.name for shift in shifts if shift.in_distribution), None)
     check_fit(fit, len(models), names, reference)
     how = (batch_size, workers, precision, decoder, unreadable)
-    inference = Inference(models, *how, store, predictions, progress)
+    measured = _metrics(metrics or {})
+    logits = any(metric.needs_logits for metric in measured.values())
+    inference = Inference(models, *how, store, predictions, progress, logits)
     table = inference.answer(shifts)
     classifiers = {name: described(model) for name, model in models.items()}
     details = {
         name: {s.name: counts_of(s, own[s.name], classifiers[name].class_names) for s in shifts}
         for name, own in table.items()
     }
-    rows = _rows(table, shifts, details, classifiers, reference)
+    rows = _rows(table, shifts, details, classifiers, reference, measured)
     single = [row for row in rows if row.metric == "accuracy"]
     fits = fits_of(fit, single, reference)
     tally = inference.tally
-    protocol = protocol_of(classifiers, shifts, precision, decoder)
+    protocol = protocol_of(classifiers, shifts, precision, decoder, measured)
     for name, paths in tally.unreadable.items():
         protocol["sets"][name]["unreadable"] = paths
     return ShiftReport(
@@ -115,12 +119,23 @@ def _names(shifts: Sequence[Shift]) -> list[str]:
     return names
 
 
+def _metrics(further: Mapping[str, Metric]) -> Mapping[str, Metric]:
+    """All that is measured; names of `METRICS` keep their meaning."""
+    taken = sorted(set(further) & set(METRICS))
+    if taken:
+        raise InputError(
+            f"Expected metrics of one's own under new names, but {taken[0]} is one of cfmask's."
+        )
+    return {**METRICS, **further}
+
+
 def _rows(
     table: Table,
     shifts: Sequence[Shift],
     details: Mapping[str, Mapping[str, Counts]],
     classifiers: Mapping[str, Classifier],
     reference: str | None,
+    metrics: Mapping[str, Metric],
 ) -> list[Row]:
     """Figures on single sets, set by set."""
     rows: list[Row] = []
@@ -128,7 +143,7 @@ def _rows(
         for model, own in table.items():
             inside = own[reference] if reference and not shift.in_distribution else None
             counts, heads = details[model][shift.name], len(classifiers[model].class_names)
-            rows += rows_of(model, shift, own[shift.name], counts, inside, heads)
+            rows += rows_of(model, Judged(own[shift.name], shift, counts, heads, inside), metrics)
     return rows
 
 

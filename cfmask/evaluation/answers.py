@@ -32,6 +32,8 @@ class Answers:
         max_logit: float32 (N,), among all classes of the head.
         readable: bool (N,); an image that could not be read is answered as a black one would be,
             and is never right.
+        logits: float32 (N, C) of the competing classes in the order of the head; None unless they
+            were asked for.
     """
 
     labels: Tensor
@@ -43,13 +45,15 @@ class Answers:
     confidence: Tensor
     max_logit: Tensor
     readable: Tensor
+    logits: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The attributes by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The attributes that there are, by name."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
 
     @classmethod
     def joined(cls, parts: Sequence[Answers]) -> Answers:
@@ -120,13 +124,20 @@ class LabelRule:
             )
         return rows
 
-    def judge(self, logits: Tensor, labels: Tensor, readable: Tensor | None = None) -> Answers:
+    def judge(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        readable: Tensor | None = None,
+        keep_logits: bool = False,
+    ) -> Answers:
         """Answers on the CPU.
 
         Args:
             logits: float (N, K), on any device.
             labels: int64 (N,).
             readable: bool (N,), False for images that could not be read; None if all could.
+            keep_logits: True leaves the logits of the competing classes with the answers.
 
         Raises:
             InputError: a label that is no class of the head or of the set; logits that are no
@@ -158,4 +169,5 @@ class LabelRule:
             confidence=p.gather(1, order[:, :1])[:, 0].clamp(max=1).float(),
             max_logit=logits.amax(1),
             readable=seen,
+            logits=competing if keep_logits else None,
         )

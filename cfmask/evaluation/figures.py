@@ -10,22 +10,6 @@ Transform = Literal["logit", "probit"]
 # Figures of several sets that are in every report where there are the sets for them.
 MEAN, HARMONIC = "mean of shifts", "harmonic mean"
 
-# Metrics by name, with what a reader needs to know of each.
-METRICS: dict[str, str] = {
-    "accuracy": "top-1 accuracy among the classes of the set",
-    "accuracy_unrestricted": "top-1 accuracy among all classes of the head",
-    "top5": "top-5 accuracy among the classes of the set",
-    "nll": "mean of −log of the probability of the right classes",
-    "ece": "expected calibration error, 15 equal-width bins over the whole set",
-    "class_mean": "unweighted mean of the accuracies of the classes",
-    "worst_class": "accuracy of the class with the lowest one",
-    "worst_group": "accuracy of the group of images with the lowest one",
-    "selective_accuracy": "accuracy on the 90 % of images with the highest confidence",
-    "auroc_max_logit": "chance that an image of the reference set has a higher maximum logit",
-    "effective_robustness_logit": "accuracy above that of the logit fit",
-    "effective_robustness_probit": "accuracy above that of the probit fit",
-}
-
 
 @dataclass(frozen=True)
 class Row:
@@ -34,7 +18,7 @@ class Row:
     Attributes:
         model: name of the model's row.
         shift: name of the set, or of a combination of sets.
-        metric: a key of `METRICS`.
+        metric: its name; see `cfmask.evaluation.metrics`.
         value: as a fraction: shares in [0, 1], differences in [-1, 1]; `nll` in nats.
         correct: number of images classified right; None where the figure is no share of images.
         total: number of images; None likewise.

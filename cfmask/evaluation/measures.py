@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cfmask.evaluation.answers import BEST, Answers
-from cfmask.evaluation.figures import HARMONIC, MEAN, Difference, Row
-from cfmask.evaluation.metrics import (
-    auroc,
+from cfmask.evaluation.answers import Answers
+from cfmask.evaluation.estimates import (
     calibration_bins,
     combined,
-    expected_calibration_error,
     harmonic,
-    interval,
     mcnemar,
-    mean_with_interval,
     paired_difference,
-    selective,
 )
+from cfmask.evaluation.figures import HARMONIC, MEAN, Difference, Row
+from cfmask.evaluation.metrics import METRICS, Counts, Judged, Metric, Value
 from cfmask.shift import Shift
 from cfmask.shifts.combinations import COMBINATIONS, Combination, mean_of
 
-Counts = dict[str, dict[str, list[Any]]]
 # Answers of every model to every set.
 Table = Mapping[str, Mapping[str, Answers]]
 
@@ -72,61 +66,22 @@ def _shares(numbers: Tensor, correct: Tensor, titles: Mapping[int, str]) -> dict
     }
 
 
-def rows_of(
-    model: str,
-    shift: Shift,
-    answers: Answers,
-    counts: Counts,
-    reference: Answers | None,
-    heads: int,
-) -> list[Row]:
-    """All figures of one model on one set. The first five of five classes say nothing: no top-5.
+def rows_of(model: str, judged: Judged, metrics: Mapping[str, Metric] = METRICS) -> list[Row]:
+    """All figures of one model on one set.
 
     Args:
         model: name of its row.
-        shift: the set.
-        answers: to its images.
-        counts: what `counts_of` gives.
-        reference: answers of the same model to the reference set, if there is one and this is a
-            shift set.
-        heads: number of classes of the head.
+        judged: its answers to the set.
+        metrics: by name; those that are made of other figures are passed over.
     """
-
-    def row(metric: str, value: float, *ends: float, note: str = "") -> Row:
-        finite = ends if all(map(math.isfinite, ends)) else ()
-        low, high = finite or (None, None)
-        return Row(model, shift.name, metric, value, None, None, low, high, note)
-
-    def share(metric: str, correct: int, total: int, note: str = "") -> Row:
-        ends = interval(correct, total)
-        return Row(model, shift.name, metric, correct / total, correct, total, *ends, note)
-
-    total = len(answers)
-    rows = [share("accuracy", int(answers.correct.sum()), total)]
-    if shift.classes is not None:
-        rows.append(share("accuracy_unrestricted", int(answers.unrestricted.sum()), total))
-    if (heads if shift.classes is None else len(shift.classes)) > BEST:
-        rows.append(share("top5", int(answers.top5.sum()), total))
-    rows.append(row("nll", *mean_with_interval(answers.nll)))
-    rows.append(row("ece", expected_calibration_error(counts["bins"])))
-    if "classes" in counts:
-        classes = counts["classes"]
-        pairs = list(zip(classes["correct"], classes["total"]))
-        rows.append(row("class_mean", *combined(pairs, [1 / len(pairs)] * len(pairs))))
-    for metric, kind in (("worst_class", "classes"), ("worst_group", "groups")):
-        if kind in counts:
-            rows.append(share(metric, *_worst(counts[kind])))
-    rows.append(share("selective_accuracy", *selective(answers.confidence, answers.correct)))
-    if reference is not None:
-        rows.append(row("auroc_max_logit", auroc(reference.max_logit, answers.max_logit)))
+    rows = []
+    for name, metric in metrics.items():
+        found = metric.of(judged) if metric.of else None
+        if found is not None:
+            own = found if isinstance(found, Value) else Value(float(found))
+            facts = (own.correct, own.total, own.low, own.high, own.note)
+            rows.append(Row(model, judged.shift.name, name, own.value, *facts))
     return rows
-
-
-def _worst(counts: dict[str, list[Any]]) -> tuple[int, int, str]:
-    """Right answers, images and name of the lowest share; of equal ones the first."""
-    triples = zip(counts["correct"], counts["total"], counts["names"])
-    worst: tuple[int, int, str] = min(triples, key=lambda triple: triple[0] / triple[1])
-    return worst
 
 
 def combination_rows(rows: Sequence[Row], shifts: Sequence[Shift]) -> Iterator[Row]:

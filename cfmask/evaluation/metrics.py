@@ -1,160 +1,250 @@
-"""Metrics: exact counts, calibration, comparison, and their intervals. Pure functions.
+"""Metrics: what is measured of a model's answers to a set, and how it is shown.
 
-Letters: N images. All intervals are of 95 %.
+A metric is one function and its entry in `METRICS`. Letters: N images, C classes that compete.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
+from cfmask.evaluation.answers import BEST, Answers
+from cfmask.evaluation.estimates import (
+    auroc,
+    combined,
+    expected_calibration_error,
+    interval,
+    mean_with_interval,
+    selective,
+)
+from cfmask.shift import Shift
 
-BINS = 15
-COVERAGE = 0.9
-# Quantile of the normal distribution that leaves 2.5 % above it.
-Z = 1.959963984540054
+Counts = dict[str, dict[str, list[Any]]]
 
 
-def interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Clopper-Pearson interval of a share, as fractions in [0, 1].
+@dataclass(frozen=True)
+class Judged:
+    """What a metric is computed from: a model's answers to a set.
+
+    Attributes:
+        answers: to the N images of the set; `answers.logits` is float (N, C) for a metric that
+            needs logits, else None.
+        shift: the set.
+        counts: of its classes, groups and bins of confidence; see `cfmask.evaluation.measures`.
+        heads: number of classes of the head.
+        reference: answers of the same model to the reference set; None if there is none, and for
+            sets in distribution.
+    """
+
+    answers: Answers
+    shift: Shift
+    counts: Counts
+    heads: int
+    reference: Answers | None = None
+
+
+@dataclass(frozen=True)
+class Value:
+    """A figure with what is known of it.
+
+    Attributes:
+        value: as a fraction, or in the metric's own unit.
+        low: lower end of the 95 % interval; None for a metric without one.
+        high: upper end of it.
+        correct: number of images classified right; None where the figure is no share of images.
+        total: number of images; None likewise.
+        note: what else a reader must know, such as which class is the worst.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    correct: int | None = None
+    total: int | None = None
+    note: str = ""
+
+    @classmethod
+    def share(cls, correct: int, total: int, note: str = "") -> Value:
+        """Share of images classified right, with its Clopper-Pearson interval."""
+        return cls(correct / total, *interval(correct, total), correct, total, note)
+
+    @classmethod
+    def between(cls, value: float, low: float, high: float) -> Value:
+        """A figure with its interval, or without if one end is not finite."""
+        return cls(value, low, high) if math.isfinite(low + high) else cls(value)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is measured of a model on a set, and how it is shown.
+
+    Attributes:
+        title: in words.
+        of: gives the figure, as a number or with its interval; None where a set has none. The
+            metric itself has no function if its figures are made of those of others.
+        meaning: what a reader needs to know, a clause without a stop.
+        unit: of the figure as it is shown; empty for none.
+        scale: by which a value is multiplied to be shown; 100 for per cent.
+        digits: after the decimal point.
+        better: 1 if more is better, -1 if less is, 0 if neither.
+        signed: True shows a plus before gains.
+        needs_logits: True keeps the logits of all images for `of`, N · C floats.
+    """
+
+    title: str
+    of: Callable[[Judged], Value | float | None] | None = None
+    meaning: str = ""
+    unit: str = "%"
+    scale: float = 100
+    digits: int = 1
+    better: int = 1
+    signed: bool = False
+    needs_logits: bool = False
+
+    @property
+    def heading(self) -> str:
+        """The title with its unit."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+    def text(self, value: float) -> str:
+        """A value, scaled and rounded, with a true minus sign."""
+        sign = "+" if self.signed else ""
+        shown = f"{self.scale * value:{sign}.{self.digits}f}"
+        zero = re.fullmatch(r"-0\.?0*", shown)
+        return sign + shown[1:] if zero else shown.replace("-", "−")
+
+    def described(self) -> dict[str, Any]:
+        """All but the function, as a report keeps it."""
+        kept = ("title", "meaning", "unit", "scale", "digits", "better", "signed")
+        return {name: getattr(self, name) for name in kept}
+
+
+def _accuracy(judged: Judged) -> Value:
+    return Value.share(int(judged.answers.correct.sum()), len(judged.answers))
+
+
+def _accuracy_unrestricted(judged: Judged) -> Value | None:
+    if judged.shift.classes is None:
+        return None
+    return Value.share(int(judged.answers.unrestricted.sum()), len(judged.answers))
+
+
+def _top5(judged: Judged) -> Value | None:
+    """The first five of five classes say nothing."""
+    classes = judged.shift.classes
+    if (judged.heads if classes is None else len(classes)) <= BEST:
+        return None
+    return Value.share(int(judged.answers.top5.sum()), len(judged.answers))
+
+
+def _class_mean(judged: Judged) -> Value | None:
+    if "classes" not in judged.counts:
+        return None
+    classes = judged.counts["classes"]
+    pairs = list(zip(classes["correct"], classes["total"]))
+    return Value.between(*combined(pairs, [1 / len(pairs)] * len(pairs)))
+
+
+def _worst(judged: Judged, kind: str) -> Value | None:
+    """The lowest share; of equal ones the first."""
+    if kind not in judged.counts:
+        return None
+    counts = judged.counts[kind]
+    triples = zip(counts["correct"], counts["total"], counts["names"])
+    return Value.share(*min(triples, key=lambda triple: triple[0] / triple[1]))
+
+
+def _nll(judged: Judged) -> Value:
+    return Value.between(*mean_with_interval(judged.answers.nll))
+
+
+def _ece(judged: Judged) -> float:
+    return expected_calibration_error(judged.counts["bins"])
+
+
+def _selective_accuracy(judged: Judged) -> Value:
+    return Value.share(*selective(judged.answers.confidence, judged.answers.correct))
+
+
+def _auroc_max_logit(judged: Judged) -> float | None:
+    if judged.reference is None:
+        return None
+    return auroc(judged.reference.max_logit, judged.answers.max_logit)
+
+
+def _effective_robustness(transform: str) -> Metric:
+    """Accuracy above a line; `cfmask.evaluation.robustness` computes it from accuracies."""
+    meaning = f"accuracy above that of the {transform} fit"
+    title = f"Effective robustness ({transform})"
+    return Metric(title, None, meaning, unit="points", signed=True)
+
+
+# Metrics by name, in the order in which they are shown. A new one is one entry.
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric("Top-1 accuracy", _accuracy, "top-1 accuracy among the classes of the set"),
+    "accuracy_unrestricted": Metric(
+        "Top-1 accuracy among all classes of the head",
+        _accuracy_unrestricted,
+        "top-1 accuracy among all classes of the head",
+    ),
+    "top5": Metric("Top-5 accuracy", _top5, "top-5 accuracy among the classes of the set"),
+    "class_mean": Metric(
+        "Mean of the classes' accuracies",
+        _class_mean,
+        "unweighted mean of the accuracies of the classes",
+    ),
+    "worst_class": Metric(
+        "Accuracy of the worst class",
+        lambda judged: _worst(judged, "classes"),
+        "accuracy of the class with the lowest one",
+    ),
+    "worst_group": Metric(
+        "Accuracy of the worst group",
+        lambda judged: _worst(judged, "groups"),
+        "accuracy of the group of images with the lowest one",
+    ),
+    "nll": Metric(
+        "Negative log-likelihood",
+        _nll,
+        "mean of −log of the probability of the right classes",
+        unit="nats",
+        scale=1,
+        digits=3,
+        better=-1,
+    ),
+    "ece": Metric(
+        "Expected calibration error",
+        _ece,
+        "expected calibration error, 15 equal-width bins over the whole set",
+        better=-1,
+    ),
+    "selective_accuracy": Metric(
+        "Accuracy on the most confident 90 %",
+        _selective_accuracy,
+        "accuracy on the 90 % of images with the highest confidence",
+    ),
+    "auroc_max_logit": Metric(
+        "AUROC of the maximum logit against the reference",
+        _auroc_max_logit,
+        "chance that an image of the reference set has a higher maximum logit",
+    ),
+    "effective_robustness_logit": _effective_robustness("logit"),
+    "effective_robustness_probit": _effective_robustness("probit"),
+}
+
+
+def described(name: str, protocol: Mapping[str, Any]) -> Metric:
+    """How a metric of a report is shown: as `METRICS` says, else as the report itself does.
 
     Args:
-        correct: in [0, total].
-        total: at least 1.
-        confidence: in (0, 1).
+        name: of the metric.
+        protocol: of the report; of a metric that it does not describe the figures are shown as
+            they are.
     """
-    from scipy.stats import binomtest
-
-    bounds = binomtest(correct, total).proportion_ci(confidence, method="exact")
-    return float(bounds.low), float(bounds.high)
-
-
-def combined(
-    counts: Sequence[tuple[int, int]], weights: Sequence[float], constant: float = 0.0
-) -> tuple[float, float, float]:
-    """Constant + sum of weight · accuracy, with its 95 % interval.
-
-    The sets are taken as independent, so their binomial variances add; the interval is the normal
-    one. For sets that show the same images in two ways it is too wide rather than too narrow.
-
-    Args:
-        counts: (correct, total) of each set.
-        weights: of each set.
-        constant: what is added.
-
-    Returns:
-        Value, low, high. A mean's interval (weights of sum 1, none negative) is kept in [0, 1].
-    """
-    shares = [correct / total for correct, total in counts]
-    value = constant + sum(w * p for w, p in zip(weights, shares))
-    variance = sum(w * w * p * (1 - p) / n for w, p, (_, n) in zip(weights, shares, counts))
-    reach = Z * math.sqrt(variance)
-    low, high = value - reach, value + reach
-    if constant == 0 and min(weights) >= 0 and math.isclose(sum(weights), 1):
-        low, high = max(0.0, low), min(1.0, high)
-    return value, low, high
-
-
-def mean_with_interval(values: Tensor) -> tuple[float, float, float]:
-    """Mean of values (N,) with the normal interval of it: value, low, high."""
-    exact = values.double()
-    mean = float(exact.mean())
-    reach = Z * float(exact.std()) / math.sqrt(len(exact)) if len(exact) > 1 else math.inf
-    return mean, mean - reach, mean + reach
-
-
-def harmonic(
-    first: tuple[float, float, float], second: tuple[float, float, float]
-) -> tuple[float, float, float]:
-    """Harmonic mean of two accuracies, each value, low and high; the same of the mean.
-
-    Both are taken as independent; the interval is by the delta method, kept in [0, 1].
-    """
-    (a, low_a, high_a), (b, low_b, high_b) = first, second
-    value = 2 * a * b / (a + b) if a + b else 0.0
-    # Where both are 0 the slopes are those of equal accuracies.
-    slopes = (2 * (b / (a + b)) ** 2, 2 * (a / (a + b)) ** 2) if a + b else (0.5, 0.5)
-    reach = math.hypot(slopes[0] * (high_a - low_a), slopes[1] * (high_b - low_b)) / 2
-    return value, max(0.0, value - reach), min(1.0, value + reach)
-
-
-def calibration_bins(confidence: Tensor, correct: Tensor) -> dict[str, list[float]]:
-    """Images, sum of confidence and right answers in 15 equal-width bins of confidence.
-
-    Bin i holds confidences in (i/15, (i+1)/15]; the first one holds 0 too.
-
-    Args:
-        confidence: float (N,) in [0, 1].
-        correct: bool (N,).
-
-    Source: Guo et al. 2017 (arXiv 1706.04599), section 2.
-    """
-    edges = (torch.arange(1, BINS, dtype=torch.float64) / BINS).to(confidence.dtype)
-    place = torch.bucketize(confidence, edges)
-    return {
-        "count": torch.bincount(place, minlength=BINS).tolist(),
-        "confidence": torch.bincount(place, confidence.double(), BINS).tolist(),
-        "correct": torch.bincount(place[correct], minlength=BINS).tolist(),
-    }
-
-
-def expected_calibration_error(bins: dict[str, list[float]]) -> float:
-    """ECE in [0, 1] of what `calibration_bins` counts over a whole set.
-
-    Sum over the bins of |right answers - sum of confidence|, by the number of images.
-
-    Source: Guo et al. 2017 (arXiv 1706.04599), equation 3.
-    """
-    gaps = (abs(right - said) for right, said in zip(bins["correct"], bins["confidence"]))
-    return sum(gaps) / sum(bins["count"])
-
-
-def selective(confidence: Tensor, correct: Tensor) -> tuple[int, int]:
-    """Right ones and number of the 90 % of images that have the highest confidence.
-
-    The number is rounded up; of images with equal confidence at the edge, wrong ones come first,
-    so that the order of the images does not matter.
-
-    Args:
-        confidence: float (N,).
-        correct: bool (N,).
-    """
-    total = math.ceil(COVERAGE * len(correct))
-    wrong_first = correct.sort(stable=True).indices
-    kept = wrong_first[confidence[wrong_first].sort(descending=True, stable=True).indices[:total]]
-    return int(correct[kept].sum()), total
-
-
-def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Chance that a score (N,) of one set is above one of another (M,); equal ones count half."""
-    from sklearn.metrics import roc_auc_score
-
-    truth = torch.cat([torch.ones(len(inside)), torch.zeros(len(outside))])
-    return float(roc_auc_score(truth.numpy(), torch.cat([inside, outside]).numpy()))
-
-
-def paired_difference(only_first: int, only_second: int, total: int) -> tuple[float, float, float]:
-    """Accuracy of a second model minus that of a first on the same images: value, low, high.
-
-    Args:
-        only_first: number of images that only the first gets right.
-        only_second: number of images that only the second gets right.
-        total: number of images.
-
-    Source: interval of Bonett and Price 2012 (Journal of Educational and Behavioral Statistics
-    37), as Fagerland et al. 2014 (Statistics in Medicine 33) recommend for paired binomials.
-    """
-    p, q = (only_second + 1) / (total + 2), (only_first + 1) / (total + 2)
-    reach = Z * math.sqrt((p + q - (p - q) ** 2) / (total + 2))
-    low, high = max(-1.0, p - q - reach), min(1.0, p - q + reach)
-    return (only_second - only_first) / total, low, high
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p-value of the exact McNemar test: that both models are right equally often."""
-    from scipy.stats import binomtest
-
-    changed = only_first + only_second
-    return float(binomtest(only_first, changed).pvalue) if changed else 1.0
+    if name in METRICS:
+        return METRICS[name]
+    own = protocol.get("metrics", {}).get(name)
+    return Metric(**own) if isinstance(own, dict) else Metric(name, None, "", "", 1, 3, 0)

@@ -14,8 +14,8 @@ import torch
 
 from cfmask import processes
 from cfmask.classifier import Classifier
-from cfmask.evaluation.figures import METRICS
 from cfmask.evaluation.measures import combinations
+from cfmask.evaluation.metrics import METRICS, Metric
 from cfmask.images import DECODERS, Decoder
 from cfmask.shift import Shift
 from cfmask.version import __version__
@@ -24,12 +24,16 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow"
 
 
 def protocol_of(
-    models: Mapping[str, Classifier], shifts: Sequence[Shift], precision: str, decoder: Decoder
+    models: Mapping[str, Classifier],
+    shifts: Sequence[Shift],
+    precision: str,
+    decoder: Decoder,
+    metrics: Mapping[str, Metric] = METRICS,
 ) -> dict[str, Any]:
     """The rules of all sets, means and metrics, as JSON holds them."""
     return {
         "metric": "top-1 accuracy, every image counted once",
-        "metrics": METRICS,
+        "metrics": {name: metric.described() for name, metric in metrics.items()},
         "interval": "95 % Clopper-Pearson; of means: normal, from the sets' binomial variances",
         "comparison": "exact McNemar test on the same images; interval of the difference: "
         "Bonett-Price",

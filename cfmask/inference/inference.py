@@ -81,6 +81,7 @@ class Inference:
         store: where answers are kept and looked for; None keeps none.
         predictions: where a Parquet file for each model and set goes; None writes none.
         progress: show a bar with images a second and the time left over all sets.
+        logits: keep the logits with the answers.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Inference:
         store: Path | None,
         predictions: Path | None,
         progress: bool,
+        logits: bool = False,
     ) -> None:
         self.models = models
         self.batch_size = batch_size
@@ -102,6 +104,7 @@ class Inference:
         self.decoder = decoder
         self.unreadable = unreadable
         self.predictions = predictions
+        self.logits = logits
         self.store = AnswerStore(store) if store else None
         self.tally = Tally()
         shown = progress and processes.rank() == 0
@@ -184,7 +187,8 @@ class Inference:
         """Answers that an earlier evaluation has left; `where` is filled with file and key."""
         if self.store is None:
             return {}
-        own, how = set_key(shift, data), (self.precision, self.decoder)
+        own = set_key(shift, data)
+        how = [str(self.precision), str(self.decoder), *["logits"] * self.logits]
         for name, key in keys.items():
             whole = key_of(own, key, *how)
             where[name] = self.store.path(name, shift.name, whole), whole
@@ -246,7 +250,8 @@ class Inference:
         heads = len(described(self.models[name]).class_names)
         rule = LabelRule(heads, shift.classes, shift.accepts, shift.name)
         if self.predictions is None:
-            yield lambda logits, labels, readable, paths: rule.judge(logits, labels, readable)
+            keep = self.logits
+            yield lambda logits, labels, readable, _: rule.judge(logits, labels, readable, keep)
             return
         part = _part(self._prediction_file(shift, name), processes.rank())
         with PredictionFile(part, rule.classes.tolist()) as file:
@@ -254,7 +259,7 @@ class Inference:
             def judge(
                 logits: Tensor, labels: Tensor, readable: Tensor, paths: list[str]
             ) -> Answers:
-                answers = rule.judge(logits, labels, readable)
+                answers = rule.judge(logits, labels, readable, self.logits)
                 file.add(paths, answers, logits.cpu()[:, rule.classes])
                 return answers
 

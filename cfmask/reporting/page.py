@@ -18,16 +18,17 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from cfmask.evaluation.figures import MEAN, METRICS, Difference, Fit
+from cfmask.evaluation.figures import MEAN, Difference, Fit
+from cfmask.evaluation.metrics import Metric
 from cfmask.reporting import charts as figures
 from cfmask.reporting.disagreement import Disagreement
 from cfmask.reporting.report import ShiftReport
-from cfmask.reporting.tables import Measure, differs, footnotes, grids, heading, incomplete
+from cfmask.reporting.tables import differs, footnotes, grids, heading, incomplete
 
 # More models than this cannot be told apart in one picture.
 MOST_MODELS = 6
-POINTS = Measure("points", signed=True)
-SHARE = Measure("%")
+POINTS = Metric("Difference", unit="points", signed=True)
+SHARE = Metric("Share")
 
 
 def as_html(report: ShiftReport, gallery: Sequence[Disagreement] = ()) -> str:
@@ -48,7 +49,6 @@ def as_html(report: ShiftReport, gallery: Sequence[Disagreement] = ()) -> str:
         "legend": [(m, i, figures.GLYPHS[i]) for m, i in styles.items()],
         "leads": list(_leads(report, styles)),
         "grids": grids(report),
-        "meaning": METRICS,
         "partly": incomplete(report),
         "footnotes": footnotes(report, "Below a figure"),
         "scatters": list(_scatters(report, styles)),

@@ -11,7 +11,8 @@ from typing import Any
 from rich.table import Table
 
 from cfmask.errors import InputError
-from cfmask.evaluation.figures import MEAN, METRICS, Curve, Difference, Fit, Row
+from cfmask.evaluation.figures import MEAN, Curve, Difference, Fit, Row
+from cfmask.evaluation.metrics import described
 
 # Fields of a report that are lists of their own kind; older files lack some.
 PARTS: dict[str, Any] = {"rows": Row, "differences": Difference, "fits": Fit, "curves": Curve}
@@ -50,7 +51,7 @@ class ShiftReport:
         Args:
             model: name of its row.
             shift: name of the set, which may lack its family if one family alone has such a set.
-            metric: a key of `METRICS`.
+            metric: its name.
 
         Raises:
             KeyError: it is not there, or several families have such a set.
@@ -139,7 +140,7 @@ class ShiftReport:
 
     def table(self, metric: str = "accuracy") -> Table:
         """Models by sets: a figure in percent (`nll`: in nats), below it its 95 % interval."""
-        title = f"{METRICS[metric].capitalize()}, {'nats' if metric == 'nll' else '%'}"
+        title = described(metric, self.protocol).heading
         table = Table(title=title, caption=self._caption(metric), show_lines=True)
         table.add_column("model")
         shifts = self.columns(metric)
@@ -160,13 +161,11 @@ class ShiftReport:
     def _cell(self, row: Row | None) -> str:
         if row is None:
             return ""
-        scale, digits = (1, 3) if row.metric == "nll" else (100, 1)
-        mark = "†" if self._differs(row) else ""
-        text = f"{scale * row.value:.{digits}f}{mark}"
+        shown = described(row.metric, self.protocol).text
+        text = shown(row.value) + "†" * self._differs(row)
         if row.low is None or row.high is None:
             return text
-        ends = f"{scale * row.low:.{digits}f}–{scale * row.high:.{digits}f}"
-        return f"{text}\n[dim]{ends}[/dim]"
+        return f"{text}\n[dim]{shown(row.low)}–{shown(row.high)}[/dim]"
 
     def _differs(self, row: Row) -> bool:
         """Whether an accuracy differs from the first model's by more than chance."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cfmask.evaluation.figures import Row
+from cfmask.evaluation.metrics import METRICS, Metric, described
 from cfmask.reporting.report import ShiftReport
 from cfmask.shifts.combinations import COMBINATIONS
 
@@ -23,91 +24,45 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Measure:
-    """How the figures of one metric are shown.
-
-    Attributes:
-        title: in words, with the unit.
-        scale: by which a value is multiplied; 100 for per cent.
-        digits: after the decimal point.
-        better: 1 if more is better, -1 if less is, 0 if neither.
-        signed: True shows a plus before gains.
-    """
-
-    title: str
-    scale: float = 100
-    digits: int = 1
-    better: int = 1
-    signed: bool = False
-
-    def text(self, value: float) -> str:
-        """The value, scaled and rounded, with a true minus sign."""
-        sign = "+" if self.signed else ""
-        shown = f"{self.scale * value:{sign}.{self.digits}f}"
-        zero = re.fullmatch(r"-0\.?0*", shown)
-        return sign + shown[1:] if zero else shown.replace("-", "−")
-
-
-# How the metrics of `cfmask.reporting.report.METRICS` are shown.
-MEASURES: dict[str, Measure] = {
-    "accuracy": Measure("Top-1 accuracy, %"),
-    "accuracy_unrestricted": Measure("Top-1 accuracy among all classes of the head, %"),
-    "top5": Measure("Top-5 accuracy, %"),
-    "class_mean": Measure("Mean of the classes' accuracies, %"),
-    "worst_class": Measure("Accuracy of the worst class, %"),
-    "worst_group": Measure("Accuracy of the worst group, %"),
-    "nll": Measure("Negative log-likelihood, nats", scale=1, digits=3, better=-1),
-    "ece": Measure("Expected calibration error, %", better=-1),
-    "selective_accuracy": Measure("Accuracy on the most confident 90 %, %"),
-    "auroc_max_logit": Measure("AUROC of the maximum logit against the reference, %"),
-    "effective_robustness_logit": Measure("Effective robustness (logit), points", signed=True),
-    "effective_robustness_probit": Measure("Effective robustness (probit), points", signed=True),
-}
-
-
-@dataclass(frozen=True)
 class Grid:
     """Figures of one metric.
 
     Attributes:
-        metric: its name.
+        metric: how they are shown.
+        name: of the metric.
         models: names of the rows.
         shifts: names of the columns.
         cells: figure by (model, shift); not every model need have every set.
     """
 
-    metric: str
+    metric: Metric
+    name: str
     models: list[str]
     shifts: list[str]
     cells: dict[tuple[str, str], Row]
 
     @property
-    def measure(self) -> Measure:
-        """How the figures are shown; a metric unknown to `MEASURES` is shown as it is."""
-        return MEASURES.get(self.metric, Measure(self.metric, scale=1, digits=3, better=0))
-
-    @property
     def short(self) -> str:
-        """The title without its unit, to stand in a line with others."""
-        title = self.measure.title.rpartition(", ")[0] or self.measure.title
+        """The title, to stand in a line with others."""
+        title = self.metric.title
         return title if title[:2].isupper() else title[:1].lower() + title[1:]
 
     def figure(self, model: str, shift: str) -> str:
         """Text of a figure; empty if there is none."""
         row = self.cells.get((model, shift))
-        return "" if row is None else self.measure.text(row.value)
+        return "" if row is None else self.metric.text(row.value)
 
     def interval(self, model: str, shift: str) -> str:
         """Text of a figure's interval, low to high; empty if there is none."""
         row = self.cells.get((model, shift))
         if row is None or row.low is None or row.high is None:
             return ""
-        return f"{self.measure.text(row.low)}–{self.measure.text(row.high)}"
+        return f"{self.metric.text(row.low)}–{self.metric.text(row.high)}"
 
     def is_best(self, model: str, shift: str) -> bool:
         """Whether no model of several has a better figure on the set."""
         column = [self.cells[m, shift].value for m in self.models if (m, shift) in self.cells]
-        row, better = self.cells.get((model, shift)), self.measure.better * direction(shift)
+        row, better = self.cells.get((model, shift)), self.metric.better * direction(shift)
         if row is None or better == 0 or len(column) < 2:
             return False
         return row.value * better == max(value * better for value in column)
@@ -124,21 +79,21 @@ def direction(shift: str) -> int:
 
 
 def grids(report: ShiftReport) -> list[Grid]:
-    """One grid for each metric, in the order of `MEASURES` and then of the report.
+    """One grid for each metric, in the order of `METRICS` and then of the report.
 
     Sets that are parts of a large collection are left to the CSV and the JSON.
     """
     found = dict.fromkeys(row.metric for row in report.rows)
-    order = [name for name in MEASURES if name in found]
-    return [_grid(report, name) for name in [*order, *(m for m in found if m not in MEASURES)]]
+    order = [name for name in METRICS if name in found]
+    return [_grid(report, name) for name in [*order, *(m for m in found if m not in METRICS)]]
 
 
 def _grid(report: ShiftReport, metric: str) -> Grid:
     rows = [row for row in report.rows if row.metric == metric]
     models = list(dict.fromkeys(row.model for row in rows))
-    return Grid(
-        metric, models, report.columns(metric), {(row.model, row.shift): row for row in rows}
-    )
+    cells = {(row.model, row.shift): row for row in rows}
+    shown = described(metric, report.protocol)
+    return Grid(shown, metric, models, report.columns(metric), cells)
 
 
 def incomplete(report: ShiftReport) -> dict[str, str]:
@@ -221,7 +176,7 @@ def _markdown_table(report: ShiftReport, grid: Grid) -> str:
         cells = [_bracketed(report, grid, model, shift, "**{}**") for shift in grid.shifts]
         lines.append([_markdown(model), *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"**{_markdown(grid.measure.title)}**\n\n{table}"
+    return f"**{_markdown(grid.metric.heading)}**\n\n{table}"
 
 
 def _bracketed(report: ShiftReport, grid: Grid, model: str, shift: str, bold: str) -> str:
@@ -242,7 +197,7 @@ def as_latex(report: ShiftReport) -> str:
     r"""A `tabular` in the manner of booktabs for each metric; rows can be taken one by one."""
     lines = [r"% Needs \usepackage{booktabs}."]
     for grid in grids(report):
-        lines += ["", f"% {_latex(grid.measure.title)}", *_latex_table(report, grid)]
+        lines += ["", f"% {_latex(grid.metric.heading)}", *_latex_table(report, grid)]
     notes = [f"% {_latex(note)}" for note in footnotes(report)]
     return "\n".join([*lines, "", *notes]).rstrip() + "\n"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from cfmask.evaluation.metrics import combined, interval
+from cfmask.evaluation.estimates import combined, interval
 
 
 @pytest.mark.parametrize("confidence", [0.95, 0.8])
