@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -16,12 +15,12 @@ import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cfmask.errors import InputError
+from cfmask.files import FULL
 from cfmask.runs.run_folder import RunFolder
 from cfmask.runs.summary import SUMMARY
 
 # 128 + SIGTERM, as a shell says of a process that the signal ended.
 STOPPED = 143
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # PyTorch has an error of its own for GPUs alone.
 NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
 
