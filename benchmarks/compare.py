@@ -36,6 +36,7 @@ from cfmask import (
     digits,
 )
 from cfmask.counterfactual import Fill, PatchMask
+from cfmask.runs.trainer import Trainer
 from cfmask.shift import Request
 from cfmask.shifts.catalogue import find_shifts
 
@@ -109,10 +110,10 @@ def run(method: str, lr: float, seed: int, epochs: int) -> tuple[float, Figures]
     pretrained.load_state_dict(start.state_dict())
     with tempfile.TemporaryDirectory() as folder:
         best = ModelCheckpoint(folder, monitor="val/accuracy", mode="max", save_weights_only=True)
-        trainer = pl.Trainer(
+        trainer = Trainer(
             max_epochs=epochs,
             accelerator="cpu",
-            precision="bf16-mixed",
+            precision="auto",
             gradient_clip_val=1.0,
             logger=False,
             callbacks=[best],

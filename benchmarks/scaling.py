@@ -24,6 +24,7 @@ from jsonargparse import auto_cli
 import cfmask
 from cfmask import Counterfactual, DigitsData, MaskedDistillation, ObjectMask, SingleFill, digits
 from cfmask.runs.cost import memory, step_cost
+from cfmask.runs.trainer import Trainer
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 MODELS = {
@@ -112,8 +113,8 @@ def train_one_of(rank: int, world: int, steps: int, port: int, out: Path) -> Non
     make = Counterfactual(ObjectMask(0.3), SingleFill())
     method = MaskedDistillation(classifier, make, distance="relative_feature", distill_weight=4)
     watch = Watch(first=3)
-    trainer = pl.Trainer(
-        max_steps=3 + steps, precision="bf16-mixed", accelerator="cpu", devices=world,
+    trainer = Trainer(
+        max_steps=3 + steps, precision="auto", accelerator="cpu", devices=world,
         strategy="ddp", gradient_clip_val=1.0, callbacks=[watch], logger=False,
         limit_val_batches=0, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,

@@ -24,6 +24,7 @@ import cfmask
 from cfmask import Counterfactual, ObjectMask, SingleFill
 from cfmask.commands.parser import OneLineParser
 from cfmask.methods import Method
+from cfmask.precision import bf16_unit
 from cfmask.runs.cost import step_cost
 
 QUICK = ["ViT-B-32-quickgelu"]
@@ -105,7 +106,8 @@ def main(quick: bool = False, batch: int = 8, repeats: int = 5, memory_batch: in
         memory_batch: images of the step whose memory is taken.
     """
     table = Table(title="A masked training step and a plain one")
-    for column in ("model", "", "GFLOP an image", "saved bytes", "fp32", "bf16", "resident"):
+    timed = ("fp32", "bf16") if bf16_unit("cpu") else ("fp32",)
+    for column in ("model", "", "GFLOP an image", "saved bytes", *timed, "resident"):
         table.add_column(column, justify="left" if column in ("model", "") else "right")
     for model in QUICK if quick else MODELS:
         found = methods(model)
@@ -113,11 +115,11 @@ def main(quick: bool = False, batch: int = 8, repeats: int = 5, memory_batch: in
         times = {
             (name, precision): seconds(method, precision, batch, 2 if quick else repeats)
             for name, method in found.items()
-            for precision in ("fp32", "bf16")
+            for precision in timed
         }
         resident = None if quick else peak_ratio(model, memory_batch)
         for name, cost in costs.items():
-            ratios = [f"{times[name, p] / times['plain', p]:.2f} x" for p in ("fp32", "bf16")]
+            ratios = [f"{times[name, p] / times['plain', p]:.2f} x" for p in timed]
             saved = cost.saved_bytes / costs["plain"].saved_bytes
             held = f"{resident:.2f} x" if resident and name == "masked" else ""
             table.add_row(model, name, f"{cost.flops / 1e9:.1f}", f"{saved:.2f} x", *ratios, held)

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "cfmask"
 
 # Rooms from the ground up; those of one line import none of each other.
 FLOORS = """
-errors version attention losses
+errors version precision attention losses
 processes files images layer_masking heads wordnet digits
 classifier shift tiny_clip
 checkpoint counterfactual relevance

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Trainer
+import pytorch_lightning as pl
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -25,6 +25,7 @@ from cfmask.runs.faults import endings
 from cfmask.runs.gallery import GALLERY, ROWS, first_of_each_class, of_method
 from cfmask.runs.resume import CheckpointFiles, StepCheckpoints, leads
 from cfmask.runs.run_folder import RunFolder
+from cfmask.runs.trainer import Trainer
 from cfmask.shift import Request
 from cfmask.shifts.catalogue import find_shifts
 
@@ -72,6 +73,7 @@ def command_line(args: Sequence[str] | None = None) -> TrainCLI:
             run=False,
             seed_everything_default=0,
             save_config_callback=None,
+            trainer_class=Trainer,
             trainer_defaults=RECIPE,
             args=prepared(sys.argv[1:] if args is None else args),
         )
@@ -148,12 +150,15 @@ class TrainCLI(LightningCLI):
                     "--help."
                 )
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Trainer that logs and saves in the run folder, once this is known to be free."""
         self.folder = RunFolder(self.config.run)
         if leads():
             self.folder.check(self.config_text(), self.config.overwrite, self.config.resume)
         wanted = self.config_init.trainer
+        if wanted.precision == "auto" and self.config.resume:
+            # Another machine goes on in the precision in which the run began.
+            wanted.precision = self.folder.precision() or "auto"
         return super().instantiate_trainer(
             logger=self.folder.loggers(),
             callbacks=[*(wanted.callbacks or []), *self.folder.callbacks()],

@@ -14,10 +14,11 @@ from cfmask.comparison.sources import is_run, labels_of, models_of
 from cfmask.errors import InputError
 from cfmask.evaluation.protocol import protocol_of
 from cfmask.images import Decoder
-from cfmask.inference.inference import Model, Precision, described
+from cfmask.inference.inference import Model, described
 from cfmask.inference.predictions import parquet
 from cfmask.inference.readable import Unreadable
 from cfmask.inference.wise import Blend, alphas_of
+from cfmask.precision import Precision, settled
 from cfmask.reporting.publish import publish
 from cfmask.reporting.report import ShiftReport
 from cfmask.runs.run_folder import CONFIG, RunFolder
@@ -64,7 +65,8 @@ def compare(
         seed: of the built-in sets.
         batch_size: images at a time.
         workers: processes that decode images.
-        precision: of the encoders.
+        precision: of the encoders; auto is bf16 where the machine has instructions for it, else
+            fp32, and the protocol says which it was.
         decoder: of image files: "fast", or "pil" for exactly the pixels of Pillow.
         allow_incomplete: evaluate sets whose number of images is not the published one; the
             report says so.
@@ -93,13 +95,14 @@ def compare(
     if predictions:
         parquet()
     classifiers = {name: described(model) for name, model in models.items()}
-    rules = protocol_of(classifiers, found, precision, decoder)
+    used = settled(precision, processes.device().type)
+    rules = protocol_of(classifiers, found, used, decoder)
     for path, old in earlier.items():
         _check_protocol(rules, old, path)
     folder = report_folder(what, out)
     store = folder / "answers" if reuse else None
     answers = folder / "predictions" if predictions else None
-    how = (batch_size, workers, precision, decoder, True, fit, unreadable, store, answers)
+    how = (batch_size, workers, used, decoder, True, fit, unreadable, store, answers)
     report = evaluate(models, found, *how)
     for path, old in earlier.items():
         report = joined(report, old, path)

@@ -19,9 +19,10 @@ from cfmask.evaluation.metrics import METRICS, Counts, Judged, Metric
 from cfmask.evaluation.protocol import protocol_of, run_facts
 from cfmask.evaluation.robustness import check_fit, fits_of, robustness_rows
 from cfmask.images import Decoder
-from cfmask.inference.inference import Inference, Model, Precision, described
+from cfmask.inference.inference import Inference, Model, classifier_of, described
 from cfmask.inference.readable import Unreadable
 from cfmask.inference.wise import Blend
+from cfmask.precision import Precision, settled
 from cfmask.reporting.report import ShiftReport
 from cfmask.shift import Shift
 from cfmask.shifts.combinations import COMBINATIONS
@@ -52,7 +53,8 @@ def evaluate(
         shifts: the sets, from `find_shifts`.
         batch_size: images at a time; all models see the batch, so that images are read once.
         workers: processes that decode images.
-        precision: bf16 runs the encoders under autocast; heads stay in fp32.
+        precision: bf16 runs the encoders under autocast; heads stay in fp32. auto is bf16 where
+            the machine has instructions for it; the protocol says which it was.
         decoder: of image files; "pil" is Pillow alone, slower and exactly as in published figures.
         progress: show a bar with images a second and the time left over all sets.
         fit: what effective robustness is held against: `builtin`, `models`, `none` or a CSV file;
@@ -77,7 +79,9 @@ def evaluate(
     names = _names(shifts)
     reference = next((shift.name for shift in shifts if shift.in_distribution), None)
     check_fit(fit, len(models), names, reference)
-    how = (batch_size, workers, precision, decoder, unreadable)
+    device = next(classifier_of(next(iter(models.values()))).parameters()).device
+    used = settled(precision, device.type)
+    how = (batch_size, workers, used, decoder, unreadable)
     measured = _metrics(metrics or {})
     logits = any(metric.needs_logits for metric in measured.values())
     inference = Inference(models, *how, store, predictions, progress, logits)
@@ -91,7 +95,7 @@ def evaluate(
     single = [row for row in rows if row.metric == "accuracy"]
     fits = fits_of(fit, single, reference)
     tally = inference.tally
-    protocol = protocol_of(classifiers, shifts, precision, decoder, measured)
+    protocol = protocol_of(classifiers, shifts, used, decoder, measured)
     for name, paths in tally.unreadable.items():
         protocol["sets"][name]["unreadable"] = paths
     return ShiftReport(

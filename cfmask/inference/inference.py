@@ -36,7 +36,6 @@ from cfmask.shift import Shift
 
 # Images at a time whose activations stay in a processor's cache: a fifth faster than hundreds.
 CACHED = 50
-Precision = Literal["fp32", "bf16"]
 Model = Classifier | Blend
 Judge = Callable[[Tensor, Tensor, Tensor, list[str]], Answers]
 
@@ -89,7 +88,7 @@ class Inference:
         models: Mapping[str, Model],
         batch_size: int,
         workers: int,
-        precision: Precision,
+        precision: Literal["fp32", "bf16"],
         decoder: Decoder,
         unreadable: Unreadable,
         store: Path | None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import os
 import shutil
 import socket
@@ -182,6 +183,13 @@ class RunFolder:
         """These lines."""
         file = self.path / SKIPPED
         return file.read_text().splitlines() if file.is_file() else []
+
+    def precision(self) -> str | None:
+        """The precision in which an unfinished run began; None if there is none to go on with."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if self.checkpoints():
+                return str(json.loads((self.path / SUMMARY).read_text())["precision"])
+        return None
 
     def config(self) -> dict[str, Any]:
         """The run's configuration.

@@ -38,6 +38,7 @@ class RunSummary:
         epochs: planned; None if only the steps are limited.
         steps: optimiser steps in all.
         precision: as Lightning names it.
+        why: what decided on it, if it was `auto`.
         flops_per_image: of a training step, a multiply-add as two.
         memory: estimated bytes on a device, by what they hold.
     """
@@ -56,6 +57,7 @@ class RunSummary:
     epochs: int | None
     steps: int
     precision: str
+    why: str
     flops_per_image: float
     memory: dict[str, int]
 
@@ -92,7 +94,8 @@ class RunSummary:
             f"devices {self.devices}, passes accumulated {self.accumulate}",
             "steps": f"{self.steps:,}{epochs}",
             "cost": f"{_short(self.flops_per_image)}FLOP an image, {_short(self.flops)}FLOP in all",
-            "memory": f"about {_short(self.memory_bytes)}B a device in {self.precision}: {parts}",
+            "precision": self.precision + (f" ({self.why})" if self.why else ""),
+            "memory": f"about {_short(self.memory_bytes)}B a device: {parts}",
         }
         table = Table(title="This run", show_header=False)
         for name, text in rows.items():
@@ -151,6 +154,7 @@ def summarise(trainer: pl.Trainer, method: Method) -> RunSummary:
         epochs=trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None,
         steps=int(trainer.estimated_stepping_batches),
         precision=precision,
+        why=getattr(trainer, "why", ""),
         flops_per_image=cost.flops,
         memory=memory(method, data.batch_size, cost),
     )

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cfmask import digits
+from cfmask.precision import bf16_unit
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -127,16 +128,17 @@ def build(merges: Path, seed: int) -> tuple[nn.Module, Tokenizer]:
 def train(
     model: nn.Module, tokenizer: Tokenizer, steps: int, batch_size: int, lr: float, seed: int
 ) -> None:
-    """Contrastive training in bf16."""
+    """Contrastive training, in bf16 where the processor has instructions for it."""
     clip: Any = model
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.05)
     rng = torch.Generator().manual_seed(seed)
+    fast = bf16_unit("cpu") is not None
     for step in range(steps):
         images, captions = composites(step / steps, batch_size, rng)
         names = list(dict.fromkeys(captions))
         # The fused attention kernel is slow in bf16 on CPUs.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast), sdpa_kernel(SDPBackend.MATH):
             image = clip.encode_image((images - MEAN) / STD, normalize=True).float()
             text = clip.encode_text(tokenizer(names), normalize=True).float()
         logits = clip.logit_scale.exp() * image @ text.T

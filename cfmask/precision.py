@@ -1,0 +1,55 @@
+"""Precision: where bf16 is faster than fp32, the one rule that `auto` stands for."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+# Limits of oneDNN below which bf16 is computed by detours, though AVX512 is allowed.
+_WITHOUT_BF16 = ("AVX512_CORE", "AVX512_CORE_VNNI")
+
+
+def bf16_unit(device: str) -> str | None:
+    """What multiplies bf16 matrices faster than fp32 ones on a kind of device.
+
+    A processor without such instructions computes in bf16 all the same, at a half to a tenth of
+    the speed of fp32. `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA` in the environment, which
+    imitate an older processor, count.
+
+    Args:
+        device: type of a torch device: "cpu", "cuda", …
+
+    Returns:
+        Its name, as "AVX512-BF16"; None if there is nothing of the kind.
+    """
+    if device == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.get_device_name() if fast else None
+    # oneDNN does the multiplication: Arm's check is whole, that of x86 asks for AVX512 alone.
+    if device != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return "Arm BF16"
+    hidden = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
+    if hidden or os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BF16:
+        return None
+    probes = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
+    return next((name for name, probe in probes.items() if _has(probe)), None)
+
+
+def _has(probe: str) -> bool:
+    """Answer of one of torch's probes of the processor; older torch has fewer of them."""
+    ask = getattr(torch.cpu, probe, None)
+    return ask is not None and bool(ask())
+
+
+def settled(precision: Precision, device: str) -> Literal["fp32", "bf16"]:
+    """`auto` as bf16 where a kind of device has instructions for it, else fp32."""
+    if precision == "auto":
+        return "bf16" if bf16_unit(device) else "fp32"
+    return precision
