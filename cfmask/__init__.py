@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from cfmask.methods.finetuning import FineTuning
     from cfmask.methods.linear_probe import LinearProbe
     from cfmask.methods.masked_distillation import MaskedDistillation
+    from cfmask.package_cam import PackageCAM
     from cfmask.relevance import (
         AttentionRelevance,
         AttentionRollout,
@@ -84,6 +85,7 @@ _HOMES = {
     "methods.finetuning": ("FineTuning",),
     "methods.linear_probe": ("LinearProbe",),
     "methods.masked_distillation": ("MaskedDistillation",),
+    "package_cam": ("PackageCAM",),
     "relevance": (
         "AttentionRelevance",
         "AttentionRollout",

@@ -190,10 +190,10 @@ class _ActivationMap(GradientRelevance):
                 f"Expected a layer that {classifier.name} runs, but {self.layer} is not called; "
                 "name another with `layer`."
             )
-        _as_map(taps[0], classifier)
+        as_map(taps[0], classifier)
 
         def reduce(gradient: Tensor, activation: Tensor) -> Tensor:
-            maps = (_as_map(full_precision(x), classifier) for x in (gradient, activation))
+            maps = (as_map(full_precision(x), classifier) for x in (gradient, activation))
             return self.weigh(*maps).clamp(min=0)
 
         return logits, Trace(taps, reduce, lambda maps: maps[0])
@@ -302,7 +302,7 @@ def _check_attention(classifier: Classifier, name: str) -> None:
     classifier.tokens.check(name, "GradCAM")
 
 
-def _as_map(activation: Tensor, classifier: Classifier) -> Tensor:
+def as_map(activation: Tensor, classifier: Classifier) -> Tensor:
     """Activation as (B, C, h, w), whatever the layer's layout."""
     if activation.ndim == 4:
         return activation.movedim(-1, 1) if classifier.layout.channels_last else activation

@@ -18,7 +18,7 @@ errors version precision attention losses
 processes files images layer_masking heads wordnet digits
 classifier shift tiny_clip
 checkpoint counterfactual relevance
-families saved_relevance data
+families saved_relevance package_cam data
 shifts methods
 evaluation
 reporting inference

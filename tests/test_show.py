@@ -147,4 +147,4 @@ def test_the_commands_of_the_page_run(pictures, run, tmp_path, monkeypatch, caps
     for line in lines:
         stand_in = [] if "--checkpoint" in line else TINY
         show_images([*shlex.split(line), *stand_in])
-    assert len(lines) == 2 and capsys.readouterr().out.count("Drawn in") == 2
+    assert len(lines) == 3 and capsys.readouterr().out.count("Drawn in") == 3

@@ -68,6 +68,12 @@ def _is_value(word: str, any_word: bool) -> bool:
     return truth or (any_word and word[:1] != "-")
 
 
+def load_public_classes() -> None:
+    """Import every public class: short names are known of imported classes alone."""
+    for name in cfmask.__all__:
+        getattr(cfmask, name)
+
+
 def as_lists(args: Sequence[str], *options: str) -> list[str]:
     """Let one word be a list: `--shifts digits,folders` for `--shifts '["digits","folders"]'`.
 

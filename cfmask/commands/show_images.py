@@ -13,7 +13,7 @@ from torch import Tensor
 from cfmask import wordnet
 from cfmask.checkpoint import load_classifier
 from cfmask.classifier import Classifier
-from cfmask.commands.parser import OneLineParser, one_line_errors, quiet
+from cfmask.commands.parser import OneLineParser, load_public_classes, one_line_errors, quiet
 from cfmask.comparison.sources import Labels, is_run, named_classifier
 from cfmask.counterfactual import Counterfactual, Fill, ObjectMask, PatchMask, SingleFill
 from cfmask.data.datamodule import TrainingData
@@ -172,6 +172,7 @@ def show_images(args: Sequence[str] | None = None) -> None:
     """
     quiet()
     with one_line_errors():
+        load_public_classes()
         parser = OneLineParser(prog="cfmask show", description=show.__doc__)
         parser.add_argument("images", type=str, nargs="+", help="picture files")
         parser.add_argument(

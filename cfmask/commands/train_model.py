@@ -14,7 +14,14 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from cfmask import processes
 from cfmask.checkpoint import PRETRAINED, load_classifier, read_checkpoint
 from cfmask.classifier import Classifier
-from cfmask.commands.parser import OneLineParser, input_error, one_line_errors, print_table, quiet
+from cfmask.commands.parser import (
+    OneLineParser,
+    input_error,
+    load_public_classes,
+    one_line_errors,
+    print_table,
+    quiet,
+)
 from cfmask.commands.train_words import prepared
 from cfmask.comparison.compare import compare
 from cfmask.data.datamodule import TrainingData
@@ -64,6 +71,7 @@ def command_line(args: Sequence[str] | None = None) -> TrainCLI:
     Raises:
         InputError: settings of which no run can be made.
     """
+    load_public_classes()
     try:
         return TrainCLI(
             Method,
