@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from cfmask.data.datamodule import DigitsData, FolderData, TrainingData
     from cfmask.data.shards import ShardData
-    from cfmask.errors import InputError
+    from cfmask.errors import InputError, UnreadableImage
     from cfmask.evaluation.metrics import Judged, Metric
     from cfmask.families.openclip import OpenClipClassifier
     from cfmask.families.timm import TimmClassifier
@@ -75,7 +75,7 @@ _HOMES = {
     ),
     "data.datamodule": ("DigitsData", "FolderData", "TrainingData"),
     "data.shards": ("ShardData",),
-    "errors": ("InputError",),
+    "errors": ("InputError", "UnreadableImage"),
     "evaluation.metrics": ("Judged", "Metric"),
     "families.openclip": ("OpenClipClassifier",),
     "families.timm": ("TimmClassifier",),

@@ -32,7 +32,8 @@ class Shift:
     Attributes:
         name: `family/name`, as `find_shifts` gives it: all figures of the set stand under it. A
             set made by hand may have any name.
-        load: preprocessing -> dataset of images uint8 (3, H, W) with labels.
+        load: preprocessing -> dataset of images uint8 (3, H, W) with labels; one that cannot be
+            read raises `UnreadableImage`.
         in_distribution: True for the reference set that the others are held against, and for other
             clean sets; they are in no mean.
         classes: classes of the head among which the argmax is taken; None for all.

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "cfmask"
 # Rooms from the ground up; those of one line import none of each other.
 FLOORS = """
 errors version precision attention losses
-processes files images layer_masking heads wordnet digits
+processes files images layer_masking heads wordnet digits labels
 classifier shift tiny_clip
 checkpoint counterfactual relevance
 families saved_relevance package_cam data

@@ -6,7 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cfmask import AttentionRelevance, GradCAM, InputError, OpenClipClassifier, digits
+from cfmask import (
+    AttentionRelevance,
+    GradCAM,
+    InputError,
+    OpenClipClassifier,
+    UnreadableImage,
+    digits,
+)
 from cfmask.comparison.examples import disagreements, gallery
 from cfmask.data.datamodule import Tensors
 from cfmask.inference.wise import Blend, WeightLine
@@ -132,7 +139,7 @@ def test_an_image_that_cannot_be_read_is_left_out(pair, drawn):
     class Broken(Tensors):
         def __getitem__(self, index):
             if index == broken:
-                raise InputError("Cannot read image x.png.")
+                raise UnreadableImage("Cannot read image x.png.")
             return super().__getitem__(index)
 
     shift = Shift("id", lambda preprocess: Broken(drawn.images, drawn.labels))

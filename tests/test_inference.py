@@ -17,7 +17,7 @@ from imagenet_trees import Sees as SeesTheColour
 from imagenet_trees import find
 from test_evaluate import CLASSES, ReadsTheLabel, Sees, models, painted, random_images
 
-from cfmask import InputError, ShiftReport, evaluate
+from cfmask import InputError, ShiftReport, UnreadableImage, evaluate
 from cfmask import processes as own_processes
 from cfmask.inference.inference import Inference
 from cfmask.shift import Shift
@@ -338,6 +338,76 @@ def test_labels_of_unreadable_images_are_those_of_the_set(everything):
     readable = Readable(data, (8, 8), "wrong")
     assert [readable.label(i) for i in range(len(data))] == [data[i][1] for i in range(len(data))]
     assert readable.paths() == [path for path, _ in data.samples]
+
+
+class OfMyOwn(torch.utils.data.Dataset):
+    """A user's data set of 4 images that has nothing but its items; one raises an error."""
+
+    def __init__(self, error: BaseException | None = None, **more: Any) -> None:
+        self.error = error
+        vars(self).update(more)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int):
+        if index == 2 and self.error:
+            raise self.error
+        return torch.full((3, 4, 4), index, dtype=torch.uint8), index
+
+
+def answers_to(data: OfMyOwn, tmp_path: Path, unreadable: str = "wrong") -> ShiftReport:
+    shift = Shift("x", lambda look: data)
+    return evaluate({"m": models()["good"]}, [shift], unreadable=unreadable, store=tmp_path / "a")
+
+
+BROKEN = UnreadableImage("Cannot read image 2.")
+
+
+@pytest.mark.parametrize("unreadable", ["stop", "wrong"])
+@pytest.mark.parametrize("more", [{}, {"samples": ["0.png"] * 4}, {"samples": 4}, {"labels": "ab"}])
+def test_a_data_set_with_nothing_but_items_is_evaluated(tmp_path, unreadable, more):
+    for reused in ([], ["x"]):
+        report = answers_to(OfMyOwn(**more), tmp_path, unreadable)
+        assert report.value("m", "x") == 1
+        assert report.run["reused"] == reused
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "OfMyOwn to tell the label of image 2"),
+        ({"samples": ["0.png"] * 4}, "OfMyOwn to tell the label of image 2"),
+        ({"labels": ["ant", "bee", "cat", "dog"]}, r"labels\[2\] of OfMyOwn .* 'cat'"),
+    ],
+)
+def test_a_label_that_nobody_tells_is_asked_for_in_one_line(tmp_path, more, said):
+    with pytest.raises(InputError, match=said) as caught:
+        answers_to(OfMyOwn(BROKEN, **more), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"labels": [0, 1, 2, 3]},
+        {"targets": torch.arange(4)},
+        {"samples": [(f"{k}.png", k) for k in range(4)]},
+    ],
+)
+def test_the_label_of_a_broken_image_comes_from_where_the_data_set_has_it(tmp_path, more):
+    report = answers_to(OfMyOwn(BROKEN, **more), tmp_path)
+    assert report.row("m", "x").correct == 3
+    assert len(report.protocol["sets"]["x"]["unreadable"]) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("full"), ValueError("a bug"), InputError("no image of ours"), KeyError(1)]
+)
+def test_no_other_error_is_an_unreadable_image(tmp_path, error):
+    with pytest.raises(type(error)) as caught:
+        answers_to(OfMyOwn(error, labels=[0, 1, 2, 3]), tmp_path)
+    assert caught.value is error
 
 
 def test_each_process_has_its_own_gpu(monkeypatch):

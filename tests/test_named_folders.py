@@ -203,6 +203,38 @@ def test_underscores_and_capitals_make_no_difference(tmp_path):
     assert labels(shift) == [1, 0]
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_classes_that_differ_in_capitals_alone_are_told_apart(tmp_path, train):
+    names = ("ant", "Ant", "bee")
+    for part in ("train", "test") if train else ("test",):
+        for k, name in enumerate(names):
+            paint(tmp_path / part / name / "x.png", k)
+    (shift,) = folders(tmp_path, names)
+    data = shift.load(TINY)
+    order = [Path(path).parent.name for path, _ in data.samples]
+    assert {name: names[k] for name, k in zip(order, labels(shift))} == dict(zip(names, names))
+    (tmp_path / "test" / "Ant").rename(tmp_path / "test" / "ANT")
+    assert "'ANT' may be 'ant' or 'Ant'" in refusal(tmp_path, names)
+
+
+def test_two_folders_that_may_be_one_class_are_refused(tmp_path):
+    plant(tmp_path, {"test": {"ant": 1, "Ant": 1, "bee": 1}})
+    assert "'Ant' and 'ant' may be 'ant'" in refusal(tmp_path)
+    (tmp_path / "train").mkdir()
+    plant(tmp_path / "train", {"": {"ant": 1, "Ant": 1, "bee": 1}})
+    assert "'Ant' and 'ant' may be 'ant'" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("classes", [("ant", "Ant"), ("Ant", "ant"), ("ant", "a", "Ant")])
+def test_a_list_tells_classes_apart_that_differ_in_capitals(tmp_path, classes):
+    paint(tmp_path / "x.png", 1)
+    (tmp_path / "metadata.csv").write_text("path,y\nx.png,Ant\nx.png,ant\nx.png,ant\n")
+    (shift,) = folders(tmp_path, classes)
+    assert [classes[k] for k in labels(shift)] == ["Ant", "ant", "ant"]
+    (tmp_path / "metadata.csv").write_text("path,y\nx.png,ANT\n")
+    assert "'ANT' may be" in refusal(tmp_path, classes)
+
+
 def test_the_order_of_classes_is_what_a_plain_loop_finds(tmp_path):
     rng = np.random.default_rng(0)
     names = [f"thing_{k}" for k in range(12)]

@@ -19,6 +19,7 @@ from cfmask.counterfactual import Counterfactual, Fill, ObjectMask, PatchMask, S
 from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError, unknown
 from cfmask.images import read_image, to_unit
+from cfmask.labels import class_numbers
 from cfmask.relevance import Relevance, default_relevance
 from cfmask.reporting.sheet import draw
 from cfmask.runs.gallery import columns
@@ -100,10 +101,12 @@ def _classifier(what: str, names: Sequence[str]) -> Classifier:
 
 def _numbers(labels: Sequence[str], names: Sequence[str]) -> Tensor:
     """Class numbers int64 (N,) of class names."""
-    for label in labels:
-        if label not in names:
+    wanted = list(dict.fromkeys(labels))
+    found = dict(zip(wanted, class_numbers(wanted, names, "--label")))
+    for label, number in found.items():
+        if number is None:
             raise unknown("class", label, names)
-    return torch.tensor([names.index(label) for label in labels])
+    return torch.tensor([found[label] for label in labels])
 
 
 def _of_run(run: RunFolder) -> dict[str, Any]:

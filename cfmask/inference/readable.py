@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
+import os
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cfmask.errors import InputError
+from cfmask.errors import InputError, UnreadableImage
 
 Unreadable = Literal["stop", "wrong"]
 
@@ -18,9 +21,12 @@ class Readable(Dataset[tuple[Tensor, int, bool]]):
     """Images uint8 (3, H, W), labels, and whether the image could be read.
 
     Args:
-        data: images with labels; its items raise an InputError for images that cannot be read.
+        data: images with labels; its items raise `UnreadableImage` for images that cannot be read.
+            It may have `samples`, a path and a label of each image, and `labels` or `targets`, the
+            labels alone.
         size: (H, W) of the images.
-        unreadable: "stop" lets that error pass; "wrong" gives a black image in place.
+        unreadable: "stop" lets that error pass; "wrong" gives a black image in place. All other
+            errors pass.
     """
 
     def __init__(self, data: Any, size: tuple[int, int], unreadable: Unreadable) -> None:
@@ -36,24 +42,56 @@ class Readable(Dataset[tuple[Tensor, int, bool]]):
         try:
             image, label = self.data[index]
             return image, int(label), True
-        except InputError:
+        except UnreadableImage:
             if self.unreadable == "stop":
                 raise
             return torch.zeros(3, *self.size, dtype=torch.uint8), self.label(index), False
 
     def label(self, index: int) -> int:
-        """Label of an image, without reading it."""
-        labels = getattr(self.data, "labels", None)
-        return int(self.data.samples[index][1] if labels is None else labels[index])
+        """Label of an image, without reading it.
+
+        Raises:
+            InputError: the data do not tell it.
+        """
+        for name in ("labels", "targets"):
+            labels = getattr(self.data, name, None)
+            if labels is not None:
+                return self._whole(labels[index], f"{name}[{index}]")
+        if self.files is not None:
+            return self._whole(self.files[index][1], f"samples[{index}][1]")
+        raise InputError(
+            f"Expected {type(self.data).__name__} to tell the label of image {index}, which cannot "
+            "be read, but it has no labels, targets or samples; give it labels, or stop at images "
+            "that cannot be read."
+        )
+
+    def _whole(self, value: Any, where: str) -> int:
+        """A label as a whole number."""
+        try:
+            return operator.index(value)
+        except TypeError as error:
+            raise InputError(
+                f"Expected {where} of {type(self.data).__name__} to be the number of a class, but "
+                f"got {value!r:.50}."
+            ) from error
 
     def paths(self) -> list[str]:
         """Paths of the images, in order; their numbers if they are not files."""
-        samples: Iterable[Any] | None = getattr(self.data, "samples", None)
-        if samples is None:
+        if self.files is None:
             return [str(index) for index in range(len(self))]
-        return [str(sample[0]) for sample in samples]
+        return [str(path) for path, _ in self.files]
 
     @property
     def in_files(self) -> bool:
         """Whether the images are files."""
-        return hasattr(self.data, "samples")
+        return self.files is not None
+
+    @cached_property
+    def files(self) -> list[tuple[str | os.PathLike[str], Any]] | None:
+        """Path and label of each image; None if `samples` is something else or not there."""
+        samples = getattr(self.data, "samples", None)
+        if not isinstance(samples, Sequence) or len(samples) != len(self):
+            return None
+        pairs = [sample for sample in samples if isinstance(sample, tuple) and len(sample) == 2]
+        paths = [pair for pair in pairs if isinstance(pair[0], str | os.PathLike)]
+        return paths if len(paths) == len(samples) else None

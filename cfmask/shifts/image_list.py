@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from cfmask.errors import InputError
 from cfmask.images import Preprocess, read_image
+from cfmask.labels import class_numbers
 from cfmask.shift import Shift
 from cfmask.shifts.pictures import Samples
 
@@ -101,7 +102,7 @@ def image_list(folder: Path, classes: Sequence[str], split: str) -> ImageList:
     columns = list(rows[0])
     path, label = _column(PATHS, columns, file), _column(LABELS, columns, file)
     rows = [row for row in rows if _split(row) in (split, "")]
-    labels = [_label(row[label], classes, file) for row in rows]
+    labels = _numbers([row[label].strip() for row in rows], classes, file)
     samples = list(zip(_found([row[path] for row in rows], file), labels))
     by = next((column for column in (*GROUPS, WITH_CLASS) if column in columns), "")
     groups = [_group(row, by, classes[k]) for row, k in zip(rows, labels)] if by else []
@@ -182,17 +183,19 @@ def _split(row: Mapping[str, str]) -> str:
     return SPLITS.get(value, value)
 
 
-def _label(value: str, classes: Sequence[str], file: Path) -> int:
-    plain = [name.replace("_", " ").casefold() for name in classes]
-    wanted = value.strip().replace("_", " ").casefold()
-    if wanted in plain:
-        return plain.index(wanted)
-    if wanted.isdecimal() and int(wanted) < len(classes):
-        return int(wanted)
-    raise InputError(
-        f"Expected classes among {', '.join(classes[:8])} or numbers below {len(classes)} in "
-        f"{file}, but got {value!r}."
-    )
+def _numbers(values: Sequence[str], classes: Sequence[str], file: Path) -> list[int]:
+    """Labels of the lines, by names of the classes or by their numbers."""
+    names = list(dict.fromkeys(values))
+    found = dict(zip(names, class_numbers(names, classes, str(file))))
+    for name, k in found.items():
+        if k is None:
+            if not (name.isdecimal() and len(name) < 10 and int(name) < len(classes)):
+                raise InputError(
+                    f"Expected classes among {', '.join(classes[:8])} or numbers below "
+                    f"{len(classes)} in {file}, but got {name!r}."
+                )
+            found[name] = int(name)
+    return [k for value in values if (k := found[value]) is not None]
 
 
 def _group(row: Mapping[str, str], column: str, label: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from cfmask.data.folders import Folder, class_folders
 from cfmask.errors import InputError
 from cfmask.images import Preprocess
+from cfmask.labels import class_numbers
 from cfmask.shift import Request, Shift
 from cfmask.shifts.image_list import ListedImages, image_list, list_file, listed_classes
 from cfmask.shifts.pictures import Samples
@@ -45,15 +46,15 @@ def class_order(train: Path, class_names: Sequence[str]) -> tuple[list[str], str
 
     Without training folders they are called as the classes of the classifier. With them, folders
     that are called as the classes have the order of the classifier; other ones stand for its
-    classes in their own sorted order. Underscores and capitals make no difference.
+    classes in their own sorted order. For spelling see `class_numbers`.
 
     Args:
         train: the folder of the training classes, which need not be there.
         class_names: of the classifier.
 
     Raises:
-        InputError: another number of folders than of classes, or some that are called as classes
-            of other places.
+        InputError: another number of folders than of classes, some that are called as classes of
+            other places, or names that do not tell the classes apart.
     """
     if not train.is_dir():
         return list(class_names), "label = class of the classifier that the folder is called by"
@@ -63,15 +64,13 @@ def class_order(train: Path, class_names: Sequence[str]) -> tuple[list[str], str
             f"Expected {len(class_names)} classes in {train}, as the classifier has, but got "
             f"{len(folders)}."
         )
-    named = {_plain(name): name for name in folders}
-    wanted = [_plain(name) for name in class_names]
-    if set(named) == set(wanted):
-        return [named[name] for name in wanted], "label = class that the folder is called by"
-    moved = [
-        (name, k, wanted.index(_plain(name)))
-        for k, name in enumerate(folders)
-        if _plain(name) in wanted and wanted[k] != _plain(name)
-    ]
+    numbers = class_numbers(folders, class_names, str(train))
+    named = {place: name for name, place in zip(folders, numbers) if place is not None}
+    if len(named) == len(class_names):
+        order = [named[k] for k in range(len(class_names))]
+        return order, "label = class that the folder is called by"
+    moved = [(name, k, place) for k, (name, place) in enumerate(zip(folders, numbers))]
+    moved = [(name, k, place) for name, k, place in moved if place not in (None, k)]
     if moved:
         name, k, place = moved[0]
         raise InputError(
@@ -122,18 +121,14 @@ def _holds_folders(folder: Path, names: Sequence[str]) -> bool:
     )
 
 
-def _plain(name: str) -> str:
-    return name.replace("_", " ").strip().casefold()
-
-
 def _set(folder: Path, classes: Sequence[str], reference: bool, note: str) -> Shift:
     if list_file(folder):
         listed = image_list(folder, classes, "test")
         _refuse_nothing(listed.samples, folder)
         return listed.shift(folder.name, reference)
     inner = class_folders(folder)
-    known = {_plain(name) for name in classes}
-    grouped = not any(_plain(name) in known for name in inner) and _holds_folders(folder, inner)
+    named = any(k is not None for k in class_numbers(inner, classes, str(folder)))
+    grouped = not named and _holds_folders(folder, inner)
     places = [folder / name for name in inner] if grouped else [folder]
     # What is wrong with a folder shows now, not after hours of training.
     parts = [_samples(place, classes) for place in places]
@@ -152,8 +147,10 @@ def _set(folder: Path, classes: Sequence[str], reference: bool, note: str) -> Sh
 
 def _samples(place: Path, classes: Sequence[str]) -> Samples:
     """Images of class folders with their labels; the folders may be spelled in another way."""
-    there = {_plain(name): name for name in class_folders(place)}
-    spelled = [there.get(_plain(name), name) for name in classes]
+    spelled, folders = list(classes), class_folders(place)
+    for name, k in zip(folders, class_numbers(folders, classes, str(place))):
+        if k is not None:
+            spelled[k] = name
     found = Folder(place, Preprocess(), spelled)
     return [(path, label) for (path, _), label in zip(found.samples, found.labels.tolist())]
 

@@ -1,0 +1,47 @@
+"""Labels: names of classes as people write them -> numbers of the classes of a head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cfmask.errors import InputError
+
+
+def class_numbers(names: Sequence[str], classes: Sequence[str], where: str) -> list[int | None]:
+    """The class that each name stands for; None where it is none of them.
+
+    A name that is spelled as a class is that class. Other capitals, and underscores for spaces,
+    make no difference where only one class can be meant and no other name means it.
+
+    Args:
+        names: each once.
+        classes: in the order of their numbers.
+        where: what has these names, for the message.
+
+    Raises:
+        InputError: a name that may be two classes, or two names that may be one class.
+    """
+    loosely: dict[str, list[int]] = {}
+    for k, name in enumerate(classes):
+        loosely.setdefault(_plain(name), []).append(k)
+    found: list[int | None] = []
+    for name in names:
+        alike = loosely.get(_plain(name), [])
+        exact = [k for k in alike if classes[k] == name]
+        if len(exact or alike) > 1:
+            _refuse(where, [repr(name)], [repr(classes[k]) for k in exact or alike])
+        found += exact or alike or [None]
+    for k in {k for k in found if k is not None and found.count(k) > 1}:
+        _refuse(where, [repr(n) for n, own in zip(names, found) if own == k], [repr(classes[k])])
+    return found
+
+
+def _refuse(where: str, names: Sequence[str], classes: Sequence[str]) -> None:
+    raise InputError(
+        f"Expected names in {where} that tell the classes apart, but {' and '.join(names)} may be "
+        f"{' or '.join(classes)}; spell them as the classes."
+    )
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").strip().casefold()
