@@ -112,7 +112,7 @@ class Classifier(nn.Module, ABC):
         encoder: normalised images -> features (B, D).
         head: features -> logits.
         spec: plain dict of strings, numbers and lists from which `rebuild` makes the same
-        architecture.
+            architecture.
     """
 
     mean: Tensor
