@@ -139,12 +139,26 @@ def test_an_older_export_is_replaced_only_if_asked(runs, tmp_path, capsys):
     out = tmp_path / "out"
     args = [str(runs / "first"), "--to=safetensors", f"--out={out}"]
     export_run(args)
-    (out / "stale").touch()
+    (out / "model.onnx").touch()
     assert "--overwrite true" in fails(capsys, *args)
-    assert (out / "stale").exists()
+    assert (out / "model.onnx").exists()
     export_run([*args, "--overwrite=true"])
-    assert not (out / "stale").exists()
+    assert not (out / "model.onnx").exists()
     assert weights(out)
+
+
+def test_what_is_not_of_an_export_is_never_deleted(runs, tmp_path, capsys):
+    out = tmp_path / "out"
+    for name in ("out.partial", "out.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("years")
+    args = [str(runs / "first"), "--to=safetensors", f"--out={out}", "--overwrite=true"]
+    export_run(args)
+    (out / "notes.txt").write_text("mine")
+    assert "notes.txt" in fails(capsys, *args)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert [path.read_text() for path in tmp_path.glob("*/thesis.txt")] == ["years"] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.part", "out.partial"]
 
 
 def test_a_file_that_does_not_agree_is_not_left_behind(runs, tmp_path, capsys, monkeypatch):

@@ -117,12 +117,13 @@ def test_what_is_wrong_in_one_process_is_said_by_all(tmp_path):
     data.labels[9] = CLASSES
 
     def make(path: Path) -> None:
-        evaluate(models(), [Shift("x", lambda look: data)])
+        evaluate(models(), [Shift("x", lambda look: data)], predictions=tmp_path / "p")
 
     in_processes(2, tmp_path / "out", make)
     said = [(tmp_path / "out" / f"{rank}.txt").read_text() for rank in range(2)]
     assert "other classes" in said[0]
     assert said[0] == said[1]
+    assert list((tmp_path / "p").iterdir()) == []
 
 
 def test_only_the_first_process_writes(tmp_path):
@@ -289,6 +290,30 @@ def test_models_and_sets_of_alike_names_have_files_of_their_own(tmp_path):
     found = sorted((table.num_rows, sum(table["correct"].to_pylist())) for table in tables)
     assert found == sorted((row.total, row.correct) for row in report.of("accuracy") if row.total)
     assert evaluate(both, sets, store=tmp_path / "a").rows == report.rows
+
+
+def test_two_evaluations_of_one_folder_at_once_do_not_touch_each_other(tmp_path):
+    import pyarrow.parquet as pq
+
+    def run() -> ShiftReport:
+        return evaluate({"m": outer}, odd_sets()[:1], 10, store=tmp_path, predictions=tmp_path)
+
+    class Interrupted(ReadsTheLabel):
+        """An encoder in whose midst another evaluation begins and ends."""
+
+        inner = None
+
+        def forward(self, images):
+            if Interrupted.inner is None:
+                Interrupted.inner = False
+                Interrupted.inner = run()
+            return super().forward(images)
+
+    outer = Sees(Interrupted(False))
+    assert run().rows == Interrupted.inner.rows
+    (path,) = tmp_path.glob("*.parquet")
+    assert pq.read_table(path)["label"].to_pylist() == odd_sets()[0].load(None).labels.tolist()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_answers_without_their_predictions_are_made_again(tmp_path):

@@ -76,6 +76,14 @@ def test_the_command_fails_in_one_line(class_photos, tmp_path, capsys):
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["x"]
 
 
+def test_a_neighbour_of_the_shards_stays(class_photos, tmp_path):
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "thesis.txt").write_text("years")
+    pack(class_photos, tmp_path / "out")
+    assert (tmp_path / "out.part" / "thesis.txt").read_text() == "years"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.part"]
+
+
 def test_an_unreadable_image_is_not_packed(tmp_path):
     root = plant(tmp_path / "x", {"ant": 3})
     (root / "ant" / "1.png").write_bytes(b"no picture")

@@ -7,7 +7,6 @@ true`` reads the shards against their index. The bytes of the images are not tou
 from __future__ import annotations
 
 import io
-import shutil
 import sys
 import tarfile
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from cfmask.data.shard_index import INDEX, Shard, ShardIndex, checksum, scan
 from cfmask.data.shards import ShardImages
 from cfmask.data.unreadable import refuse_unreadable
 from cfmask.errors import InputError
+from cfmask.files import whole_folder
 from cfmask.images import Preprocess
 
 
@@ -50,10 +50,7 @@ def pack(folder: Path, out: Path, shard_size: int = 1000, workers: int = 0) -> S
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
     starts = range(0, len(files), shard_size)
     digits = max(6, len(str(len(starts))))
-    part = out.with_name(f"{out.name}.part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+    with whole_folder(out) as part:
         bar = track(starts, "Packing", transient=True, disable=not sys.stderr.isatty())
         shards = tuple(
             _write(
@@ -62,14 +59,6 @@ def pack(folder: Path, out: Path, shard_size: int = 1000, workers: int = 0) -> S
             for n, first in enumerate(bar)
         )
         ShardIndex(part, files.classes, shards).save(part)
-        if out.exists():
-            out.rmdir()
-        part.replace(out)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise InputError(
-            f"Cannot write shards to {out}: {error.strerror}; nothing is left."
-        ) from error
     return ShardIndex.load(out)
 
 

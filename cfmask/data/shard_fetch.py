@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from cfmask.data.shard_index import INDEX, ShardIndex, checksum
 from cfmask.errors import InputError
+from cfmask.files import whole_file
 
 # Nothing that means something to a shell: some schemes are fetched by a program.
 URL = re.compile(r"(https?|gs|s3)://[\w./:%?=&+@~,-]+")
@@ -74,21 +75,18 @@ def _get(url: str, target: Path, sha256: str = "") -> None:
     """Write a file whole or not at all."""
     if target.is_file():
         return
-    part = target.with_name(f"{target.name}.part")
     # The library has no scheme for s3; this is how its documentation reads from there.
     source = f"pipe:aws s3 cp {shlex.quote(url)} -" if url.startswith("s3:") else url
-    try:
-        with _webdataset("gopen").gopen(source) as stream, part.open("wb") as file:
-            shutil.copyfileobj(stream, file, 1 << 20)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"Cannot fetch {url}: {error}. Check the URL and the disk.") from error
-    if sha256 and checksum(part) != sha256:
-        part.unlink()
-        raise InputError(
-            f"Expected {url} with the checksum of {INDEX}, but got another; try again."
-        )
-    part.replace(target)
+    with whole_file(target) as part:
+        try:
+            with _webdataset("gopen").gopen(source) as stream, part.open("wb") as file:
+                shutil.copyfileobj(stream, file, 1 << 20)
+        except OSError as error:
+            raise InputError(f"Cannot fetch {url}: {error}. Check the URL and the disk.") from error
+        if sha256 and checksum(part) != sha256:
+            raise InputError(
+                f"Expected {url} with the checksum of {INDEX}, but got another; try again."
+            )
 
 
 def _webdataset(module: str) -> Any:

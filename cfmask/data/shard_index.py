@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cfmask.data.file_index import ENDINGS
 from cfmask.errors import InputError
+from cfmask.files import read_json, write_text
 
 INDEX = "index.json"
 FORMAT = "cfmask shards 1"
@@ -97,7 +98,7 @@ class ShardIndex:
             "class_counts": counts,
             "shards": [asdict(shard) for shard in self.shards],
         }
-        (folder / INDEX).write_text(json.dumps(content))
+        write_text(folder / INDEX, json.dumps(content))
 
     @classmethod
     def load(cls, folder: Path) -> ShardIndex:
@@ -110,7 +111,7 @@ class ShardIndex:
         if not file.is_file():
             raise InputError(f"Expected {INDEX} in {folder}; write it with cfmask pack.")
         try:
-            content = json.loads(file.read_text())
+            content = read_json(file)
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']!r}")
             shards = tuple(_checked(entry) for entry in content["shards"])

@@ -33,11 +33,11 @@ from cfmask.errors import InputError, unknown
 from cfmask.exporting.model_card import model_card
 from cfmask.exporting.native import native_clip, native_timm
 from cfmask.exporting.provenance import FILE, KEY, Provenance, describe
-from cfmask.exporting.reading import HEAD, ONNX, OPEN_CLIP, PT2, TIMM, open_model
+from cfmask.exporting.reading import HEAD, MAIN_FILES, ONNX, OPEN_CLIP, PT2, TIMM, open_model
 from cfmask.families.openclip import OpenClipClassifier
 from cfmask.families.pretrained import local_folder
 from cfmask.families.timm import TimmClassifier
-from cfmask.files import write_whole
+from cfmask.files import whole_folder, write_text, write_whole
 
 # Relative to the largest logit, or absolute where all logits are below 1.
 TOLERANCE = 1e-4
@@ -60,7 +60,7 @@ def to_open_clip(classifier: Classifier, facts: str, folder: Path) -> Options:
     clip, config = native_clip(classifier)
     _save(clip, folder / OPEN_CLIP, facts)
     _save(classifier.head, folder / HEAD, facts)
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
+    write_text(folder / "open_clip_config.json", json.dumps(config, indent=2))
     local = local_folder(classifier.name)
     if local is not None:
         for vocabulary in local.glob("merges.txt.gz"):
@@ -141,6 +141,12 @@ EXPORTERS: dict[str, Callable[[Classifier, str, Path], Options]] = {
     "onnx": to_onnx,
     "torch_export": to_torch_export,
 }
+# All that they write.
+WRITTEN = {
+    *MAIN_FILES.values(),
+    *(HEAD, "open_clip_config.json", "merges.txt.gz", "config.json", f"{ONNX}.data"),
+    *(FILE, "README.md"),
+}
 # The one family that a format is for; the others take all.
 FAMILIES: dict[str, type[Classifier]] = {"open_clip": OpenClipClassifier, "timm": TimmClassifier}
 
@@ -178,16 +184,8 @@ def export(
     runs = [Path(run), *map(Path, average)]
     classifier = _weights(runs, alpha)
     _check_family(classifier, to)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        provenance = _write(classifier, describe(classifier, to, runs, alpha), partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return provenance
+    with whole_folder(folder) as unfinished:
+        return _write(classifier, describe(classifier, to, runs, alpha), unfinished)
 
 
 def push(folder: Path, repo: str, api: Any = None) -> str:
@@ -239,8 +237,8 @@ def _write(classifier: Classifier, provenance: Provenance, folder: Path) -> Prov
         line = " ".join(str(error).split())[:300]
         raise InputError(f"Cannot write {classifier.name} as {form}: {line}") from error
     provenance = replace(provenance, agreement=_agreement(classifier, folder))
-    (folder / FILE).write_text(provenance.text + "\n")
-    (folder / "README.md").write_text(model_card(provenance, options), encoding="utf-8")
+    write_text(folder / FILE, provenance.text + "\n")
+    write_text(folder / "README.md", model_card(provenance, options))
     return provenance
 
 
@@ -294,6 +292,12 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         raise InputError(f"Expected a new or empty folder, but {folder} holds other files.")
     if not overwrite:
         raise InputError(f"{folder} holds an export; give another --out, or --overwrite true.")
+    others = sorted({path.name for path in folder.iterdir()} - WRITTEN)
+    if others:
+        raise InputError(
+            f"Expected nothing but an export to replace in {folder}, but it holds {others[0]} too; "
+            "move it, or give another --out."
+        )
 
 
 def _need(library: str) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cfmask.classifier import Classifier
 from cfmask.evaluation.answers import Answers
+from cfmask.files import write_whole
 from cfmask.inference.readable import Readable
 from cfmask.shift import Shift
 
@@ -48,11 +49,8 @@ class AnswerStore:
 
     def save(self, path: Path, answers: Answers) -> None:
         """Write a file; it has its name only when it is whole."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        save_file({k: v.contiguous() for k, v in answers.tensors().items()}, partial)
-        partial.chmod(0o644)
-        partial.replace(path)
+        tensors = {k: v.contiguous() for k, v in answers.tensors().items()}
+        write_whole(path, lambda file: save_file(tensors, file))
 
 
 def file_name(model: str, shift: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -106,6 +107,7 @@ class Inference:
         self.logits = logits
         self.store = AnswerStore(store) if store else None
         self.tally = Tally()
+        self.token = ""
         shown = progress and processes.rank() == 0
         self.bar = Progress(*_COLUMNS, disable=not shown, transient=True)
 
@@ -157,7 +159,7 @@ class Inference:
         known = processes.from_first(lambda: self._kept(shift, data, keys, where))
         self._expect(shift, len(data), reused=len(known) == len(keys))
         wanted = [name for name in keys if name not in known]
-        parts = processes.gathered(lambda: self._own_part(shift, data, wanted)) if wanted else []
+        parts = self._parts_of_all(shift, data, wanted) if wanted else []
         fresh = {name: Answers.joined([part[name] for part in parts]) for name in wanted}
         self.tally.images += len(data) if wanted else 0
         if processes.rank() == 0:
@@ -166,6 +168,18 @@ class Inference:
         answers = known | fresh
         self._count_unreadable(shift, data, next(iter(answers.values())))
         return answers
+
+    def _parts_of_all(
+        self, shift: Shift, data: Readable, names: Sequence[str]
+    ) -> list[dict[str, Answers]]:
+        """Answers of all processes; if one fails, the others' predictions are removed too."""
+        self.token = processes.from_first(lambda: secrets.token_hex(6))
+        try:
+            return processes.gathered(lambda: self._own_part(shift, data, names))
+        except BaseException:
+            for name in names if self.predictions else []:
+                self._part(shift, name, processes.rank()).unlink(missing_ok=True)
+            raise
 
     def _expect(self, shift: Shift, images: int, reused: bool) -> None:
         """Count a set whose size was not known, or whose answers need no image."""
@@ -205,15 +219,19 @@ class Inference:
         assert self.predictions is not None
         return self.predictions / f"{file_name(name, shift.name)}.parquet"
 
+    def _part(self, shift: Shift, name: str, rank: int) -> Path:
+        """Where a process writes its part of a file, apart from those of other evaluations."""
+        path = self._prediction_file(shift, name)
+        return path.with_name(f".{path.name}.{self.token}.{rank}")
+
     def _keep(
         self, shift: Shift, name: str, answers: Answers, where: tuple[Path, str] | None
     ) -> None:
         """Write answers, after the predictions of all processes have become one file."""
         if self.predictions is not None:
-            path = self._prediction_file(shift, name)
-            join_parts(
-                [_part(path, i) for i in range(processes.count())], path, where[1] if where else ""
-            )
+            parts = [self._part(shift, name, rank) for rank in range(processes.count())]
+            key = where[1] if where else ""
+            join_parts(parts, self._prediction_file(shift, name), key)
         if self.store and where:
             self.store.save(where[0], answers)
 
@@ -252,7 +270,7 @@ class Inference:
             keep = self.logits
             yield lambda logits, labels, readable, _: rule.judge(logits, labels, readable, keep)
             return
-        part = _part(self._prediction_file(shift, name), processes.rank())
+        part = self._part(shift, name, processes.rank())
         with PredictionFile(part, rule.classes.tolist()) as file:
 
             def judge(
@@ -271,11 +289,6 @@ class Inference:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             parts = images.split(CACHED if device.type == "cpu" else len(images))
             return images, torch.cat([model(part) for part in parts])
-
-
-def _part(path: Path, rank: int) -> Path:
-    """Where a process writes its part of a file."""
-    return path.with_name(f"{path.name}.part{rank}")
 
 
 class ImagesPerSecond(ProgressColumn):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from cfmask.errors import InputError
 from cfmask.evaluation.answers import Answers
+from cfmask.files import whole_file
 
 
 def parquet() -> tuple[Any, Any]:
@@ -45,9 +47,6 @@ class PredictionFile:
 
     def __init__(self, path: Path, classes: Sequence[int]) -> None:
         pa, pq = parquet()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self.partial = path.with_name(path.name + ".partial")
         columns: dict[str, Any] = {
             "path": pa.string(),
             "label": pa.int64(),
@@ -59,7 +58,10 @@ class PredictionFile:
         }
         metadata = {"classes": json.dumps(list(classes))}
         self.schema = pa.schema(list(columns.items()), metadata)
-        self.writer = pq.ParquetWriter(self.partial, self.schema)
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(whole_file(path))
+            self.writer = stack.enter_context(pq.ParquetWriter(file, self.schema))
+            self._open = stack.pop_all()
 
     def add(self, paths: Sequence[str], answers: Answers, logits: Tensor) -> None:
         """Rows of a batch of B images.
@@ -73,7 +75,8 @@ class PredictionFile:
         values: torch.Tensor = logits.float().cpu().contiguous().view(-1)
         flat = pa.array(values.numpy(), pa.float32())
         content = [
-            list(paths),
+            # Bytes of a name that are no UTF-8 as escapes.
+            [path.encode("utf-8", "backslashreplace").decode() for path in paths],
             *(getattr(answers, name).numpy() for name in ("labels", "readable", "correct")),
             answers.confidence.numpy(),
             answers.best.tolist(),
@@ -90,11 +93,7 @@ class PredictionFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.writer.close()
-        if kind is None:
-            self.partial.replace(self.path)
-        else:
-            self.partial.unlink(missing_ok=True)
+        self._open.__exit__(kind, error, trace)
 
 
 def join_parts(parts: Sequence[Path], path: Path, key: str) -> None:
@@ -106,14 +105,13 @@ def join_parts(parts: Sequence[Path], path: Path, key: str) -> None:
         key: of all that the predictions depend on, for the metadata of the whole.
     """
     _, pq = parquet()
-    partial = path.with_name(path.name + ".partial")
     schema = pq.read_schema(parts[0])
-    with pq.ParquetWriter(partial, schema.with_metadata({**schema.metadata, "key": key})) as writer:
+    schema = schema.with_metadata({**schema.metadata, "key": key})
+    with whole_file(path) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
         for part in parts:
             with pq.ParquetFile(part) as file:
                 for batch in file.iter_batches():
                     writer.write_batch(batch)
-    partial.replace(path)
     for part in parts:
         part.unlink()
 

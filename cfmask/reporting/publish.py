@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from cfmask.files import write_text
 from cfmask.reporting.disagreement import Disagreement
 from cfmask.reporting.page import as_html
 from cfmask.reporting.report import ShiftReport
@@ -46,7 +47,5 @@ def publish(
     renderers = PUBLISHERS | pages
     files = [folder / f"{name}.{suffix}" for suffix in renderers]
     for file, render in zip(files, renderers.values()):
-        unfinished = file.with_name(file.name + ".partial")
-        unfinished.write_text(render(report), encoding="utf-8")
-        unfinished.replace(file)
+        write_text(file, render(report))
     return files

@@ -13,6 +13,7 @@ from rich.table import Table
 from cfmask.errors import InputError
 from cfmask.evaluation.figures import MEAN, Curve, Difference, Fit, Row
 from cfmask.evaluation.metrics import described
+from cfmask.files import read_json, write_text, write_whole
 
 # Fields of a report that are lists of their own kind; older files lack some.
 PARTS: dict[str, Any] = {"rows": Row, "differences": Difference, "fits": Fit, "curves": Curve}
@@ -117,9 +118,7 @@ class ShiftReport:
 
     def save(self, path: Path) -> None:
         """Write as JSON; an older file is replaced only when done."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        partial.replace(path)
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> ShiftReport:
@@ -129,14 +128,16 @@ class ShiftReport:
             InputError: no such file, or another kind of file.
         """
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             parts = {
                 key: [kind(**part) for part in content.get(key, [])] for key, kind in PARTS.items()
             }
             whole = {key: content[key] for key in ("rows", "protocol", "reference")}
             return cls(**{**content, **whole, **parts})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"Cannot read a report from {path}: {error}.") from error
+        except (LookupError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"Expected a report in {path}, but it lacks or adds a part: {error}."
+            ) from error
 
     def table(self, metric: str = "accuracy") -> Table:
         """Models by sets: a figure in percent (`nll`: in nats), below it its 95 % interval."""
@@ -219,7 +220,7 @@ class ShiftReport:
             title="In distribution against under shift",
         )
         axes.legend()
-        figure.savefig(path, dpi=130)
+        write_whole(path, lambda file: figure.savefig(file, dpi=130, format="png"))
         return True
 
     def _points(self) -> Iterable[tuple[str, Row, Row]]:

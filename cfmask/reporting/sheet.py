@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from cfmask.files import write_whole
 
 Columns = dict[str, Tensor]
 
@@ -47,7 +50,8 @@ def draw(path: Path, pictures: Columns, names: Sequence[str]) -> None:
         axes.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=9)
         axes.spines[:].set_visible(False)
         # The pictures fill the figure; the names make it larger, by what they need.
-        figure.savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.05)
+        how: dict[str, Any] = {"dpi": 110, "bbox_inches": "tight", "pad_inches": 0.05}
+        write_whole(path, lambda file: figure.savefig(file, format="png", **how))
 
 
 def _colours(pictures: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cfmask.classifier import Classifier
 from cfmask.counterfactual import Counterfactual, pixels
+from cfmask.files import write_whole
 from cfmask.methods import MaskedDistillation
 from cfmask.relevance import Relevance
 from cfmask.reporting.sheet import Columns, sheet
@@ -106,9 +107,9 @@ class EpochGallery(pl.Callback):
 
     def _keep(self, trainer: pl.Trainer, whole: Tensor) -> None:
         """Write and log a picture uint8 (3, H, W)."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         picture = Image.fromarray(whole.permute(1, 2, 0).numpy())
-        picture.save(self.folder / f"epoch_{trainer.current_epoch}.png")
+        place = self.folder / f"epoch_{trainer.current_epoch}.png"
+        write_whole(place, lambda file: picture.save(file, "PNG"))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(GALLERY, whole, trainer.global_step)

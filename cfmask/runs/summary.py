@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from cfmask.files import write_text
 from cfmask.methods import Method
 from cfmask.runs.cost import memory, step_cost
 
@@ -79,7 +80,7 @@ class RunSummary:
     def save(self, path: Path) -> None:
         """Write as JSON."""
         totals = {name: getattr(self, name) for name in ("batch", "flops", "memory_bytes")}
-        path.write_text(json.dumps({**asdict(self), **totals}, indent=1) + "\n")
+        write_text(path, json.dumps({**asdict(self), **totals}, indent=1) + "\n")
 
     def table(self) -> Table:
         """The same for the terminal."""
