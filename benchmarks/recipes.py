@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from exact_cost import exact_memory, step_cost
 from jsonargparse import ArgumentParser, auto_cli
 
 import cfmask.commands.train_model  # noqa: F401  (short names of classes are those of imported ones)
 from cfmask.methods import Method
-from cfmask.runs.cost import memory, step_cost
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "configs" / "imagenet"
@@ -87,7 +87,9 @@ def cost(model: str, method: str) -> Cost:
     """Counted on two batches; what lies between them is the cost of an image."""
     built = build(model, method)
     steps = [step_cost(built, images, "bf16-mixed", fused=True) for images in COUNTED]
-    few, many = (sum(memory(built, images, step).values()) for images, step in zip(COUNTED, steps))
+    few, many = (
+        sum(exact_memory(built, images, step).values()) for images, step in zip(COUNTED, steps)
+    )
     image = (many - few) / (COUNTED[1] - COUNTED[0])
     return Cost(steps[0].flops / 1e9, few - COUNTED[0] * image, image)
 

@@ -19,11 +19,11 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 import torch.multiprocessing
+from exact_cost import exact_memory, step_cost
 from jsonargparse import auto_cli
 
 import cfmask
 from cfmask import Counterfactual, DigitsData, MaskedDistillation, ObjectMask, SingleFill, digits
-from cfmask.runs.cost import memory, step_cost
 from cfmask.runs.trainer import Trainer
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
@@ -67,7 +67,7 @@ def planned(label: str, devices: int) -> list[str]:
         f"{share}",
         f"{EPOCHS * math.ceil(IMAGES // devices / share):,}",
         f"{total / 1e18:.2f}",
-        f"{sum(memory(method, share, cost).values()) / 1e9:.1f}",
+        f"{sum(exact_memory(method, share, cost).values()) / 1e9:.1f}",
         f"{traffic / 1e9:.2f}",
         f"{total / devices / RATE / 3600:.2g}",
         f"{speed:,.0f}",

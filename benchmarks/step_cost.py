@@ -16,6 +16,7 @@ import time
 from typing import Literal
 
 import torch
+from exact_cost import step_cost
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +26,6 @@ from cfmask import Counterfactual, ObjectMask, SingleFill
 from cfmask.commands.parser import OneLineParser
 from cfmask.methods import Method
 from cfmask.precision import bf16_unit
-from cfmask.runs.cost import step_cost
 
 QUICK = ["ViT-B-32-quickgelu"]
 MODELS = [*QUICK, "ViT-B-16", "RN50"]

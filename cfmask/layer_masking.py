@@ -381,7 +381,7 @@ _NAMES: dict[Operation, str] = {
     "half bfloat16 double",
     _any_to_zero: "add iadd radd sub isub rsub addcmul clamp sigmoid hardsigmoid softplus",
     _query: "get size dim numel len stride is_contiguous is_floating_point "
-    "new_empty new_zeros new_ones new_full",
+    "new_empty new_zeros new_ones new_full register_hook",
     _hardtanh: "hardtanh",
     _divide: "div itruediv truediv",
     _last_axis: "linear layer_norm",

@@ -27,7 +27,13 @@ class Relevance(ABC):
 
     A subclass gives `explain`, which runs the one forward pass that the task loss uses too. It
     leaves the model as it was: no gradient is written, no hook stays, no mode changes.
+
+    Attributes:
+        passes: forward passes that it costs an image beside the one it shares with the task loss;
+            a run prints its cost by them.
     """
+
+    passes: float = 0.0
 
     @abstractmethod
     def explain(
@@ -110,6 +116,9 @@ class Trace:
 class GradientRelevance(Relevance):
     """Relevance by the gradient of the true logit. A subclass gives `watch`."""
 
+    # The gradient goes back to the first block, and to no weight.
+    passes = 1.0
+
     @abstractmethod
     def watch(self, classifier: Classifier, images: Tensor) -> tuple[Tensor, Trace]:
         """Run the forward pass: logits (B, K) with their graph, and what the gradient must meet."""
@@ -173,6 +182,9 @@ class _ActivationMap(GradientRelevance):
         layer: name of the module inside `classifier.encoder` whose output is read, for a finer or
             coarser grid; the default is the encoder's last stage.
     """
+
+    # The gradient ends at the last stage.
+    passes = 0.0
 
     def __init__(self, layer: str | None = None) -> None:
         self.layer = layer

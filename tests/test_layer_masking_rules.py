@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from test_layer_masking import Function, Wrapped, build, pixels
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cfmask.layer_masking import LayerMaskingError, masked_forward
 
@@ -235,3 +236,20 @@ def test_model_and_images_are_left_as_they_were(function: Any, training: bool) -
     assert all(p.grad is None for p in model.parameters())
     after = [len(vars(nn.modules.module)[k]) for k in vars(nn.modules.module) if "_hooks" in k]
     assert after == hooks
+
+
+def test_a_hook_on_a_masked_map_meets_its_gradient() -> None:
+    torch.manual_seed(5)
+    images, hidden = torch.randn(2, 3, 8, 8), torch.rand(2, 4, 4) < 0.5
+    conv, seen = nn.Conv2d(3, 4, 3, padding=1), []
+
+    def watched(x: Tensor) -> Tensor:
+        x.register_hook(seen.append)
+        return x * 2
+
+    masked_forward(nn.Sequential(conv, Function(watched)), images, hidden).sum().backward()
+    torch.testing.assert_close(seen[0], torch.full((2, 4, 8, 8), 2.0))
+    # As torch's counter of FLOPs does with every map.
+    with FlopCounterMode(display=False) as counter:
+        masked_forward(conv, images, hidden)
+    assert counter.get_total_flops() >= 2 * 2 * 64 * 9 * 3 * 4

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import pytorch_lightning as pl
+import timm
 import torch
 import torch.multiprocessing
 from torch.utils.data import DataLoader, TensorDataset
@@ -190,9 +191,14 @@ def test_recomputed_blocks_give_the_same_gradient(tiny_clip, digit_batch):
 
 
 def test_an_encoder_that_cannot_recompute_is_refused(tiny_clip):
-    tiny_clip.encoder = torch.nn.Flatten()
-    with pytest.raises(InputError, match="leave out grad_checkpointing"):
-        FineTuning(tiny_clip, grad_checkpointing=True)
+    # CLIP's ResNets have the option without effect.
+    resnet = torch.nn.Flatten()
+    resnet.attnpool, resnet.set_grad_checkpointing = torch.nn.Identity(), lambda enable: None
+    asserting = timm.create_model("hrnet_w18_small", num_classes=0)
+    for encoder in (torch.nn.Flatten(), resnet, asserting):
+        tiny_clip.encoder = encoder
+        with pytest.raises(InputError, match="leave out grad_checkpointing"):
+            FineTuning(tiny_clip, grad_checkpointing=True)
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])

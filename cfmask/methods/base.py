@@ -69,6 +69,7 @@ class Method(pl.LightningModule, ABC):
         self.warmup = warmup
         self.task_weight = task_weight
         self.compile_encoders = compile
+        self.grad_checkpointing = grad_checkpointing
         if grad_checkpointing:
             checkpoint_blocks(classifier)
         classes = max(2, len(classifier.class_names))
@@ -89,6 +90,18 @@ class Method(pl.LightningModule, ABC):
             images: float (B, 3, H, W) in [0, 1].
             labels: int64 (B,).
         """
+
+    def passes(self) -> float:
+        """Forward passes of the encoder that a step makes of an image, for the printed cost.
+
+        A backward pass counts as two, a pass of the teacher as one. A method that does otherwise
+        than plain fine-tuning says so here.
+        """
+        return 4.0 if self.grad_checkpointing else 3.0
+
+    def graphs(self) -> float:
+        """Forward passes whose activations are kept at a time, for the printed memory."""
+        return 1.0
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Weighted cross-entropy of logits (B, K) and labels int64 (B,)."""
@@ -260,13 +273,19 @@ def checkpoint_blocks(classifier: Classifier) -> None:
     Raises:
         InputError: the encoder has no such option.
     """
-    option = getattr(classifier.encoder, "set_grad_checkpointing", None)
-    if option is None:
+    encoder: Any = classifier.encoder
+    # CLIP's ResNets have the option, and it does nothing; timm's models without it assert.
+    able = hasattr(encoder, "set_grad_checkpointing") and not hasattr(encoder, "attnpool")
+    try:
+        if able:
+            encoder.set_grad_checkpointing(True)
+    except AssertionError:
+        able = False
+    if not able:
         raise InputError(
             f"Expected an encoder with gradient checkpointing, but {classifier.name} has none; "
             "leave out grad_checkpointing."
         )
-    option(True)
 
 
 def compile_encoder(classifier: Classifier) -> None:

@@ -83,6 +83,10 @@ class Distillation(Method):
         logits = self.classifier.classify(features)
         return {"task": self.task_loss(logits, labels), "distill": self.distill(features, images)}
 
+    def passes(self) -> float:
+        """See `Method.passes`. The teacher makes one."""
+        return super().passes() + 1
+
     def distill(self, features: Tensor, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Weighted distance of the student's features (B, D) of these images to the teacher's."""
         target = self.teach(images, hidden)

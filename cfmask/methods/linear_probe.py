@@ -37,6 +37,10 @@ class LinearProbe(Method):
             features = self.classifier.features(images)
         return {"task": self.task_loss(self.classifier.classify(features), labels)}
 
+    def passes(self) -> float:
+        """See `Method.passes`. Nothing goes back through the encoder."""
+        return 1.0
+
     def train(self, mode: bool = True) -> LinearProbe:
         """The frozen encoder stays in eval mode."""
         super().train(mode)

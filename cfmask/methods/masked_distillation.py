@@ -12,6 +12,7 @@ from cfmask.classifier import Classifier
 from cfmask.counterfactual import Counterfactual, check_donors
 from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
+from cfmask.methods.base import Method
 from cfmask.methods.distillation import Distillation
 from cfmask.relevance import AttentionRelevance, GradientRelevance, Relevance
 
@@ -86,6 +87,17 @@ class MaskedDistillation(Distillation):
             last = k == len(self.counterfactuals)
             parts.append(part if last else self.part(part))
         return {"task": task, "distill": torch.stack(parts).sum()}
+
+    def passes(self) -> float:
+        """See `Method.passes`. Student and teacher see each counterfactual, the student all."""
+        explained = any(make.mask.needs_relevance for make in self.counterfactuals)
+        by_logit = explained and self.relevance_of == "logit"
+        clean = Method.passes(self) + (self.relevance.passes if by_logit else 0)
+        return clean + len(self.counterfactuals) * super().passes()
+
+    def graphs(self) -> float:
+        """See `Method.graphs`."""
+        return 1.0 if self.two_backwards else 1.0 + len(self.counterfactuals)
 
     def clean_pass(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Task loss and relevance float (B, h, w) in [0, 1] of clean images."""

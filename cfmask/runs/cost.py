@@ -1,250 +1,101 @@
-"""Cost: FLOPs and memory of a training step, counted before it is taken.
+"""Cost: what a training step takes, estimated from one forward pass of the encoder.
 
-One step of a large model is counted on fake tensors, which have shapes but no values, so that it
-takes seconds and no memory. Two small steps of a small model are computed, which is faster still.
+The pass is made by a copy of the classifier whose tensors have shapes but no values, so that it
+takes no memory, and nothing of what will be trained takes part in it.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.flop_counter import (
-    FlopCounterMode,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-)
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from cfmask import processes
-from cfmask.attention import AttentionMaps
 from cfmask.classifier import Classifier
-from cfmask.methods import MaskedDistillation, Method
-
-# Models with fewer parameters are computed.
-SMALL = 2e7
-FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+from cfmask.methods import Method
 
 
 @dataclass(frozen=True)
-class StepCost:
-    """What one forward and backward pass costs.
+class ForwardCost:
+    """What one more image costs in a forward pass.
 
     Attributes:
-        flops: of one image, a multiply-add as two.
-        saved_bytes: most bytes that autograd keeps at a time for the whole batch, weights left out.
+        flops: a multiply-add as two.
+        kept_bytes: what autograd keeps of it for the backward pass.
     """
 
-    flops: float
-    saved_bytes: int
+    flops: int
+    kept_bytes: int
 
 
-def memory(method: Method, batch_size: int, cost: StepCost) -> dict[str, int]:
+def forward_cost(classifier: Classifier, precision: str = "32-true") -> ForwardCost | None:
+    """Count a forward pass in eval mode; None for an encoder that runs on values alone.
+
+    Args:
+        classifier: left as it is.
+        precision: as Lightning names it.
+    """
+    try:
+        with isolate_rng():
+            one, two = (_count(classifier, images, precision) for images in (1, 2))
+    # No count may stop a run: what is wrong with the encoder itself shows in its first step.
+    except Exception:
+        return None
+    return ForwardCost(two.flops - one.flops, two.kept_bytes - one.kept_bytes)
+
+
+def memory(method: Method, images: int, forward: ForwardCost | None) -> dict[str, int]:
     """Estimated bytes that a training step needs on a device, by what they hold.
 
-    Left out: the driver's own, fragments, and what a single layer needs for a moment.
+    Left out: the driver's own, fragments, and what a layer, or a block that is computed again,
+    needs for a moment.
 
     Args:
         method: its weights as they are.
-        batch_size: images on the device.
-        cost: of a step with this batch size.
+        images: on the device at a time.
+        forward: cost of its classifier's forward pass; without it the activations are left out.
     """
     trained = _bytes(p for p in method.parameters() if p.requires_grad)
     height, width = method.classifier.image_size
-    return {
+    parts = {
         "weights": _bytes([*method.parameters(), *method.buffers()]),
         "gradients": trained,
         "AdamW": 2 * trained,
-        "activations": cost.saved_bytes,
-        "images": 4 * batch_size * 3 * height * width,
+        "images": 4 * images * 3 * height * width,
     }
+    if forward:
+        parts["activations"] = round(images * method.graphs() * forward.kept_bytes)
+    return parts
 
 
-def step_cost(
-    method: Method,
-    batch_size: int,
-    precision: str = "32-true",
-    fused: bool = False,
-    fake: bool | None = None,
-) -> StepCost:
-    """Count one forward and backward pass of a method.
-
-    Where a transformer removes patches, they count as if they were there: an upper bound.
-
-    Args:
-        method: on the CPU; left as it was.
-        batch_size: images of the step.
-        precision: as Lightning names it; `bf16-mixed` and `16-mixed` count under autocast.
-        fused: attention under autocast by a kernel that keeps no maps, as on GPUs; False for what
-            the CPU does.
-        fake: True takes fake tensors, where the shapes of the step do not depend on values; False
-            computes steps of two and of four images and draws the line through them. None takes
-            fake ones for all but small models, if they can be had.
-    """
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    if fake is None:
-        fake = sum(p.numel() for p in method.parameters()) >= SMALL
-    with torch.random.fork_rng(devices=[]), _countable(method), processes.alone():
-        if fake:
-            # Fake tensors refuse what depends on values with errors of many kinds.
-            with contextlib.suppress(Exception):
-                return _count(method, batch_size, dtype, fused, fake=True)
-        two, four = (_count(method, images, dtype, fused, fake=False) for images in (2, 4))
-        image = (four.saved_bytes - two.saved_bytes) / 2
-        return StepCost(two.flops, round(two.saved_bytes + image * (batch_size - 2)))
-
-
-class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Context that counts the bytes that autograd keeps for backward passes.
-
-    A storage counts once, however often it is saved, and as long as a graph holds it.
-
-    Args:
-        apart: tensors whose storage does not count, as weights.
-
-    Attributes:
-        live: bytes kept now.
-        peak: most bytes kept at a time.
-    """
-
-    def __init__(self, apart: Iterable[Tensor] = ()) -> None:
-        self.live = 0
-        self.peak = 0
-        self._apart = {_storage(tensor) for tensor in apart}
-        self._holders: Counter[int] = Counter()
-        super().__init__(lambda tensor: _Kept(self, tensor), lambda kept: kept.tensor)
-
-    def __enter__(self) -> SavedBytes:  # type: ignore[override]
-        super().__enter__()
-        return self
-
-    def change(self, tensor: Tensor, by: int) -> None:
-        """One more graph (`by` = 1) or one less (-1) holds this tensor."""
-        key = _storage(tensor)
-        if key in self._apart:
-            return
-        before = self._holders[key] > 0
-        self._holders[key] += by
-        self.live += (int(self._holders[key] > 0) - int(before)) * tensor.untyped_storage().nbytes()
-        self.peak = max(self.peak, self.live)
-
-
-class _Kept:
-    """A saved tensor that tells when its graph lets it go."""
-
-    def __init__(self, counter: SavedBytes, tensor: Tensor) -> None:
-        self.counter = counter
-        self.tensor = tensor
-        counter.change(tensor, 1)
-
-    def __del__(self) -> None:
-        self.counter.change(self.tensor, -1)
-
-
-class _FusedAttention(AttentionMaps):
-    """Attention by the fused kernel, whatever kernel this machine would choose."""
-
-    def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        if any(x is not None for x in (*args[:1], kwargs.get("attn_mask"))):
-            return super()._attend(query, key, value, *args, **kwargs)
-        attended: Tensor = FLASH(query, key, value)[0]
-        return attended
-
-
-def _count(
-    method: Method, images: int, dtype: torch.dtype | None, fused: bool, fake: bool
-) -> StepCost:
+def _count(classifier: Classifier, images: int, precision: str) -> ForwardCost:
     from torch._subclasses import FakeTensorMode
 
-    mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
-    # The registry of torch leaves the CPU's kernel out.
-    counter = FlopCounterMode(
-        display=False,
-        custom_mapping={FLASH: _flash_flops, FLASH_BACKWARD: _flash_backward_flops},
-    )
-    weights = [*method.parameters(), *method.buffers()]
-    if fake:
-        weights = [mode.from_tensor(tensor) for tensor in weights]
-    attention: AbstractContextManager[Any] = nullcontext()
-    if fused and dtype is not None:
-        attention = _FusedAttention()
-    saved = SavedBytes(weights)
-    with mode, counter, saved, attention:
-        _step(method, images, dtype)
-    return StepCost(counter.get_total_flops() / images, saved.peak)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    tensors = [*classifier.parameters(), *classifier.buffers()]
+    twin = copy.deepcopy(classifier, {id(x): fake.from_tensor(x) for x in tensors}).eval()
+    kept: dict[int, torch.UntypedStorage] = {}
 
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[id(storage)] = storage
+        return tensor
 
-def _step(method: Method, count: int, dtype: torch.dtype | None) -> None:
-    """Forward and backward of one step, without the optimiser."""
-    images = torch.rand(count, 3, *method.classifier.image_size)
-    labels = torch.zeros(count, dtype=torch.long)
-    with torch.autocast("cpu", dtype, enabled=dtype is not None):
-        loss = torch.stack(list(method.losses(images, labels).values())).sum()
-    method.backward_now(loss)
-
-
-def _flash_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _flash_backward_flops(
-    grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
-) -> int:
-    return int(sdpa_backward_flop_count(grad, query, key, value))
-
-
-@contextlib.contextmanager
-def _countable(method: Method) -> Iterator[None]:
-    """Nothing is logged or kept as a gradient; no matrix product is hidden."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    # Without gradients torch runs a whole attention as one operation, which nobody counts.
-    torch.backends.mha.set_fastpath_enabled(False)
-    trained = [p for p in method.parameters() if p.requires_grad]
-
-    def backward(loss: Tensor) -> Tensor:
-        torch.autograd.grad(loss, trained, allow_unused=True)
-        return loss.detach()
-
-    method.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
-    method.backward_now = backward  # type: ignore[method-assign]
-    whole = _excluding(method)
-    for classifier in whole:
-        classifier.features = partial(_features, classifier)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del method.log, method.backward_now
-        for classifier in whole:
-            del classifier.features
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _excluding(method: Method) -> list[Classifier]:
-    """Classifiers that remove patches: how many, no fake tensor can tell.
-
-    Transformers are counted as if all patches were there, which is the most that it can cost.
-    """
-    if not isinstance(method, MaskedDistillation) or method.classifier.tokens is None:
-        return []
-    removes = any(make.fill.removes for make in method.counterfactuals)
-    return [method.classifier, method.teacher] if removes else []
-
-
-def _features(classifier: Classifier, images: Tensor, hidden: Tensor | None = None) -> Tensor:
-    return type(classifier).features(classifier, images)
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    device = twin.mean.device
+    dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.split("-")[0])
+    reduced = torch.autocast(device.type, dtype, enabled=dtype is not None)
+    saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    counter = FlopCounterMode(display=False)
+    # As one operation, attention would not be counted on the CPU.
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with fake, counter, plain, saved, reduced, torch.enable_grad():
+        twin(torch.empty(images, 3, *twin.image_size, device=device))
+    return ForwardCost(counter.get_total_flops(), sum(x.nbytes() for x in kept.values()))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

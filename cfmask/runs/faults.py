@@ -63,17 +63,18 @@ def smaller_batch(summary: Mapping[str, Any], available: int) -> str:
         Options of the command for the same optimiser steps with smaller batches.
     """
     memory, batch = summary["memory"], int(summary["batch_per_device"])
-    grows = memory["activations"] + memory["images"]
+    grows = memory.get("activations", 0) + memory["images"]
     fixed = sum(memory.values()) - grows
     parts = 2
     # A tenth is left for the driver, for fragments and for what single layers need.
     while fixed + grows / parts > 0.9 * available and batch // (2 * parts) >= 2:
         parts *= 2
     smaller, accumulated = max(1, batch // parts), parts * int(summary["accumulate"])
-    needed = (fixed + grows / parts) / 1e9
+    needed = f"about {(fixed + grows / parts) / 1e9:.2g} GB"
     return (
         f"--data.batch_size={smaller} --trainer.accumulate_grad_batches={accumulated} makes the "
-        f"same steps in about {needed:.2g} GB, --model.grad_checkpointing=true saves more"
+        f"same steps in {needed if 'activations' in memory else 'less'}, "
+        "--model.grad_checkpointing=true saves more"
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cfmask.files import write_text
 from cfmask.methods import Method
-from cfmask.runs.cost import memory, step_cost
+from cfmask.runs.cost import forward_cost, memory
 
 SUMMARY = "summary.json"
 
@@ -40,8 +40,11 @@ class RunSummary:
         steps: optimiser steps in all.
         precision: as Lightning names it.
         why: what decided on it, if it was `auto`.
-        flops_per_image: of a training step, a multiply-add as two.
-        memory: estimated bytes on a device, by what they hold.
+        passes: forward passes that a training step makes of an image; see `Method.passes`.
+        flops_per_image: about, of a training step, a multiply-add as two; None if the encoder
+            cannot be counted.
+        memory: estimated bytes on a device, by what they hold; without activations if the encoder
+            cannot be counted.
     """
 
     method: str
@@ -59,7 +62,8 @@ class RunSummary:
     steps: int
     precision: str
     why: str
-    flops_per_image: float
+    passes: float
+    flops_per_image: float | None
     memory: dict[str, int]
 
     @property
@@ -68,8 +72,10 @@ class RunSummary:
         return self.batch_per_device * self.devices * self.accumulate
 
     @property
-    def flops(self) -> float:
+    def flops(self) -> float | None:
         """Of the whole training, validation left out."""
+        if self.flops_per_image is None:
+            return None
         return self.flops_per_image * self.batch * self.steps
 
     @property
@@ -86,6 +92,7 @@ class RunSummary:
         """The same for the terminal."""
         epochs = f" ({self.epochs} epochs)" if self.epochs else ""
         parts = ", ".join(f"{name} {_short(size)}B" for name, size in self.memory.items() if size)
+        uncounted = "" if "activations" in self.memory else "; activations not counted"
         rows = {
             "method": f"{self.method} of {self.model}, {self.classes} classes",
             "parameters": f"{_short(self.parameters)}, {_short(self.trainable)} trainable"
@@ -94,14 +101,22 @@ class RunSummary:
             "batch": f"{self.batch} images a step: {self.batch_per_device} on a device at a time, "
             f"devices {self.devices}, passes accumulated {self.accumulate}",
             "steps": f"{self.steps:,}{epochs}",
-            "cost": f"{_short(self.flops_per_image)}FLOP an image, {_short(self.flops)}FLOP in all",
+            "cost": self._cost(),
             "precision": self.precision + (f" ({self.why})" if self.why else ""),
-            "memory": f"about {_short(self.memory_bytes)}B a device: {parts}",
+            "memory": f"about {_short(self.memory_bytes)}B a device: {parts}{uncounted}",
         }
         table = Table(title="This run", show_header=False)
         for name, text in rows.items():
             table.add_row(name, text)
         return table
+
+    def _cost(self) -> str:
+        if self.flops_per_image is None or self.flops is None:
+            return "not counted: this encoder does not run on shapes without values"
+        return (
+            f"about {_short(self.flops_per_image)}FLOP an image ({self.passes:g} forward passes), "
+            f"{_short(self.flops)}FLOP in all"
+        )
 
 
 class Announce(pl.Callback):
@@ -136,8 +151,7 @@ def summarise(trainer: pl.Trainer, method: Method) -> RunSummary:
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     precision = str(trainer.precision)
-    on_cpu = trainer.strategy.root_device.type == "cpu"
-    cost = step_cost(method, data.batch_size, precision, fused=not on_cpu)
+    forward, passes = forward_cost(method.classifier, precision), method.passes()
     student = list(method.classifier.parameters())
     apart = {id(p) for p in student}
     return RunSummary(
@@ -156,8 +170,9 @@ def summarise(trainer: pl.Trainer, method: Method) -> RunSummary:
         steps=int(trainer.estimated_stepping_batches),
         precision=precision,
         why=getattr(trainer, "why", ""),
-        flops_per_image=cost.flops,
-        memory=memory(method, data.batch_size, cost),
+        passes=passes,
+        flops_per_image=passes * forward.flops if forward else None,
+        memory=memory(method, data.batch_size, forward),
     )
 
 
