@@ -37,6 +37,11 @@ def test_right_is_what_a_plain_loop_finds(classes):
     assert got.tolist() == slow_right(logits, labels, allowed)
 
 
+def test_a_label_needs_a_right_class_that_competes():
+    with pytest.raises(InputError, match=r"label 7 of the set x .* \[3, 4\]"):
+        LabelRule(5, (0, 1), {6: (0, 4), 7: (3, 4)}, "x")
+
+
 def test_a_class_outside_the_subset_does_not_compete():
     logits = torch.tensor([[1.0, 9.0, 2.0]])
     assert right(logits, torch.tensor([2])).tolist() == [False]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 import re
 import signal
@@ -20,6 +22,7 @@ from test_evaluate import CLASSES, ReadsTheLabel, Sees, models, painted, random_
 from cfmask import InputError, ShiftReport, UnreadableImage, evaluate
 from cfmask import processes as own_processes
 from cfmask.inference.inference import Inference
+from cfmask.inference.wise import Blend, WeightLine
 from cfmask.shift import Shift
 from cfmask.shifts.pictures import Pictures
 
@@ -192,6 +195,126 @@ def test_old_answers_serve_nothing_that_has_changed(tmp_path):
     for path in store.iterdir():
         path.write_bytes(path.read_bytes()[:100])
     assert not reused()
+
+
+def kept(folder: Path) -> tuple[ShiftReport, Path, list[str]]:
+    """An evaluation with its one file of answers, and what is in the folder."""
+    report = evaluate({"m": models()["misled"]}, [painted("x", 40, 9)], store=folder)
+    (path,) = folder.glob("*.safetensors")
+    return report, path, sorted(p.name for p in folder.iterdir())
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.99])
+def test_damaged_answers_are_made_again(tmp_path, place):
+    report, path, names = kept(tmp_path)
+    whole = path.read_bytes()
+    # Past the header, which only has to be read: one bit of the answers themselves.
+    start = 8 + int.from_bytes(whole[:8], "little")
+    at = int(start + place * (len(whole) - start))
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    again, _, left = kept(tmp_path)
+    assert not again.run["reused"]
+    assert again.rows == report.rows
+    assert left == names
+    assert kept(tmp_path)[0].run["reused"] == ["x"]
+
+
+def test_answers_of_another_model_or_set_are_not_believed(tmp_path):
+    report, path, _ = kept(tmp_path / "a")
+    other = models()["misled"]
+    other.encoder.scale.data.fill_(-1)
+    evaluate({"m": other}, [painted("x", 40, 9)], store=tmp_path / "b")
+    evaluate({"m": models()["misled"]}, [painted("x", 41, 9)], store=tmp_path / "c")
+    for folder in ("b", "c"):
+        (foreign,) = (tmp_path / folder).iterdir()
+        path.write_bytes(foreign.read_bytes())
+        again = kept(tmp_path / "a")[0]
+        assert again.rows == report.rows
+        assert not again.run["reused"]
+
+
+def forged(path: Path, change: Callable[[dict[str, Any], dict[str, str]], None]) -> None:
+    """Answers with other content or metadata, in a whole file."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(path, "pt") as file:
+        tensors, facts = load_file(path), file.metadata()
+    change(tensors, facts)
+    save_file(tensors, path, facts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors, facts: tensors["correct"].fill_(True),
+        lambda tensors, facts: tensors.pop("nll"),
+        lambda tensors, facts: tensors.update(more=torch.zeros(1)),
+        lambda tensors, facts: facts.clear(),
+        lambda tensors, facts: facts.update(key="0" * 64),
+    ],
+)
+def test_answers_that_someone_else_has_written_are_not_believed(tmp_path, change):
+    report, path, _ = kept(tmp_path)
+    forged(path, change)
+    again = kept(tmp_path)[0]
+    assert again.rows == report.rows
+    assert not again.run["reused"]
+
+
+def test_what_is_no_file_of_answers_is_passed_over(tmp_path):
+    report, path, _ = kept(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    assert kept(tmp_path)[0].rows == report.rows
+    assert path.is_file()
+
+
+@pytest.mark.parametrize("place", ["a", "p"])
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, place):
+    (tmp_path / place).write_text("a file")
+    with pytest.raises(InputError, match="Cannot write") as caught:
+        evaluate(models(), odd_sets()[1:2], store=tmp_path / "a", predictions=tmp_path / "p")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_evaluation_that_fails_leaves_no_unfinished_predictions(tmp_path):
+    bad = painted("x", 20)
+    bad.load(None).labels[15] = CLASSES
+    with pytest.raises(InputError):
+        evaluate(models(), [bad], batch_size=5, predictions=tmp_path / "p")
+    assert not list((tmp_path / "p").iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("blend", [True, False])
+def test_weights_that_are_no_numbers_are_named_before_an_image_is_read(value, blend):
+    model = Sees(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, CLASSES)))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.encoder[1].weight[2, 3] = value
+    tuned = Blend(WeightLine(model, other), 0.5) if blend else other
+    shift = Shift("x", lambda look: pytest.fail("an image was read"))
+    with pytest.raises(InputError, match=r"encoder\.1\.weight of mine has NaN") as caught:
+        evaluate({"first": model, "mine": tuned}, [shift])
+    assert "\n" not in str(caught.value)
+
+
+def test_logits_that_are_no_numbers_are_refused_with_the_names_of_model_and_set():
+    model = Sees(ReadsTheLabel(False))
+    model.encoder.scale.data.fill_(3e38)
+    report = evaluate({"big": model}, [painted("dark", 9)])
+    assert all(math.isfinite(row.value) for row in report.rows)
+    # An encoder that overflows on its way has weights that are all right.
+    model.encoder.register_forward_hook(lambda module, args, out: out * 10)
+    with pytest.raises(InputError, match="big gives NaN or infinity on images of dark"):
+        evaluate({"good": models()["good"], "big": model}, [painted("dark", 9)])
+
+
+def test_groups_are_of_the_images_of_the_set():
+    shift = replace(painted("x", 9), groups=(0,) * 8, group_names=("a",))
+    with pytest.raises(InputError, match="each of the 9 images of x, but got 8"):
+        evaluate(models(), [shift])
 
 
 def test_another_file_of_the_same_name_is_another_image(everything, tmp_path):

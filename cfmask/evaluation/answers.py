@@ -75,7 +75,7 @@ class LabelRule:
         name: of the set, for messages.
 
     Raises:
-        InputError: `classes` that the head does not have.
+        InputError: `classes` that the head does not have, or none that is right for a label.
     """
 
     def __init__(
@@ -93,6 +93,12 @@ class LabelRule:
                 f"does the set {name} have other classes than the classifier?"
             )
         self.own = accepts is None
+        for label, right in (accepts or {}).items():
+            if not set(right) & set(competing):
+                raise InputError(
+                    f"Expected a class that is right for label {label} of the set {name} among the "
+                    f"{len(competing)} that compete, but got {list(right)}."
+                )
         accepts = {k: (k,) for k in competing} if accepts is None else accepts
         several = [k for right in accepts.values() for k in right]
         self.disjoint = len(several) == len(set(several))

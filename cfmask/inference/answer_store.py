@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from cfmask.classifier import Classifier
 from cfmask.evaluation.answers import Answers
@@ -19,7 +21,7 @@ from cfmask.inference.readable import Readable
 from cfmask.shift import Shift
 
 # Another number makes answers of older versions unused.
-VERSION = 1
+VERSION = 2
 PROBES = 16
 # What of a set its answers do not depend on.
 UNRELATED = ("load", "missing", "source", "licence", "groups", "group_names", "part_of")
@@ -39,18 +41,31 @@ class AnswerStore:
         """The file of a model on a set under a key."""
         return self.folder / f"{file_name(model, shift)}--{key[:16]}.safetensors"
 
-    def load(self, path: Path) -> Answers | None:
-        """Answers of a file; None if it is not there or broken."""
-        try:
-            tensors = load_file(path)
-            return Answers(**tensors)
-        except (OSError, SafetensorError, TypeError):
+    def load(self, path: Path, key: str) -> Answers | None:
+        """Answers of a file; None if it is not there, damaged, or of another key."""
+        # A pipe of that name would be waited for.
+        if not path.is_file():
             return None
+        try:
+            with safe_open(path, "pt") as file:
+                facts = file.metadata() or {}
+                if facts.get("key") != key:
+                    return None
+            tensors = load_file(path)
+        except (OSError, SafetensorError):
+            return None
+        return Answers(**tensors) if facts.get("checksum") == checksum(tensors, key) else None
 
-    def save(self, path: Path, answers: Answers) -> None:
+    def save(self, path: Path, answers: Answers, key: str) -> None:
         """Write a file; it has its name only when it is whole."""
-        tensors = {k: v.contiguous() for k, v in answers.tensors().items()}
-        write_whole(path, lambda file: save_file(tensors, file))
+        tensors = {name: value.contiguous() for name, value in answers.tensors().items()}
+        facts = {"key": key, "checksum": checksum(tensors, key)}
+        write_whole(path, lambda file: save_file(tensors, file, facts))
+
+
+def checksum(tensors: Mapping[str, Tensor], key: str) -> str:
+    """SHA-256 of answers and of the key that they were kept under."""
+    return _digest(tensors, key).hexdigest()
 
 
 def file_name(model: str, shift: str) -> str:
@@ -68,13 +83,19 @@ def key_of(*parts: str) -> str:
 
 
 def model_key(model: Classifier) -> str:
-    """Key of a classifier: its spec and the bytes of all its weights."""
-    digest = hashlib.sha256(json.dumps(model.spec, sort_keys=True).encode())
-    for name, value in sorted(model.state_dict().items()):
+    """Key of a classifier: its class, its spec and the bytes of all its weights."""
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    return _digest(model.state_dict(), kind + json.dumps(model.spec, sort_keys=True)).hexdigest()
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> hashlib._Hash:
+    """SHA-256 of a text, and of names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         flat = value.detach().cpu().contiguous().view(-1)
         digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-    return digest.hexdigest()
+    return digest
 
 
 def set_key(shift: Shift, data: Readable) -> str:

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -107,7 +108,6 @@ class Inference:
         self.logits = logits
         self.store = AnswerStore(store) if store else None
         self.tally = Tally()
-        self.token = ""
         shown = progress and processes.rank() == 0
         self.bar = Progress(*_COLUMNS, disable=not shown, transient=True)
 
@@ -116,9 +116,11 @@ class Inference:
         """Answers by model and set, in every process.
 
         Raises:
-            InputError: a set without images, labels outside the head, an image that cannot be
-                read, logits that are no numbers.
+            InputError: a set without images or with groups of other images, labels outside the
+                head, an image that cannot be read, weights or logits that are no numbers.
         """
+        for name, model in self.models.items():
+            _check_weights(name, model)
         found: dict[str, dict[str, Answers]] = {name: {} for name in self.models}
         began = time.perf_counter()
         with _eval_mode(self.models.values()), self.bar:
@@ -148,6 +150,11 @@ class Inference:
             data = Readable(shift.load(look), look.size, self.unreadable)
             if not len(data):
                 raise InputError(f"Expected images in the set {shift.name}, but it has none.")
+            if shift.groups is not None and len(shift.groups) != len(data):
+                raise InputError(
+                    f"Expected a group for each of the {len(data)} images of {shift.name}, but got "
+                    f"{len(shift.groups)}."
+                )
             answers |= self._of_alike(shift, data, own)
         return {name: answers[name] for name in self.models}
 
@@ -159,27 +166,43 @@ class Inference:
         known = processes.from_first(lambda: self._kept(shift, data, keys, where))
         self._expect(shift, len(data), reused=len(known) == len(keys))
         wanted = [name for name in keys if name not in known]
-        parts = self._parts_of_all(shift, data, wanted) if wanted else []
-        fresh = {name: Answers.joined([part[name] for part in parts]) for name in wanted}
-        self.tally.images += len(data) if wanted else 0
-        if processes.rank() == 0:
-            for name, own in fresh.items():
-                self._keep(shift, name, own, where.get(name))
-        answers = known | fresh
+        answers = known | (self._fresh(shift, data, wanted, where) if wanted else {})
         self._count_unreadable(shift, data, next(iter(answers.values())))
         return answers
 
-    def _parts_of_all(
-        self, shift: Shift, data: Readable, names: Sequence[str]
-    ) -> list[dict[str, Answers]]:
-        """Answers of all processes; if one fails, the others' predictions are removed too."""
-        self.token = processes.from_first(lambda: secrets.token_hex(6))
+    def _fresh(
+        self,
+        shift: Shift,
+        data: Readable,
+        names: Sequence[str],
+        where: Mapping[str, tuple[Path, str]],
+    ) -> dict[str, Answers]:
+        """Answers that all processes together make and the first one keeps."""
+        count, token = processes.count(), processes.from_first(lambda: secrets.token_hex(6))
+        files = {name: self._prediction_file(shift, name) for name in names if self.predictions}
+        parts = {
+            name: [_part(file, token, i) for i in range(count)] for name, file in files.items()
+        }
+        mine = [own[processes.rank()] for own in parts.values()]
+
+        def keep() -> None:
+            for name, answers in fresh.items():
+                path, key = where.get(name, (None, ""))
+                if name in files:
+                    join_parts(parts[name], files[name], key)
+                if self.store and path:
+                    self.store.save(path, answers, key)
+
         try:
-            return processes.gathered(lambda: self._own_part(shift, data, names))
-        except BaseException:
-            for name in names if self.predictions else []:
-                self._part(shift, name, processes.rank()).unlink(missing_ok=True)
-            raise
+            made = processes.gathered(lambda: self._own_part(shift, data, names, mine))
+            fresh = {name: Answers.joined([part[name] for part in made]) for name in names}
+            self.tally.images += len(data)
+            processes.from_first(keep)
+            return fresh
+        finally:
+            for part in mine:
+                with contextlib.suppress(OSError):
+                    part.unlink()
 
     def _expect(self, shift: Shift, images: int, reused: bool) -> None:
         """Count a set whose size was not known, or whose answers need no image."""
@@ -205,7 +228,7 @@ class Inference:
         for name, key in keys.items():
             whole = key_of(own, key, *how)
             where[name] = self.store.path(name, shift.name, whole), whole
-        found = {name: self.store.load(path) for name, (path, _) in where.items()}
+        found = {name: self.store.load(*file) for name, file in where.items()}
         return {
             name: answers
             for name, answers in found.items()
@@ -219,40 +242,41 @@ class Inference:
         assert self.predictions is not None
         return self.predictions / f"{file_name(name, shift.name)}.parquet"
 
-    def _part(self, shift: Shift, name: str, rank: int) -> Path:
-        """Where a process writes its part of a file, apart from those of other evaluations."""
-        path = self._prediction_file(shift, name)
-        return path.with_name(f".{path.name}.{self.token}.{rank}")
-
-    def _keep(
-        self, shift: Shift, name: str, answers: Answers, where: tuple[Path, str] | None
-    ) -> None:
-        """Write answers, after the predictions of all processes have become one file."""
-        if self.predictions is not None:
-            parts = [self._part(shift, name, rank) for rank in range(processes.count())]
-            key = where[1] if where else ""
-            join_parts(parts, self._prediction_file(shift, name), key)
-        if self.store and where:
-            self.store.save(where[0], answers)
-
     def _count_unreadable(self, shift: Shift, data: Readable, answers: Answers) -> None:
         broken = (~answers.readable).nonzero().flatten().tolist()
         if broken:
             paths = data.paths()
             self.tally.unreadable[shift.name] = [paths[i] for i in broken]
 
-    def _own_part(self, shift: Shift, data: Readable, names: Sequence[str]) -> dict[str, Answers]:
-        """Answers to this process's part of a set, which may have no image."""
+    def _own_part(
+        self, shift: Shift, data: Readable, names: Sequence[str], files: Sequence[Path]
+    ) -> dict[str, Answers]:
+        """Answers to this process's part of a set, which may have no image.
+
+        Args:
+            shift: the set.
+            data: its images.
+            names: of the models.
+            files: where the predictions of each go; none if they are not wanted.
+        """
         answers: dict[str, list[Answers]] = {name: [] for name in names}
         own = processes.own_part(len(data))
         paths = data.paths()[own.start : own.stop] if self.predictions else []
         with contextlib.ExitStack() as stack:
-            judges = {name: stack.enter_context(self._judge(shift, name)) for name in names}
+            judges = {
+                name: stack.enter_context(self._judge(shift, name, file))
+                for name, file in zip_longest(names, files)
+            }
             loader = DataLoader(Subset(data, own), self.batch_size, num_workers=self.workers)
             for images, labels, readable in loader:
                 batch, paths = paths[: len(labels)], paths[len(labels) :]
                 for name in names:
                     images, logits = self._logits(classifier_of(self.models[name]), images)
+                    if not logits.isfinite().all():
+                        raise InputError(
+                            f"Expected finite logits, but {name} gives NaN or infinity on images "
+                            f"of {shift.name} in {self.precision}."
+                        )
                     answers[name].append(judges[name](logits, labels, readable, batch))
                 self.bar.advance(self.bar.task_ids[0], len(labels) * processes.count())
             for name in names if not own else []:
@@ -262,15 +286,14 @@ class Inference:
         return {name: Answers.joined(own_answers) for name, own_answers in answers.items()}
 
     @contextlib.contextmanager
-    def _judge(self, shift: Shift, name: str) -> Iterator[Judge]:
+    def _judge(self, shift: Shift, name: str, part: Path | None) -> Iterator[Judge]:
         """Makes answers of logits, labels, readable and paths, and writes the predictions."""
         heads = len(described(self.models[name]).class_names)
         rule = LabelRule(heads, shift.classes, shift.accepts, shift.name)
-        if self.predictions is None:
+        if part is None:
             keep = self.logits
             yield lambda logits, labels, readable, _: rule.judge(logits, labels, readable, keep)
             return
-        part = self._part(shift, name, processes.rank())
         with PredictionFile(part, rule.classes.tolist()) as file:
 
             def judge(
@@ -289,6 +312,25 @@ class Inference:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             parts = images.split(CACHED if device.type == "cpu" else len(images))
             return images, torch.cat([model(part) for part in parts])
+
+
+def _part(path: Path, token: str, rank: int) -> Path:
+    """Where a process writes its part of a file; a name of its own in each evaluation."""
+    # The end of the name is what no other file has.
+    return path.with_name(f".{path.stem[-40:]}-{rank}.{token}.partial")
+
+
+def _check_weights(name: str, model: Model) -> None:
+    """Refuse what would make every logit NaN, before an image is read."""
+    for part in (model.line.start, model.line.tuned) if isinstance(model, Blend) else (model,):
+        # A buffer may be a mask, in which infinity has a meaning.
+        wrong = [k for k, value in part.named_parameters() if not value.isfinite().all()]
+        wrong += [k for k, value in part.named_buffers() if value.isnan().any()]
+        if wrong:
+            raise InputError(
+                f"Expected finite weights, but {wrong[0]} of {name} has NaN or infinity; did its "
+                "training diverge? Take an earlier checkpoint."
+            )
 
 
 class ImagesPerSecond(ProgressColumn):

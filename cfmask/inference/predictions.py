@@ -41,7 +41,7 @@ class PredictionFile:
     The metadata hold the numbers of those classes under `classes`, as JSON.
 
     Args:
-        path: the file; it has its name only when it is whole.
+        path: the file; it is removed if writing it fails.
         classes: numbers of the classes that compete, in the order of the logits.
     """
 
@@ -119,8 +119,11 @@ def join_parts(parts: Sequence[Path], path: Path, key: str) -> None:
 def key_in(path: Path) -> str:
     """The key that a file was written under; empty if it is not there or no such file."""
     pa, pq = parquet()
+    # A pipe of that name would be waited for.
+    if not path.is_file():
+        return ""
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException):
         return ""
-    return bytes(metadata.get(b"key", b"")).decode()
+    return bytes(metadata.get(b"key", b"")).decode(errors="replace")
