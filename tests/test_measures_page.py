@@ -11,7 +11,9 @@ from cfmask.evaluation.metrics import METRICS
 from cfmask.evaluation.robustness import BUILT_IN
 
 PAGE = (Path(__file__).parents[1] / "docs" / "measures.md").read_text()
-BLOCKS = re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S)
+BLOCKS = [
+    text for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.M | re.S) if not kind
+]
 
 
 def test_every_command_of_the_page_runs(tmp_path, tiny_clip, monkeypatch, capsys):
