@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "cfmask"
 
 # Rooms from the ground up; those of one line import none of each other.
 FLOORS = """
-errors version precision attention losses
+errors version precision attention losses terminal
 processes files images layer_masking heads wordnet digits labels
 classifier shift tiny_clip
 checkpoint counterfactual relevance

@@ -6,10 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from cfmask.commands.parser import OneLineParser, one_line_errors
 from cfmask.shifts.inventory import SetCheck, absent_lines, check_sets, check_table
+from cfmask.terminal import say, show_table
 
 
 def check_data(args: Sequence[str]) -> None:
@@ -38,11 +37,11 @@ def _show(checks: Sequence[SetCheck]) -> None:
     """What is there, what is not, and the path of every image that cannot be decoded."""
     there = [check for check in checks if check.path is not None]
     if there:
-        Console(width=None if sys.stdout.isatty() else 200).print(check_table(checks))
+        show_table(check_table(checks), 200)
     for line in absent_lines(checks):
-        print(f"not there: {line}")
+        say(f"not there: {line}")
     for check in checks:
         for path in check.unreadable:
-            print(f"cannot decode {path}")
+            say(f"cannot decode {path}")
     right = sum(check.ok for check in there)
-    print(f"{len(there)} of {len(checks)} sets are there, {right} of them with nothing wrong.")
+    say(f"{len(there)} of {len(checks)} sets are there, {right} of them with nothing wrong.")

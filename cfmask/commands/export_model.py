@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cfmask.commands.parser import OneLineParser, one_line_errors, quiet
 from cfmask.exporting.writing import export, push
+from cfmask.terminal import say
 
 
 def export_run(args: Sequence[str] | None = None) -> None:
@@ -26,6 +27,6 @@ def export_run(args: Sequence[str] | None = None) -> None:
         options = parser.parse_args(args).as_dict()
         repo = options.pop("push")
         provenance = export(**options)
-        print(f"{options['out']}/: {provenance.weights}. {provenance.agreement}")
+        say(f"{options['out']}/: {provenance.weights}. {provenance.agreement}")
         if repo:
-            print(f"Pushed to {push(Path(options['out']), repo)}")
+            say(f"Pushed to {push(Path(options['out']), repo)}")

@@ -10,6 +10,7 @@ from importlib import import_module
 from cfmask.commands.parser import fail
 from cfmask.commands.train_words import brief_help, prepared
 from cfmask.errors import InputError, unknown
+from cfmask.terminal import printing, say
 from cfmask.version import __version__
 
 # Name of a command -> module, function and what it does.
@@ -34,11 +35,15 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: command line without the program; the process's own by default.
     """
-    words = sys.argv[1:] if args is None else list(args)
+    with printing():
+        _run(sys.argv[1:] if args is None else list(args))
+
+
+def _run(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
     elif words[0] == "--version":
-        print(f"cfmask {__version__}")
+        say(f"cfmask {__version__}")
     elif words[0] not in COMMANDS:
         fail(str(unknown("command", words[0], COMMANDS)))
     elif words[0] == "train" and {"-h", "--help"} & set(words):

@@ -9,6 +9,7 @@ from pathlib import Path
 from cfmask.commands.parser import OneLineParser, one_line_errors
 from cfmask.data.packing import pack, verify
 from cfmask.errors import InputError
+from cfmask.terminal import say
 
 
 def pack_images(args: Sequence[str] | None = None) -> None:
@@ -34,8 +35,8 @@ def pack_images(args: Sequence[str] | None = None) -> None:
         else:
             index = pack(options.folder, options.out, options.shard_size, options.workers)
             done = f"in {options.out}"
-    size = sum(shard.bytes for shard in index.shards) / 1e6
-    print(
-        f"{len(index)} images of {len(index.classes)} classes in {len(index.shards)} shards, "
-        f"{size:.1f} MB, {done}."
-    )
+        size = sum(shard.bytes for shard in index.shards) / 1e6
+        say(
+            f"{len(index)} images of {len(index.classes)} classes in {len(index.shards)} shards, "
+            f"{size:.1f} MB, {done}."
+        )

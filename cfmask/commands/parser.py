@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
+from rich.table import Table
 
 import cfmask
 from cfmask.errors import InputError
+from cfmask.terminal import complain, printing, say, show_table
 
 
 class OneLineParser(ArgumentParser):
@@ -95,12 +96,10 @@ def _parts(arg: str, options: Sequence[str]) -> list[str]:
     return [option, value] if is_set and option in options else [arg]
 
 
-def print_table(table: Any, path: Path) -> None:
+def print_table(table: Table, path: Path) -> None:
     """Print a report and where its run lies."""
-    # Piped output has no width of its own: the table is never cut.
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table)
-    console.print(f"Everything of this run is in {path}/", highlight=False)
+    show_table(table)
+    say(f"Everything of this run is in {path}/")
 
 
 def quiet() -> None:
@@ -116,26 +115,27 @@ def quiet() -> None:
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """An InputError inside ends the process with its one line and exit code 2."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        # Other workers end now too, and torch would raise the error again at any of them.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        fail(
-            f"A process that reads images ended: {str(error).splitlines()[0].rstrip('.')}. "
-            "Expected enough memory for all of them; give fewer workers, and go on with "
-            "--resume true if this was training."
-        )
-    except UnicodeDecodeError as error:
-        fail(f"Expected a config file of UTF-8 text, but got bytes that are none: {error}.")
-    except ValueError as error:
-        cause = input_error(error)
-        if cause is None:
-            raise
-        # A worker process hands on its traceback; the last line is ours.
-        fail(str(cause).strip().splitlines()[-1].removeprefix("cfmask.errors.InputError: "))
+    with printing():
+        try:
+            yield
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            # Other workers end now too, and torch would raise the error again at any of them.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            fail(
+                f"A process that reads images ended: {str(error).splitlines()[0].rstrip('.')}. "
+                "Expected enough memory for all of them; give fewer workers, and go on with "
+                "--resume true if this was training."
+            )
+        except UnicodeDecodeError as error:
+            fail(f"Expected a config file of UTF-8 text, but got bytes that are none: {error}.")
+        except ValueError as error:
+            cause = input_error(error)
+            if cause is None:
+                raise
+            # A worker process hands on its traceback; the last line is ours.
+            fail(str(cause).strip().splitlines()[-1].removeprefix("cfmask.errors.InputError: "))
 
 
 def input_error(error: BaseException | None) -> InputError | None:
@@ -147,7 +147,7 @@ def input_error(error: BaseException | None) -> InputError | None:
 
 def fail(message: str) -> NoReturn:
     """Print one line and end with exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
+    complain(f"error: {message}")
     raise SystemExit(2)
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from cfmask.commands.parser import OneLineParser, one_line_errors, quiet
 from cfmask.errors import InputError
 from cfmask.exporting.reading import open_model
 from cfmask.images import read_image
+from cfmask.terminal import show_table, visible
 
 BATCH = 32
 
@@ -86,6 +85,7 @@ def _print(found: Sequence[tuple[str, list[tuple[str, float]]]]) -> None:
     for place in range(len(found[0][1])):
         table.add_column(str(place + 1))
     for file, best in found:
-        table.add_row(file, *(f"{name} {100 * share:.1f}" for name, share in best))
-    # Piped output has no width of its own: the table is never cut.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        table.add_row(
+            visible(file), *(f"{visible(name)} {100 * share:.1f}" for name, share in best)
+        )
+    show_table(table)

@@ -24,6 +24,7 @@ from cfmask.relevance import Relevance, default_relevance
 from cfmask.reporting.sheet import draw
 from cfmask.runs.gallery import columns
 from cfmask.runs.run_folder import RunFolder
+from cfmask.terminal import say
 
 TEMPLATES = ("a photo of a {}.",)
 DONORS = 15
@@ -185,4 +186,4 @@ def show_images(args: Sequence[str] | None = None) -> None:
         skip: set[str | int] = {"images", "label", "class_names"}
         parser.add_function_arguments(show, as_group=False, skip=skip)
         options = parser.instantiate(parser.parse_args(args))
-        print(f"Drawn in {show(**options.as_dict())}")
+        say(f"Drawn in {show(**options.as_dict())}")

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from cfmask.errors import InputError
 from cfmask.evaluation.figures import MEAN, Curve, Difference, Fit, Row
 from cfmask.evaluation.metrics import described
 from cfmask.files import read_json, write_text, write_whole
+from cfmask.terminal import visible
 
 # Fields of a report that are lists of their own kind; older files lack some.
 PARTS: dict[str, Any] = {"rows": Row, "differences": Difference, "fits": Fit, "curves": Curve}
@@ -153,20 +155,20 @@ class ShiftReport:
             table.add_row(self._label(model), *(self._cell(cells.get(s)) for s in shifts))
         return table
 
-    def _label(self, model: str) -> str:
+    def _label(self, model: str) -> Text:
         """A model's name, marked if it was chosen out of a curve that was asked for."""
         chosen = {curve.chosen for curve in self.curves if len(curve.models) > 3}
-        mark = f"\n[dim]chosen by {self.short(self.reference or '')}[/dim]"
-        return model + mark * (model in chosen)
+        mark = visible(f"chosen by {self.short(self.reference or '')}")
+        return _two_lines(model, mark if model in chosen else "")
 
-    def _cell(self, row: Row | None) -> str:
+    def _cell(self, row: Row | None) -> Text:
         if row is None:
-            return ""
+            return Text()
         shown = described(row.metric, self.protocol).text
         text = shown(row.value) + "†" * self._differs(row)
         if row.low is None or row.high is None:
-            return text
-        return f"{text}\n[dim]{shown(row.low)}–{shown(row.high)}[/dim]"
+            return Text(text)
+        return _two_lines(text, f"{shown(row.low)}–{shown(row.high)}")
 
     def _differs(self, row: Row) -> bool:
         """Whether an accuracy differs from the first model's by more than chance."""
@@ -228,6 +230,11 @@ class ShiftReport:
             cells = {row.shift: row for row in self.of("accuracy") if row.model == model}
             if self.reference in cells and MEAN in cells:
                 yield model, cells[self.reference], cells[MEAN]
+
+
+def _two_lines(text: str, below: str) -> Text:
+    """A cell with a fainter second line, if there is any."""
+    return Text.assemble(visible(text), *([("\n" + below, "dim")] if below else []))
 
 
 def _reach(row: Row) -> list[list[float]]:

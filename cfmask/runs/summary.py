@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from cfmask.files import write_text
 from cfmask.methods import Method
 from cfmask.runs.cost import forward_cost, memory
+from cfmask.terminal import show_table
 
 SUMMARY = "summary.json"
 
@@ -137,7 +137,7 @@ class Announce(pl.Callback):
         summary = summarise(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        Console(width=100).print(summary.table())
+        show_table(summary.table(), 100)
         if self.path:
             summary.save(self.path)
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
@@ -277,7 +276,7 @@ def check_table(checks: Sequence[SetCheck]) -> Table:
     for check in checks:
         if check.path is not None:
             cells = (check.name, *_sizes(check), str(check.path), _wrong(check))
-            table.add_row(*map(escape, cells))
+            table.add_row(*cells)
     return table
 
 

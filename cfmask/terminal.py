@@ -1,0 +1,162 @@
+"""Terminal: how the commands print, whatever the encoding and wherever their output goes.
+
+What prints cannot end what works: output that nobody takes any more is dropped, and the exit code
+tells of it at the end.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+# 128 + SIGPIPE, as a shell says of a program that wrote to a pipe whose reader has ended.
+NO_READER = 141
+# Control characters, halves of a pair (bytes of a name that are no UTF-8), and what breaks a line
+# or turns its direction without being seen.
+_HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)
+# What stands for the characters of our tables and sentences in ASCII, one each.
+_PLAIN = str.maketrans(dict(zip("–—−‐×·…†±²≤≥→“”„‘’\u00a0\u202f", '----x..+~2<>>"""\'\'  ')))
+_DEGRADED = "cfmask.degraded"
+
+
+def visible(text: object, lines: bool = False) -> str:
+    """Text in which nothing steers a terminal or hides: such characters are shown as escapes.
+
+    Args:
+        text: what may come from anybody, such as a class name or a path.
+        lines: leave line breaks as they are.
+    """
+
+    def shown(found: re.Match[str]) -> str:
+        return "\n" if lines and found[0] == "\n" else ascii(found[0])[1:-1]
+
+    return _HIDDEN.sub(shown, str(text))
+
+
+def say(text: str) -> None:
+    """Print one line."""
+    print(visible(text))
+
+
+def complain(text: str) -> None:
+    """Print one line about what went wrong."""
+    print(visible(text), file=sys.stderr)
+
+
+def show_table(table: RenderableType, width: int = 160) -> None:
+    """Print a table of rich; text in it is never taken for markup.
+
+    Args:
+        table: what is printed.
+        width: columns where the output has no width of its own, so that no table is cut.
+    """
+    _Screen(width=None if sys.stdout.isatty() else width).print(table)
+
+
+class _Screen(Console):
+    """A console to which text is text."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """See `Console.render_str`."""
+        literal = {"markup": False, "emoji": False, "highlight": False}
+        return super().render_str(visible(text, lines=True), **{**options, **literal})
+
+
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """Context of a command, in which printing raises no error.
+
+    Raises:
+        SystemExit: at the end, if the command itself ended well and its output could not be
+            written: code 141 if its reader had ended, else 2 with a line on stderr.
+    """
+    if isinstance(sys.stdout, _Output):
+        yield
+        return
+    _fill_gaps()
+    before, out, errors = (sys.stdout, sys.stderr), _Output(sys.stdout), _Output(sys.stderr)
+    streams: Any = out, errors
+    sys.stdout, sys.stderr = streams
+    end: SystemExit | None = None
+    try:
+        yield
+    except SystemExit as error:
+        end = error
+    finally:
+        out.flush()
+        if out.fault and out.fault.errno != errno.EPIPE:
+            complain(f"error: Cannot write the output: {out.fault.strerror or out.fault}.")
+        errors.flush()
+        sys.stdout, sys.stderr = before
+    if out.fault and not (end and end.code):
+        raise SystemExit(NO_READER if out.fault.errno == errno.EPIPE else 2)
+    if end:
+        raise end
+
+
+def _fill_gaps() -> None:
+    """Keep the numbers of streams that are closed from files that are opened later."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free is taken, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+
+
+class _Output:
+    """A stream that takes what its encoding can say, and drops all once it cannot be written."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        self.encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        self.fault: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """See `TextIO.write`."""
+        known = text.encode(self.encoding, _DEGRADED).decode(self.encoding)
+        with self._dropping():
+            self.stream.write(known)
+        return len(text)
+
+    def flush(self) -> None:
+        """See `TextIO.flush`."""
+        with self._dropping():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.fault = self.fault or error
+            # What Python has kept back is written at its end, to the same number.
+            with contextlib.suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())
+                os.close(nowhere)
+
+
+def _degraded(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding has no characters for, in ASCII or as escapes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_PLAIN)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error(_DEGRADED, _degraded)
