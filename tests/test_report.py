@@ -1,17 +1,26 @@
 from __future__ import annotations
 
+import copy
 import io
 import json
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from reports import size, whole_report
 from rich.console import Console
 from test_evaluate import ReadsTheLabel, Sees, models, painted
 
 from cfmask import InputError, ShiftReport, evaluate
+from cfmask.comparison.compare import joined
 from cfmask.evaluation.figures import Curve, Difference, Fit, Row
 from cfmask.evaluation.metrics import METRICS
+from cfmask.reporting.page import as_html
+from cfmask.reporting.tables import as_csv, as_latex, as_markdown
 
 
 def small_report() -> ShiftReport:
@@ -26,7 +35,7 @@ def small_report() -> ShiftReport:
 
 def full_report() -> ShiftReport:
     """A report that has something of everything."""
-    sets = {"id": {}, "sketch": {"size": {"complete": False}}, "noise 1": {"part_of": "c"}}
+    sets = {"id": {}, "sketch": {"size": size(8)}, "noise 1": {"part_of": "c"}}
     ten = {"names": ["ant", "bee", "cat"], "correct": [3, 0, 4], "total": [4, 2, 4]}
     bins = {key: [1] * 15 for key in ("count", "confidence", "correct")}
     rows = [
@@ -92,6 +101,14 @@ def test_a_saved_report_replaces_an_older_one(tmp_path):
         b"null",
         b"{}",
         b'{"rows": [{"model": "m"}], "protocol": {}, "reference": null}',
+        b'{"rows": [], "protocol": {}, "reference": null, "more": 1}',
+        b'{"rows": [], "protocol": {"sets": []}, "reference": null}',
+        b'{"rows": [], "protocol": {"sets": {"x": {"size": {}}}}, "reference": null}',
+        b'{"rows": [], "protocol": {"means": {"x": [1]}}, "reference": null}',
+        b'{"rows": [], "protocol": {"metrics": {"x": {"digits": 99}}}, "reference": null}',
+        b'{"rows": [], "protocol": {}, "reference": 3}',
+        b'{"rows": [], "protocol": {}, "reference": null, "details": {"m": {"x": {"y": 1}}}}',
+        b"[" * 100_000,
         b'{"rows": null, "protocol": {}, "reference": null}',
         b"\xff\xfe\x00",
     ],
@@ -103,6 +120,75 @@ def test_a_file_that_is_no_report_is_named_in_one_line(tmp_path, content):
         ShiftReport.load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value of JSON content."""
+    pairs = content.items() if isinstance(content, dict) else enumerate(content)
+    for key, value in pairs:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*path, key))
+
+
+DEEP = json.loads("[" * 200 + "]" * 200)
+ODD = (None, True, -1, 0, 10**400, 1e308, float("nan"), "", "[/b] {{ x }}", [], [None], {}, DEEP)
+NOTHING = object()
+
+
+def mutated(content: Any, rng: random.Random) -> Any:
+    """JSON content with one to three values replaced or taken away."""
+    content = copy.deepcopy(content)
+    for _ in range(rng.randint(1, 3)):
+        *way, last = rng.choice(list(places(content)))
+        holder = content
+        for key in way:
+            holder = holder[key]
+        odd = rng.choice((*ODD, NOTHING))
+        if odd is NOTHING:
+            del holder[last]
+        else:
+            holder[last] = odd
+    return content
+
+
+def shown_or_refused(path: Path, content: Any, show: Callable[[ShiftReport], object]) -> bool:
+    """Whether a report was refused, in one line; else it can be shown."""
+    path.write_text(json.dumps(content))
+    try:
+        report = ShiftReport.load(path)
+    except InputError as error:
+        assert "\n" not in str(error)
+        assert str(path) in str(error)
+        return True
+    show(report)
+    return False
+
+
+def in_text(report: ShiftReport) -> None:
+    printed(report)
+    for write in (as_csv, as_markdown, as_latex):
+        write(report)
+    report.incomplete, report.columns()
+    joined(report, replace(report), "other.json")
+
+
+@pytest.mark.parametrize("whole", [full_report, whole_report])
+def test_a_report_with_anything_else_in_it_is_refused_or_shown(tmp_path, whole):
+    whole().save(tmp_path / "a.json")
+    content, rng = json.loads((tmp_path / "a.json").read_text()), random.Random(0)
+    refused = [
+        shown_or_refused(tmp_path / "b.json", mutated(content, rng), in_text) for _ in range(60)
+    ]
+    assert 10 < sum(refused) < 60
+
+
+@pytest.mark.slow
+def test_the_page_of_a_report_with_anything_else_in_it_is_refused_or_shown(tmp_path):
+    whole_report().save(tmp_path / "a.json")
+    content, rng = json.loads((tmp_path / "a.json").read_text()), random.Random(1)
+    for _ in range(150):
+        shown_or_refused(tmp_path / "b.json", mutated(content, rng), as_html)
 
 
 def test_a_missing_report_is_named(tmp_path):

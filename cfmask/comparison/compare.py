@@ -171,17 +171,21 @@ def joined(first: ShiftReport, second: ShiftReport, source: str) -> ShiftReport:
 
 def _renamed(report: ShiftReport, names: Mapping[str, str]) -> ShiftReport:
     """A report with other names of its models."""
-    models = {names[m]: facts for m, facts in report.protocol.get("models", {}).items()}
+
+    def new(name: str) -> str:
+        return names.get(name, name)
+
+    models = {new(m): facts for m, facts in report.protocol.get("models", {}).items()}
     return replace(
         report,
-        rows=[replace(row, model=names[row.model]) for row in report.rows],
+        rows=[replace(row, model=new(row.model)) for row in report.rows],
         protocol={**report.protocol, "models": models},
-        details={names[m]: sets for m, sets in report.details.items()},
+        details={new(m): sets for m, sets in report.details.items()},
         differences=[
-            replace(d, first=names[d.first], second=names[d.second]) for d in report.differences
+            replace(d, first=new(d.first), second=new(d.second)) for d in report.differences
         ],
         curves=[
-            replace(c, models=[names[m] for m in c.models], chosen=names.get(c.chosen or ""))
+            replace(c, models=[new(m) for m in c.models], chosen=c.chosen and new(c.chosen))
             for c in report.curves
         ],
     )

@@ -258,7 +258,8 @@ def _reach(row: Row) -> list[list[float]]:
     """How far the interval reaches below and above the figure, in per cent."""
     low = row.value if row.low is None else row.low
     high = row.value if row.high is None else row.high
-    return [[100 * (row.value - low)], [100 * (high - row.value)]]
+    # A mean of perfect accuracies may be above 1 by the last bit.
+    return [[max(0.0, 100 * (row.value - low))], [max(0.0, 100 * (high - row.value))]]
 
 
 def _svg(draw: Callable[[Axes], None], size: tuple[float, float], label: str) -> str:

@@ -15,10 +15,8 @@ from cfmask.errors import InputError
 from cfmask.evaluation.figures import MEAN, Curve, Difference, Fit, Row
 from cfmask.evaluation.metrics import described
 from cfmask.files import read_json, write_text, write_whole
+from cfmask.reporting.stored_report import report_parts
 from cfmask.terminal import visible
-
-# Fields of a report that are lists of their own kind; older files lack some.
-PARTS: dict[str, Any] = {"rows": Row, "differences": Difference, "fits": Fit, "curves": Curve}
 
 
 @dataclass(frozen=True)
@@ -129,27 +127,21 @@ class ShiftReport:
         Raises:
             InputError: no such file, or another kind of file.
         """
+        content = read_json(path)
         try:
-            content = read_json(path)
-            parts = {
-                key: [kind(**part) for part in content.get(key, [])] for key, kind in PARTS.items()
-            }
-            whole = {key: content[key] for key in ("rows", "protocol", "reference")}
-            return cls(**{**content, **whole, **parts})
-        except (LookupError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"Expected a report in {path}, but it lacks or adds a part: {error}."
-            ) from error
+            return cls(**report_parts(content))
+        except ValueError as error:
+            raise InputError(f"Expected a report in {path}, but {error}.") from error
 
     def table(self, metric: str = "accuracy") -> Table:
         """Models by sets: a figure in percent (`nll`: in nats), below it its 95 % interval."""
-        title = described(metric, self.protocol).heading
-        table = Table(title=title, caption=self._caption(metric), show_lines=True)
+        title, caption = described(metric, self.protocol).heading, self._caption(metric)
+        table = Table(title=_plain(title), caption=_plain(caption), show_lines=True)
         table.add_column("model")
         shifts = self.columns(metric)
         for shift in shifts:
-            name = self.short(shift) + "*" * (shift in self.incomplete)
-            table.add_column(f"{name} (ID)" if shift == self.reference else name, justify="right")
+            marks = "*" * (shift in self.incomplete) + " (ID)" * (shift == self.reference)
+            table.add_column(_plain(self.short(shift) + marks), justify="right")
         for model in dict.fromkeys(row.model for row in self.of(metric)):
             cells = {row.shift: row for row in self.of(metric) if row.model == model}
             table.add_row(self._label(model), *(self._cell(cells.get(s)) for s in shifts))
@@ -232,6 +224,11 @@ class ShiftReport:
                 yield model, cells[self.reference], cells[MEAN]
 
 
+def _plain(text: str) -> Text:
+    """Text in which nothing is taken for markup."""
+    return Text(visible(text))
+
+
 def _two_lines(text: str, below: str) -> Text:
     """A cell with a fainter second line, if there is any."""
     return Text.assemble(visible(text), *([("\n" + below, "dim")] if below else []))
@@ -241,4 +238,5 @@ def _reach(row: Row) -> list[list[float]]:
     """How far the interval reaches below and above the figure, in percent."""
     low = row.value if row.low is None else row.low
     high = row.value if row.high is None else row.high
-    return [[100 * (row.value - low)], [100 * (high - row.value)]]
+    # A mean of perfect accuracies may be above 1 by the last bit.
+    return [[max(0.0, 100 * (row.value - low))], [max(0.0, 100 * (high - row.value))]]
