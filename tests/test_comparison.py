@@ -263,6 +263,51 @@ def test_incomplete_sets_are_marked_in_the_table(tmp_path, monkeypatch, capsys):
     assert "INCOMPLETE" in printed
 
 
+def configured(runs, folder: Path, evaluation: object) -> str:
+    """A run folder with other settings of its evaluation."""
+    import shutil
+
+    shutil.copytree(runs[0], folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"evaluation": evaluation}))
+    return str(folder)
+
+
+def test_a_run_from_elsewhere_does_not_say_where_to_write(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    settings = {"shifts": ["digits/id"], "images": 5, "pictures": 0, "out": str(elsewhere)}
+    run = configured(runs, tmp_path / "run", {**settings, "what": [str(runs[1])]})
+    (tmp_path / "run" / "report.json").unlink(missing_ok=True)
+    evaluate_run([run])
+    assert not elsewhere.exists()
+    report = ShiftReport.load(tmp_path / "run" / "report.json")
+    assert report.models == ["zero-shot", "tuned", "WiSE-FT 0.5"]
+    evaluate_run([run, "--out", str(tmp_path / "here")])
+    assert (tmp_path / "here" / "report.json").is_file()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "said"),
+    [
+        ([], "under evaluation"),
+        (None, "under evaluation"),
+        ("x", "under evaluation"),
+        ({"shfts": ["digits"]}, "'shfts'. Nearest: shifts"),
+        ({"shifts": 5}, "shifts"),
+        ({"images": [1]}, "images"),
+        ({3: 4}, "'3'"),
+    ],
+)
+def test_settings_of_a_run_that_are_none_are_one_line(runs, tmp_path, evaluation, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        evaluate_run([configured(runs, tmp_path / "run", evaluation)])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+
+
 def test_an_older_config_still_evaluates(runs, tmp_path):
     import shutil
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from cfmask import processes
 from cfmask.commands.check_sets import check_data
 from cfmask.commands.parser import OneLineParser, as_lists, one_line_errors, print_table, quiet
 from cfmask.comparison.compare import compare, report_folder
 from cfmask.comparison.sources import is_run
-from cfmask.errors import unknown
+from cfmask.errors import InputError, unknown
 from cfmask.evaluation.metrics import METRICS
-from cfmask.runs.run_folder import RunFolder
+from cfmask.runs.run_folder import CONFIG, RunFolder
 
 
 def evaluate_run(args: Sequence[str] | None = None) -> None:
@@ -62,9 +65,25 @@ WHAT = (
 SHOW = f"measures to print: {', '.join(METRICS)}"
 
 
+# What the command line alone says: a run folder from elsewhere names no place to write to.
+OF_THE_COMMAND = ("what", "out")
+
+
 def _settings(run: str) -> dict[str, object]:
-    """The evaluation of a run's config; older ones have the alphas under another name."""
-    settings: dict[str, object] = RunFolder(run).config()["evaluation"]
-    if "alphas" in settings:
-        settings["wise"] = settings.pop("alphas")
-    return settings
+    """The evaluation of a run's config, but for where its report goes.
+
+    Older configs have the alphas under another name.
+    """
+    config: Any = RunFolder(run).config()
+    found = config.get("evaluation", {}) if isinstance(config, dict) else None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"Expected settings by name under evaluation in {Path(run) / CONFIG}, but got "
+            f"{found!r:.50}."
+        )
+    settings = {"wise" if name == "alphas" else name: value for name, value in found.items()}
+    known = inspect.signature(compare).parameters
+    for name in settings:
+        if name not in known:
+            raise unknown(f"setting of evaluation in {Path(run) / CONFIG}", str(name), known)
+    return {name: value for name, value in settings.items() if name not in OF_THE_COMMAND}
