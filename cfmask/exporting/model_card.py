@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from cfmask.exporting.provenance import Provenance
+from cfmask.reporting.escapes import fenced, markdown
 from cfmask.reporting.tables import as_markdown
 
 # Format -> the Hub's name of the library, and how it loads the file. `images` are float (B, 3, H,
@@ -81,7 +82,7 @@ def model_card(provenance: Provenance, options: dict[str, Any] | None) -> str:
         _opening(provenance),
         "## Load\n\n" + _loading(provenance, options),
         "## Images\n\n" + _images(provenance.classifier),
-        "## Classes\n\n" + ", ".join(provenance.classifier["class_names"]) + ".",
+        "## Classes\n\n" + ", ".join(map(markdown, provenance.classifier["class_names"])) + ".",
         "## Figures\n\n" + _figures(provenance),
         "## Provenance\n\n" + _origin(provenance),
     ]
@@ -118,10 +119,11 @@ def _header(provenance: Provenance) -> str:
 def _opening(provenance: Provenance) -> str:
     spec = provenance.classifier
     head = "zero-shot" if spec["head"] == "zero_shot" else "linear"
+    name = markdown(spec["model"])
     return (
-        f"# {spec['model']}, {provenance.weights}\n\n"
+        f"# {name}, {provenance.weights}\n\n"
         f"An image classifier of {len(spec['class_names'])} classes, fine-tuned with cfmask: the "
-        f"encoder {spec['model']} with a {head} head. {provenance.agreement}\n\n"
+        f"encoder {name} with a {head} head. {provenance.agreement}\n\n"
         "The licence is that of the pretrained weights and of the training images; neither is "
         "known to the program that wrote this card."
     )
@@ -164,7 +166,10 @@ def _figures(provenance: Provenance) -> str:
         return "These weights have not been evaluated."
     report = replace(provenance.report, rows=provenance.report.of("accuracy"))
     means = report.protocol.get("means", {})
-    notes = [f"- {name}: of {', '.join(map(report.short, sets))}." for name, sets in means.items()]
+    notes = [
+        f"- {markdown(name)}: of {', '.join(markdown(report.short(part)) for part in parts)}."
+        for name, parts in means.items()
+    ]
     notes.append("- Further metrics and the whole protocol stand in provenance.json.")
     return as_markdown(report) + "\n".join(notes)
 
@@ -172,9 +177,9 @@ def _figures(provenance: Provenance) -> str:
 def _origin(provenance: Provenance) -> str:
     lines = [f"- {name} {version}" for name, version in provenance.versions.items()]
     for run in provenance.runs:
-        lines.append(f"\nRun `{run['name']}`{_counts(run.get('training', {}))}")
+        lines.append(f"\nRun {markdown(run['name'])}{_counts(run.get('training', {}))}")
         if "config" in run:
-            lines.append(f"\n```yaml\n{run['config'].strip()}\n```")
+            lines.append("\n" + fenced(run["config"], "yaml"))
     return "\n".join(["Written by", "", *lines])
 
 
@@ -182,7 +187,7 @@ def _counts(training: dict[str, Any]) -> str:
     if not training:
         return ""
     return (
-        f": {training['method']} on {training['train_images']:,} training and "
+        f": {markdown(training['method'])} on {training['train_images']:,} training and "
         f"{training['val_images']:,} validation images of {training['classes']:,} classes, "
         f"{training['steps']:,} steps of {training['batch']:,}"
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 from cfmask.classifier import Classifier
 from cfmask.evaluation.protocol import versions
+from cfmask.files import read_json, read_text
 from cfmask.reporting.report import ShiftReport
 from cfmask.runs.run_folder import CONFIG
 from cfmask.runs.summary import SUMMARY
@@ -74,9 +75,9 @@ def describe(
 def _run_facts(run: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": run.name}
     if (run / CONFIG).is_file():
-        facts["config"] = (run / CONFIG).read_text()
+        facts["config"] = read_text(run / CONFIG)
     if (run / SUMMARY).is_file():
-        facts["training"] = json.loads((run / SUMMARY).read_text())
+        facts["training"] = read_json(run / SUMMARY)
     return facts
 
 

@@ -22,7 +22,9 @@ from matplotlib.ticker import MaxNLocator
 from scipy.special import expit, logit, ndtr, ndtri
 
 from cfmask.evaluation.figures import Curve, Fit, Row
+from cfmask.reporting.escapes import drawing
 from cfmask.reporting.report import ShiftReport
+from cfmask.terminal import visible
 
 Scale = Literal["linear", "logit", "probit"]
 SCALES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
@@ -44,7 +46,6 @@ LEAST_IN_BIN = 10
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "cfmask",
-    "text.parse_math": False,
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -98,7 +99,7 @@ def scatter(report: ShiftReport, shift: str, styles: dict[str, int], fit: Fit | 
     if not found:
         return ""
     scale: Scale = fit.transform if fit else "linear"
-    across, up = (report.short(name or "") for name in (reference, shift))
+    across, up = (visible(report.short(name or "")) for name in (reference, shift))
 
     def draw(axes: Axes) -> None:
         limits = _limits(found, scale)
@@ -265,7 +266,7 @@ def _reach(row: Row) -> list[list[float]]:
 def _svg(draw: Callable[[Axes], None], size: tuple[float, float], label: str) -> str:
     """SVG text of what `draw` puts on the axes, for the body of a page."""
     stream = io.StringIO()
-    with rc_context(STYLE):
+    with drawing(), rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot())
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -275,6 +276,7 @@ def _svg(draw: Callable[[Axes], None], size: tuple[float, float], label: str) ->
 
 def _for_page(svg: str, label: str) -> str:
     """An SVG file as an element: themed, without fixed size, namespaces or ids of others."""
+    label = visible(label)
     body = svg[svg.index("<svg") :]
     opening, _, rest = body.partition(">")
     (box,) = re.findall(r'viewBox="[^"]*"', opening)

@@ -24,6 +24,7 @@ from cfmask.reporting import charts as figures
 from cfmask.reporting.disagreement import Disagreement
 from cfmask.reporting.report import ShiftReport
 from cfmask.reporting.tables import differs, footnotes, grids, heading, incomplete
+from cfmask.terminal import visible
 
 # More models than this cannot be told apart in one picture.
 MOST_MODELS = 6
@@ -39,7 +40,11 @@ def as_html(report: ShiftReport, gallery: Sequence[Disagreement] = ()) -> str:
         gallery: images on which the first two models disagree, from `disagreements`.
     """
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.globals.update(heading=heading, differs=differs)
     layout = files("cfmask.reporting").joinpath("page.html").read_text(encoding="utf-8")
@@ -63,6 +68,11 @@ def as_html(report: ShiftReport, gallery: Sequence[Disagreement] = ()) -> str:
         "facts": list(_facts(report.run)),
     }
     return environment.from_string(layout).render(report=report, **content)
+
+
+def _shown(value: Any) -> Any:
+    """What stands in the page: text without hidden characters; what is made up already stays."""
+    return visible(value, lines=True) if type(value) is str else value
 
 
 def drawn_models(report: ShiftReport) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from cfmask.errors import InputError
 from cfmask.evaluation.figures import MEAN, Curve, Difference, Fit, Row
 from cfmask.evaluation.metrics import described
 from cfmask.files import read_json, write_text, write_whole
+from cfmask.reporting.escapes import drawing, drawn
 from cfmask.reporting.stored_report import report_parts
 from cfmask.terminal import visible
 
@@ -188,6 +189,13 @@ class ShiftReport:
         points = list(self._points())
         if not points:
             return False
+        with drawing():
+            figure = self._trade_off(points)
+            write_whole(path, lambda file: figure.savefig(file, dpi=130, format="png"))
+        return True
+
+    def _trade_off(self, points: Sequence[tuple[str, Row, Row]]) -> Any:
+        """A figure with one point a model."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(5.2, 4.2), layout="constrained")
@@ -200,7 +208,7 @@ class ShiftReport:
                 yerr=_reach(y),
                 fmt="o",
                 capsize=3,
-                label=name,
+                label=drawn(name),
             )
         wise = sorted((x.value, y.value) for _, x, y in points)
         low = min(v for pair in wise for v in pair) * 100 - 5
@@ -209,13 +217,12 @@ class ShiftReport:
         axes.set(
             xlim=(low, high),
             ylim=(low, high),
-            xlabel=f"in distribution ({self.short(self.reference or '')}), %",
+            xlabel=f"in distribution ({drawn(self.short(self.reference or ''))}), %",
             ylabel=f"{MEAN}, %",
             title="In distribution against under shift",
         )
         axes.legend()
-        write_whole(path, lambda file: figure.savefig(file, dpi=130, format="png"))
-        return True
+        return figure
 
     def _points(self) -> Iterable[tuple[str, Row, Row]]:
         for model in self.models:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cfmask.files import write_whole
+from cfmask.reporting.escapes import drawing
+from cfmask.terminal import visible
 
 Columns = dict[str, Tensor]
 
@@ -35,18 +37,17 @@ def draw(path: Path, pictures: Columns, names: Sequence[str]) -> None:
         pictures: see `columns`.
         names: N texts.
     """
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     whole = sheet(pictures)
     wide, high = whole.shape[2] / len(pictures), whole.shape[1] / len(names)
-    # Names are no mathematics: a dollar sign is a dollar sign.
-    with rc_context({"text.parse_math": False}):
+    with drawing():
         figure = Figure(figsize=(1.5 * len(pictures), 1.5 * len(names) * high / wide))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.imshow(whole.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
         axes.set_xticks([(i + 0.5) * wide for i in range(len(pictures))], list(pictures))
-        axes.set_yticks([(i + 0.5) * high for i in range(len(names))], names)
+        texts = [visible(name, lines=True) for name in names]
+        axes.set_yticks([(i + 0.5) * high for i in range(len(names))], texts)
         axes.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=9)
         axes.spines[:].set_visible(False)
         # The pictures fill the figure; the names make it larger, by what they need.

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cfmask.evaluation.figures import Row
 from cfmask.evaluation.metrics import METRICS, Metric, described
+from cfmask.reporting.escapes import csv_cell, latex, markdown
 from cfmask.reporting.report import ShiftReport
 from cfmask.shifts.combinations import COMBINATIONS
 
@@ -158,25 +158,25 @@ def as_csv(report: ShiftReport) -> str:
     for row in report.rows:
         values = [getattr(row, name) for name in fields]
         whole = "false" if row.shift in partly else "true"
-        writer.writerow(["" if value is None else value for value in values] + [whole])
+        writer.writerow([*map(csv_cell, values), whole])
     return stream.getvalue()
 
 
 def as_markdown(report: ShiftReport) -> str:
     """A table for each metric, then the footnotes."""
     parts = [_markdown_table(report, grid) for grid in grids(report)]
-    notes = [f"- {_markdown(note)}" for note in footnotes(report)]
+    notes = [f"- {markdown(note)}" for note in footnotes(report)]
     return "\n\n".join([*parts, "\n".join(notes)]).rstrip() + "\n"
 
 
 def _markdown_table(report: ShiftReport, grid: Grid) -> str:
-    head = ["model", *(_markdown(heading(report, shift)) for shift in grid.shifts)]
+    head = ["model", *(markdown(heading(report, shift)) for shift in grid.shifts)]
     lines = [head, ["---", *("---:" for _ in grid.shifts)]]
     for model in grid.models:
         cells = [_bracketed(report, grid, model, shift, "**{}**") for shift in grid.shifts]
-        lines.append([_markdown(model), *cells])
+        lines.append([markdown(model), *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"**{_markdown(grid.metric.heading)}**\n\n{table}"
+    return f"**{markdown(grid.metric.heading)}**\n\n{table}"
 
 
 def _bracketed(report: ShiftReport, grid: Grid, model: str, shift: str, bold: str) -> str:
@@ -188,17 +188,12 @@ def _bracketed(report: ShiftReport, grid: Grid, model: str, shift: str, bold: st
     return f"{shown} [{interval}]" if interval else shown
 
 
-def _markdown(text: str) -> str:
-    """Text in which nothing is taken for markup; a line break becomes a space."""
-    return re.sub(r"([\\`*_{}\[\]<>|~#&$])", r"\\\1", " ".join(text.split()))
-
-
 def as_latex(report: ShiftReport) -> str:
     r"""A `tabular` in the manner of booktabs for each metric; rows can be taken one by one."""
     lines = [r"% Needs \usepackage{booktabs}."]
     for grid in grids(report):
-        lines += ["", f"% {_latex(grid.metric.heading)}", *_latex_table(report, grid)]
-    notes = [f"% {_latex(note)}" for note in footnotes(report)]
+        lines += ["", f"% {latex(grid.metric.heading)}", *_latex_table(report, grid)]
+    notes = [f"% {latex(note)}" for note in footnotes(report)]
     return "\n".join([*lines, "", *notes]).rstrip() + "\n"
 
 
@@ -209,34 +204,20 @@ def _latex_table(report: ShiftReport, grid: Grid) -> Iterator[str]:
     yield r"\midrule"
     for model in grid.models:
         cells = [_latex_cell(report, grid, model, shift) for shift in grid.shifts]
-        yield " & ".join([_latex(model), *cells]) + r" \\"
+        yield " & ".join([_row_start(latex(model)), *cells]) + r" \\"
     yield r"\bottomrule"
     yield r"\end{tabular}"
 
 
 def _latex_row(texts: Sequence[str]) -> str:
-    return " & ".join(map(_latex, texts)) + r" \\"
+    return " & ".join(map(latex, texts)) + r" \\"
 
 
 def _latex_cell(report: ShiftReport, grid: Grid, model: str, shift: str) -> str:
-    cell = _latex(_bracketed(report, grid, model, shift, "\0{}\1"))
-    return cell.replace("\0", r"\textbf{").replace("\1", "}")
+    cell = latex(_bracketed(report, grid, model, shift, "\ue000{}\ue001"))
+    return cell.replace("\ue000", r"\textbf{").replace("\ue001", "}")
 
 
-LATEX = {
-    **{character: rf"\{character}" for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "\\": r"\textbackslash{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "–": "--",
-    "−": r"$-$",
-    DIFFERS: r"\textsuperscript{\dag}",
-}
-
-
-def _latex(text: str) -> str:
-    """Text in which nothing is taken for markup; a line break becomes a space."""
-    return "".join(LATEX.get(character, character) for character in " ".join(text.split()))
+def _row_start(cell: str) -> str:
+    """A first cell that is no argument of the line break before it."""
+    return f"{{}}{cell}" if cell[:1] in ("[", "*") else cell
