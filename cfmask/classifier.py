@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cfmask.errors import InputError, unknown
-from cfmask.heads import ZeroShotHead
+from cfmask.heads import HeadOrigin, ZeroShotHead
 from cfmask.images import Preprocess
 from cfmask.layer_masking import masked_forward
 
@@ -161,6 +161,21 @@ class Classifier(nn.Module, ABC):
     def name(self) -> str:
         """The encoder's name, for messages and reports."""
         return str(self.spec["model"])
+
+    @property
+    def head_from(self) -> HeadOrigin:
+        """What the head's weights come from; of a class of one's own chance, unless its spec says.
+
+        `probe` fits only a head from chance, so a class whose head is good puts another of
+        `cfmask.heads.HEAD_ORIGINS` under "head_from" in its spec.
+        """
+        kinds: dict[str, HeadOrigin] = {"zero_shot": "text", "own": "weights"}
+        said: HeadOrigin | None = self.spec.get("head_from")
+        return said or kinds.get(str(self.spec.get("head")), "chance")
+
+    @head_from.setter
+    def head_from(self, origin: HeadOrigin) -> None:
+        self.spec = {**self.spec, "head_from": origin}
 
     @property
     def tokens(self) -> Tokens | None:

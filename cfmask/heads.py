@@ -7,13 +7,23 @@ the image tower. Both are trained with the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfmask.errors import InputError
+
+HeadOrigin = Literal["text", "weights", "probe", "training", "chance"]
+# Where a head may come from, in words.
+HEAD_ORIGINS: dict[HeadOrigin, str] = {
+    "text": "made from the class names by the text tower",
+    "weights": "the one that the pretrained weights bring",
+    "probe": "fitted to the frozen encoder's features of the training images",
+    "training": "trained with its encoder",
+    "chance": "random, as nothing has fitted it",
+}
 
 
 class ZeroShotHead(nn.Module):

@@ -35,6 +35,9 @@ class Relevance(ABC):
 
     passes: float = 0.0
 
+    def check(self, classifier: Classifier) -> None:  # noqa: B027
+        """Raise an InputError for a classifier that has nothing to read, before any training."""
+
     @abstractmethod
     def explain(
         self, classifier: Classifier, images: Tensor, labels: Tensor
@@ -145,9 +148,13 @@ class AttentionRelevance(GradientRelevance):
     Source: Chefer et al. 2021 (arXiv 2103.15679), as used by arXiv 2303.03052.
     """
 
+    def check(self, classifier: Classifier) -> None:
+        """See `Relevance.check`."""
+        _check_attention(classifier, type(self).__name__)
+
     def watch(self, classifier: Classifier, images: Tensor) -> tuple[Tensor, Trace]:
         """See `GradientRelevance.watch`."""
-        _check_attention(classifier, type(self).__name__)
+        self.check(classifier)
         with torch.enable_grad(), AttentionMaps() as attention:
             logits = classifier(images)
         return logits, Trace(attention.maps, _positive, lambda maps: _flow(classifier, maps))
@@ -162,11 +169,15 @@ class AttentionRollout(Relevance):
     Source: Abnar and Zuidema 2020 (arXiv 2005.00928).
     """
 
+    def check(self, classifier: Classifier) -> None:
+        """See `Relevance.check`."""
+        _check_attention(classifier, type(self).__name__)
+
     def explain(
         self, classifier: Classifier, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `Relevance.explain`. The labels are not read."""
-        _check_attention(classifier, type(self).__name__)
+        self.check(classifier)
         with AttentionMaps() as attention:
             logits = classifier(images)
         with torch.no_grad():
@@ -188,6 +199,10 @@ class _ActivationMap(GradientRelevance):
 
     def __init__(self, layer: str | None = None) -> None:
         self.layer = layer
+
+    def check(self, classifier: Classifier) -> None:
+        """See `Relevance.check`."""
+        classifier.layer(self.layer or classifier.feature_map)
 
     @abstractmethod
     def weigh(self, gradient: Tensor, activation: Tensor) -> Tensor:
@@ -277,8 +292,9 @@ class LayerCAM(_ActivationMap):
 
 
 def default_relevance(classifier: Classifier) -> Relevance:
-    """Attention relevance where the encoder is a transformer with patches, else Grad-CAM."""
-    return GradCAM() if classifier.tokens is None else AttentionRelevance()
+    """Attention relevance where attention maps lead to the feature, else Grad-CAM."""
+    tokens = classifier.tokens
+    return GradCAM() if tokens is None or tokens.pooled == "other" else AttentionRelevance()
 
 
 def normalise(relevance: Tensor) -> Tensor:

@@ -19,12 +19,14 @@ from cfmask import (
     NoFill,
     ObjectMask,
     RandomMask,
+    SavedRelevance,
     SingleFill,
+    save_relevance,
 )
 from cfmask.counterfactual import pixels
 from cfmask.data.datamodule import Tensors
 from cfmask.reporting.sheet import draw, sheet
-from cfmask.runs.gallery import EpochGallery, columns, first_of_each_class
+from cfmask.runs.gallery import EpochGallery, columns, first_of_each_class, of_method
 
 
 def test_the_gallery_shows_what_was_replaced(tiny_clip, digit_batch, tmp_path):
@@ -139,3 +141,19 @@ def test_a_sheet_has_no_white_bands(tmp_path, rows, side):
     high = tiles.sum() / rows
     wide = black[-len(tiles) // (2 * rows)].sum() / 2
     assert high / wide == pytest.approx(side[0] / side[1], rel=0.06)
+
+
+def test_no_picture_ends_a_run(tiny_clip, small_cnn, digit_batch, tmp_path):
+    """Maps that cannot be read for it are left out, or the picture is."""
+    images, labels = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8), torch.tensor([0, 1])
+    random = Counterfactual(RandomMask(0.5), SingleFill())
+    method = MaskedDistillation(small_cnn, random, AttentionRelevance())
+    assert list(of_method(method, small_cnn, images, labels)) == ["image", "mask", "counterfactual"]
+    path = tmp_path / "maps.safetensors"
+    save_relevance(path, tiny_clip, AttentionRelevance(), [digit_batch])
+    saved = SavedRelevance(str(path))
+    method = MaskedDistillation(tiny_clip, Counterfactual(ObjectMask(0.3), SingleFill()), saved)
+    tiny_clip.train()
+    with pytest.warns(UserWarning, match="No gallery of these images"):
+        assert of_method(method, tiny_clip, images[..., :48, :48], labels) is None
+    assert tiny_clip.training

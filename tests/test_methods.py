@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import replace
 
 import pytest
 import pytorch_lightning as pl
 import torch
 
 from cfmask import (
+    AttentionRelevance,
+    AttentionRollout,
     Counterfactual,
     DigitsData,
     Distillation,
@@ -17,6 +20,7 @@ from cfmask import (
     LinearProbe,
     MaskedDistillation,
     MultiFill,
+    NoFill,
     ObjectMask,
     RandomMask,
     SingleFill,
@@ -120,6 +124,39 @@ def test_a_masked_step_runs_the_student_twice_and_the_teacher_once(tiny_clip, di
     method.losses(*digit_batch)
     assert student == [8, 8]
     assert teacher == [8]
+
+
+def test_the_relevance_that_fits_the_encoder_is_the_default(tiny_clip, small_cnn):
+    assert type(build(MaskedDistillation, tiny_clip).relevance) is AttentionRelevance
+    assert type(build(MaskedDistillation, small_cnn).relevance) is GradCAM
+    # Attention that leads to no feature, as of CaiT.
+    tokens = replace(tiny_clip.tokens, pooled="other")
+    tiny_clip.layout = replace(tiny_clip.layout, tokens=tokens)
+    assert type(build(MaskedDistillation, tiny_clip).relevance) is GradCAM
+
+
+def test_what_does_not_suit_the_encoder_is_refused_before_training(tiny_clip, small_cnn):
+    data = DigitsData()
+    data.class_names = small_cnn.class_names
+    for relevance in (AttentionRelevance(), AttentionRollout()):
+        with pytest.raises(InputError, match="use GradCAM"):
+            build(MaskedDistillation, small_cnn, relevance=relevance).check(data)
+    with pytest.raises(InputError, match="layer of test_resnet"):
+        build(MaskedDistillation, small_cnn, relevance=GradCAM("layer9")).check(data)
+    # A mask that reads no relevance takes any.
+    make = Counterfactual(RandomMask(0.5), SingleFill())
+    build(MaskedDistillation, small_cnn, relevance=AttentionRelevance(), counterfactual=make).check(
+        data
+    )
+    small_cnn.encoder.layer1 = torch.nn.Sequential(small_cnn.encoder.layer1, Sorting())
+    none = Counterfactual(ObjectMask(0.3), NoFill())
+    with pytest.raises(InputError, match="use a fill"):
+        build(MaskedDistillation, small_cnn, counterfactual=none).check(data)
+
+
+class Sorting(torch.nn.Module):
+    def forward(self, x):
+        return x.sort(-1).values
 
 
 def test_a_random_mask_costs_no_relevance(tiny_clip, digit_batch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -35,6 +35,7 @@ from cfmask.runs.run_folder import RunFolder
 from cfmask.runs.trainer import Trainer
 from cfmask.shift import Request
 from cfmask.shifts.catalogue import find_shifts
+from cfmask.terminal import say
 
 RECIPE = {
     "max_epochs": 10,
@@ -118,9 +119,10 @@ class TrainCLI(LightningCLI):
         )
         parser.add_argument(
             "--probe",
-            type=bool,
-            default=False,
-            help="fit the head to the frozen encoder's features first, as a fresh head needs",
+            type=bool | Literal["auto"],
+            default="auto",
+            help="fit the head to the frozen encoder's features first; auto does so for a linear "
+            "head that nothing has fitted",
         )
         parser.add_argument(
             "--resume",
@@ -197,8 +199,11 @@ class TrainCLI(LightningCLI):
             step = read_checkpoint(self.checkpoint, mapped=True)["global_step"]
             self.folder.rewind_metrics(self.trainer.loggers[1], step)
             return
-        if self.config.probe:
-            self.model.probe(self.datamodule)
+        asked = self.config.probe
+        if self.model.wants_probe() if asked == "auto" else asked:
+            if leads():
+                say("First the head is fitted to the features of the training images.")
+            self.model.probe(self.datamodule, self.trainer.strategy.root_device)
         self.folder.start(self.config_text(), self.model.classifier)
 
     def config_text(self) -> str:
@@ -239,4 +244,5 @@ def _gallery(cli: TrainCLI, tuned: Classifier, folder: RunFolder) -> None:
         if len(labels) > 1:
             names = [tuned.class_names[k] for k in labels.tolist()]
             found = of_method(cli.model, tuned, images, labels)
-            draw(folder.path / f"{GALLERY}.png", found, names)
+            if found:
+                draw(folder.path / f"{GALLERY}.png", found, names)

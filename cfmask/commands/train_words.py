@@ -59,7 +59,7 @@ HELP: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
         ("--run FOLDER", (), "where all of it is kept"),
         ("--overwrite", (), "replace another run there"),
         ("--resume", (), "go on where a run was stopped"),
-        ("--probe", (), "fit the head to the frozen features first"),
+        ("--probe", (), "fit the head first; false leaves a random one as it is"),
         ("--skip_nonfinite NUMBER", (), "steps without a finite gradient to leave out"),
     ],
 }

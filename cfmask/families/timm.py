@@ -78,6 +78,8 @@ class TimmClassifier(Classifier):
             "std": list(data["std"]),
             "preprocess": Preprocess(size, data["crop_pct"], data["interpolation"]).spec(),
         }
+        if not pretrained:
+            spec["head_from"] = "chance"
         layer = own if head == "own" else nn.Linear(width, len(class_names))
         super().__init__(net, layer, spec)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,6 +20,9 @@ from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
 from cfmask.heads import fit_linear_head
 from cfmask.images import to_unit
+
+# Images of a probe at most: a regression on more takes hours, and is hardly better.
+PROBED = 50_000
 
 
 class Method(pl.LightningModule, ABC):
@@ -138,32 +142,59 @@ class Method(pl.LightningModule, ABC):
                 f"Expected data of {len(known)} classes, as the head has, but got {len(names)}."
             )
 
+    def wants_probe(self) -> bool:
+        """Whether nothing has fitted the head yet, and `probe` can."""
+        return self.classifier.head_from == "chance" and isinstance(self.classifier.head, nn.Linear)
+
     @torch.no_grad()
-    def probe(self, data: TrainingData) -> None:
+    def probe(self, data: TrainingData, device: str | torch.device = "cpu") -> None:
         """Fit the linear head to the frozen encoder's features of the training images.
 
+        Of more than 50,000 images, so many are drawn. A teacher that is a copy of the classifier
+        gets the same head.
+
+        Args:
+            data: the training images.
+            device: where the features are computed.
+
         Raises:
-            InputError: a head that is not linear.
+            InputError: a head that is not linear, or images of one class alone.
         """
         head = self.classifier.head
         if not isinstance(head, nn.Linear):
             raise InputError(
-                f"Expected a linear head to probe, but {self.classifier.name} has a zero-shot one; "
-                "leave out --probe."
+                f"Expected a linear head to probe, but that of {self.classifier.name} is a "
+                f"{type(head).__name__}; leave out --probe."
             )
+        copies = self.copies()
         data.prepare(self.classifier.preprocess)
-        self.classifier.eval()
-        batches = [
-            (self.classifier.features(to_unit(images)), labels)
-            for images, labels in data.train_dataloader()
-        ]
-        fit_linear_head(
-            head, torch.cat([f for f, _ in batches]), torch.cat([k for _, k in batches])
-        )
+        self.classifier.eval().to(device)
+        features: list[Tensor] = []
+        labels: list[Tensor] = []
+        for images, classes in data.train_dataloader():
+            features.append(self.classifier.features(to_unit(images.to(device))).cpu())
+            labels.append(classes)
+            if sum(map(len, labels)) >= PROBED:
+                break
+        self.classifier.to("cpu")
+        fit_linear_head(head, torch.cat(features), torch.cat(labels))
+        for classifier in (self.classifier, *copies):
+            classifier.head.load_state_dict(head.state_dict())
+            classifier.head_from = "probe"
 
     def start_from(self, start: Classifier) -> None:
-        """Take the weights of the starting point of a run that goes on."""
-        self.classifier.load_state_dict(start.state_dict())
+        """Take the weights of the starting point of a run that goes on, as do teachers."""
+        for classifier in (self.classifier, *self.copies()):
+            classifier.load_state_dict(start.state_dict())
+            classifier.head_from = start.head_from
+
+    def copies(self) -> list[Classifier]:
+        """The other classifiers of this method that still have the weights of its own: teachers."""
+        own = self.classifier.state_dict()
+        others = [
+            m for m in self.modules() if isinstance(m, Classifier) and m is not self.classifier
+        ]
+        return [other for other in others if _equal(other.state_dict(), own)]
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Sum, check and log the losses of a batch."""
@@ -254,12 +285,16 @@ class Method(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write what rebuilds the classifier, so that the checkpoint loads without its method."""
-        checkpoint["classifier"] = self.classifier.spec
+        checkpoint["classifier"] = {**self.classifier.spec, "head_from": "training"}
         checkpoint["skipped_steps"] = self.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting the steps that were left out."""
         self.skipped = int(checkpoint.get("skipped_steps", 0))
+
+
+def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 def frozen_copy(classifier: Classifier) -> Classifier:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from cfmask.classifier import Classifier
-from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
 from cfmask.losses import feature_mse, logit_kl, relative_feature_mse
 from cfmask.methods.base import Method, compile_encoder, frozen_copy
@@ -66,16 +65,6 @@ class Distillation(Method):
         super().train(mode)
         self.teacher.eval()
         return self
-
-    def probe(self, data: TrainingData) -> None:
-        """See `Method.probe`. The teacher gets the same head."""
-        super().probe(data)
-        self.teacher.head.load_state_dict(self.classifier.head.state_dict())
-
-    def start_from(self, start: Classifier) -> None:
-        """See `Method.start_from`. It is the teacher too."""
-        super().start_from(start)
-        self.teacher.load_state_dict(start.state_dict())
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """See `Method.losses`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
 from cfmask.methods.base import Method
 from cfmask.methods.distillation import Distillation
-from cfmask.relevance import AttentionRelevance, GradientRelevance, Relevance
+from cfmask.relevance import GradientRelevance, Relevance, default_relevance
 
 
 class MaskedDistillation(Distillation):
@@ -27,8 +28,8 @@ class MaskedDistillation(Distillation):
         classifier: see `Method`. A frozen copy of it, made now, is the teacher.
         counterfactual: mask and fill; a list of them gives one counterfactual image each, and the
             distance is their mean: object and context together, for example.
-        relevance: what says which patches carry the class; attention relevance suits transformers
-            and Grad-CAM suits CNNs.
+        relevance: what says which patches carry the class; by default attention relevance where
+            attention maps lead to the feature, as in ViTs, else Grad-CAM.
         copies: counterfactual images of each image and kind, with donors of their own.
         relevance_of: `logit`, the paper's true-class logit, or `loss`. The latter reads the
             gradient of the task loss itself, which saves a backward pass and departs from the
@@ -56,7 +57,7 @@ class MaskedDistillation(Distillation):
         if copies < 1 or not several:
             raise InputError("Expected at least one counterfactual and one copy, but got none.")
         self.counterfactuals = several * copies
-        self.relevance = relevance or AttentionRelevance()
+        self.relevance = relevance or default_relevance(classifier)
         self.relevance_of = relevance_of
         self.two_backwards = two_backwards
         by_gradient = isinstance(self.relevance, GradientRelevance) and two_backwards
@@ -66,9 +67,23 @@ class MaskedDistillation(Distillation):
                 f"got {type(self.relevance).__name__} with two_backwards {two_backwards}."
             )
 
+    @property
+    def explained(self) -> bool:
+        """Whether any mask needs relevance."""
+        return any(make.mask.needs_relevance for make in self.counterfactuals)
+
     def check(self, data: TrainingData) -> None:
-        """See `Method.check`. A refill needs a second image to take from."""
+        """See `Method.check`. A refill needs a second image to take from.
+
+        Relevance and fill have to suit the encoder: the teacher tries them on a blank image.
+        """
         super().check(data)
+        if self.explained:
+            self.relevance.check(self.classifier)
+        if any(make.fill.removes for make in self.counterfactuals):
+            hidden = torch.arange(math.prod(self.classifier.grid)) == 0
+            blank = torch.zeros(1, 3, *self.classifier.image_size)
+            self.teach(blank, hidden.view(1, *self.classifier.grid))
         if any(make.fill.needs_donors for make in self.counterfactuals):
             check_donors(data.batch_size)
 
@@ -90,8 +105,7 @@ class MaskedDistillation(Distillation):
 
     def passes(self) -> float:
         """See `Method.passes`. Student and teacher see each counterfactual, the student all."""
-        explained = any(make.mask.needs_relevance for make in self.counterfactuals)
-        by_logit = explained and self.relevance_of == "logit"
+        by_logit = self.explained and self.relevance_of == "logit"
         clean = Method.passes(self) + (self.relevance.passes if by_logit else 0)
         return clean + len(self.counterfactuals) * super().passes()
 
@@ -101,7 +115,7 @@ class MaskedDistillation(Distillation):
 
     def clean_pass(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Task loss and relevance float (B, h, w) in [0, 1] of clean images."""
-        if not any(make.mask.needs_relevance for make in self.counterfactuals):
+        if not self.explained:
             task = self.task_loss(self.classifier(images), labels)
             return self.part(task), images.new_zeros(len(images), *self.classifier.grid)
         if self.relevance_of == "loss" and isinstance(self.relevance, GradientRelevance):

@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from cfmask.classifier import Classifier
 from cfmask.counterfactual import Counterfactual, pixels
+from cfmask.errors import InputError
 from cfmask.files import write_whole
 from cfmask.methods import MaskedDistillation
 from cfmask.relevance import Relevance
@@ -30,7 +32,7 @@ ROWS = 8
 
 def columns(
     classifier: Classifier,
-    relevance: Relevance,
+    relevance: Relevance | None,
     counterfactuals: Sequence[Counterfactual],
     images: Tensor,
     labels: Tensor,
@@ -40,7 +42,7 @@ def columns(
 
     Args:
         classifier: the model to explain; left as it was.
-        relevance: what makes the maps.
+        relevance: what makes the maps; None for masks that need none, and no picture of it.
         counterfactuals: masks and fills.
         images: float (N, 3, H, W) in [0, 1].
         labels: int64 (N,), the true classes.
@@ -52,8 +54,10 @@ def columns(
     Raises:
         InputError: what relevance, masks and fills raise.
     """
-    _, maps = relevance.explain(classifier, images, labels)
-    found = {"image": images, "relevance": F.interpolate(maps.unsqueeze(1), images.shape[2:])}
+    found, maps = {"image": images}, images.new_zeros(len(images), *classifier.grid)
+    if relevance is not None:
+        _, maps = relevance.explain(classifier, images, labels)
+        found["relevance"] = F.interpolate(maps.unsqueeze(1), images.shape[2:])
     pool = images if donors is None else torch.cat([images, donors])
     padded = torch.cat([maps, maps.new_zeros(len(pool) - len(maps), *maps.shape[1:])])
     for k, make in enumerate(map(_local, counterfactuals), 1):
@@ -102,8 +106,9 @@ class EpochGallery(pl.Callback):
         images, labels = (part.to(pl_module.device) for part in self._chosen)
         if len(labels) > 1:
             with trainer.precision_plugin.forward_context():
-                whole = sheet(of_method(pl_module, pl_module.classifier, images, labels))
-            self._keep(trainer, (whole * 255).round().to(torch.uint8))
+                found = of_method(pl_module, pl_module.classifier, images, labels)
+            if found:
+                self._keep(trainer, (sheet(found) * 255).round().to(torch.uint8))
 
     def _keep(self, trainer: pl.Trainer, whole: Tensor) -> None:
         """Write and log a picture uint8 (3, H, W)."""
@@ -117,8 +122,11 @@ class EpochGallery(pl.Callback):
 
 def of_method(
     method: MaskedDistillation, classifier: Classifier, images: Tensor, labels: Tensor
-) -> Columns:
+) -> Columns | None:
     """Columns of a method's own relevance, masks and fills, with a chance of their own.
+
+    A picture ends no run: where these images cannot be explained, as by maps that were saved of the
+    training images alone, a warning says so and there is none.
 
     Args:
         method: whose relevance and counterfactuals are shown.
@@ -126,17 +134,31 @@ def of_method(
         images: uint8 (N, 3, H, W).
         labels: int64 (N,).
     """
+    made, relevance = method.counterfactuals, _readable(method, classifier)
     modes = {module: module.training for module in classifier.modules()}
     cuda = [images.device] if images.device.type == "cuda" else []
     with torch.random.fork_rng(cuda):
         torch.manual_seed(0)
         classifier.eval()
-        found = columns(
-            classifier, method.relevance, method.counterfactuals, images.float() / 255, labels
-        )
-    for module, training in modes.items():
-        module.training = training
-    return found
+        try:
+            return columns(classifier, relevance, made, images.float() / 255, labels)
+        except InputError as error:
+            rank_zero_warn(f"No gallery of these images: {error}")
+            return None
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+
+def _readable(method: MaskedDistillation, classifier: Classifier) -> Relevance | None:
+    """The method's relevance; none if no mask needs it and the classifier has nothing to read."""
+    try:
+        method.relevance.check(classifier)
+    except InputError:
+        if method.explained:
+            raise
+        return None
+    return method.relevance
 
 
 def _local(make: Counterfactual) -> Counterfactual:

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from cfmask.files import write_text
+from cfmask.heads import HEAD_ORIGINS
 from cfmask.methods import Method
 from cfmask.runs.cost import forward_cost, memory
 from cfmask.terminal import show_table
@@ -27,6 +28,7 @@ class RunSummary:
     Attributes:
         method: name of the method's class.
         model: name of the encoder.
+        head: kind of the head, and what its weights come from.
         parameters: of the student.
         trainable: those of them that are trained.
         teacher: parameters of frozen copies.
@@ -49,6 +51,7 @@ class RunSummary:
 
     method: str
     model: str
+    head: str
     parameters: int
     trainable: int
     teacher: int
@@ -95,6 +98,7 @@ class RunSummary:
         uncounted = "" if "activations" in self.memory else "; activations not counted"
         rows = {
             "method": f"{self.method} of {self.model}, {self.classes} classes",
+            "head": self.head,
             "parameters": f"{_short(self.parameters)}, {_short(self.trainable)} trainable"
             + (f"; frozen teacher {_short(self.teacher)}" if self.teacher else ""),
             "images": f"{self.train_images:,} to train on, {self.val_images:,} to choose the epoch",
@@ -152,11 +156,13 @@ def summarise(trainer: pl.Trainer, method: Method) -> RunSummary:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     precision = str(trainer.precision)
     forward, passes = forward_cost(method.classifier, precision), method.passes()
+    head, origin = method.classifier.head, HEAD_ORIGINS[method.classifier.head_from]
     student = list(method.classifier.parameters())
     apart = {id(p) for p in student}
     return RunSummary(
         method=type(method).__name__,
         model=method.classifier.name,
+        head=f"{type(head).__name__}: {origin}",
         parameters=_numel(student),
         trainable=_numel(p for p in student if p.requires_grad),
         teacher=_numel(p for p in method.parameters() if id(p) not in apart),
