@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,17 @@ import yaml
 from imagenet_trees import plant_one
 from test_shifts import plant
 
-from cfmask import InputError, ShiftReport, digits, interpolate, save_classifier
+from cfmask import (
+    InputError,
+    Request,
+    ShiftReport,
+    digits,
+    evaluate,
+    find_shifts,
+    interpolate,
+    load_classifier,
+    save_classifier,
+)
 from cfmask.checkpoint import PRETRAINED, WEIGHTS
 from cfmask.commands.eval_models import evaluate_run
 from cfmask.comparison.compare import compare, joined
@@ -90,9 +101,6 @@ def test_a_point_of_a_line_has_the_weights_of_interpolation(tiny_clip):
 
 
 def test_a_curve_of_many_alphas_is_that_of_single_models(runs):
-    from cfmask import evaluate, find_shifts, load_classifier
-    from cfmask.shift import Request
-
     report = compare([str(runs[0])], str(runs[0] / "curve"), SETS, wise="0,0.25,...,1", images=30)
     start, tuned = load_classifier(runs[0], PRETRAINED), load_classifier(runs[0])
     single = {f"WiSE-FT {a}": interpolate(start, tuned, a) for a in (0.25, 0.5, 0.75)}
@@ -134,6 +142,28 @@ def test_several_sources_make_one_report(runs, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "second: tuned" in printed
     assert "runs/evaluation" in printed
+
+
+def test_two_runs_are_compared_each_with_its_own_start(runs, tmp_path):
+    import copy
+
+    other = load_classifier(runs[0], PRETRAINED)
+    with torch.no_grad():
+        other.head.bias[0] += 1
+    third = plant_run(tmp_path / "third", copy.deepcopy(other), 3)
+    report = compare([str(runs[0]), str(third)], str(tmp_path / "out"), SETS, images=30, pictures=0)
+    start, tuned = load_classifier(third, PRETRAINED), load_classifier(third)
+    (shift,) = find_shifts(SETS[1:], Request(None, digits.CLASS_NAMES, 30))
+    alone = evaluate({"start": start, "tuned": tuned}, [shift]).differences
+    names = ("third: zero-shot", "third: tuned", "digits/sketch")
+    found = [d for d in report.differences if (d.first, d.second, d.shift) == names]
+    assert [replace(d, first="start", second="tuned") for d in found] == alone
+    pairs = {(d.first, d.second) for d in report.differences}
+    top = "first: zero-shot"
+    assert pairs == {(top, model) for model in report.models[1:]} | {
+        ("third: zero-shot", "third: tuned"),
+        ("third: zero-shot", "third: WiSE-FT 0.5"),
+    }
 
 
 def test_a_run_keeps_its_report_and_its_settings(runs, capsys):
@@ -246,7 +276,7 @@ def test_class_names_of_a_run_serve_the_named_ones(runs):
     def never():
         return Labels(("wrong",), ("{}",))
 
-    models = models_of([str(runs[0]), "open_clip:tiny-clip"], [], never)
+    models = models_of([str(runs[0]), "open_clip:tiny-clip"], [], never).models
     assert models["open_clip:tiny-clip"].class_names == digits.CLASS_NAMES
 
 

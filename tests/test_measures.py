@@ -22,6 +22,7 @@ from cfmask.evaluation.estimates import (
     selective,
 )
 from cfmask.evaluation.metrics import Judged, Metric
+from cfmask.reporting.page import as_html
 from cfmask.reporting.tables import grids
 from cfmask.shift import Shift
 
@@ -221,6 +222,30 @@ def test_every_model_is_compared_with_the_first_on_the_same_images():
     assert report.differences[1].high < 0
 
 
+def test_tuned_models_are_compared_with_their_own_starting_points_as_well():
+    other = Sees(ReadsTheLabel(False))
+    other.encoder.scale.data.fill_(-1)
+    four = {**models(), "start": other, "tuned": Sees(ReadsTheLabel(False))}
+    starts = {"misled": "good", "tuned": "start"}
+    report = evaluate(four, [painted("x", 40, 10)], starts=starts)
+    found = [(d.first, d.second, d.only_first, d.only_second) for d in report.differences]
+    assert found == [
+        ("good", "misled", 10, 0),
+        ("good", "start", 40, 0),
+        ("good", "tuned", 0, 0),
+        ("start", "tuned", 0, 40),
+    ]
+    baselines = {"good": None, "misled": "good", "start": "good", "tuned": "start"}
+    assert {model: report.baseline(model) for model in four} == baselines
+    marked = {row.model for row in report.of("accuracy") if report.differs(row)}
+    assert marked == {"misled", "start", "tuned"}
+    assert report.against() == "differs from good (in misled, start) or start (in tuned)"
+    page = as_html(report)
+    assert "Accuracy against good or start on the same images" in page
+    assert "+100.0 points for tuned against start" in page
+    assert "<b>tuned</b> against start: x 0.0 → 100.0 %" in page
+
+
 def test_shift_sets_are_told_from_the_reference_by_their_maximum_logit():
     model = linear()
     inside, outside = random_images(50), random_images(40, seed=1)
@@ -277,7 +302,7 @@ def test_a_metric_of_ones_own_is_one_entry(tmp_path):
     data, shown = random_images(70), {"a": linear(), "b": linear(4)}
     shifts = [
         Shift("id", lambda look: data, True),
-        Shift("few", lambda look: data, (0, 1, 2, 3, 4)),
+        Shift("few", lambda look: data, classes=(0, 1, 2, 3, 4)),
     ]
 
     def measured(store):

@@ -88,7 +88,8 @@ def compare(
     if not sources:
         raise InputError("Expected at least one model to evaluate, but got none.")
     root = Path(data_root) if data_root else None
-    models = models_of(sources, alphas_of(wise), lambda: labels_of(shifts, root))
+    rows = models_of(sources, alphas_of(wise), lambda: labels_of(shifts, root))
+    models = rows.models
     _move(models)
     request = Request(root, (), images, seed, allow_incomplete)
     found = _sets(shifts, request, models)
@@ -103,7 +104,7 @@ def compare(
     store = folder / "answers" if reuse else None
     answers = folder / "predictions" if predictions else None
     how = (batch_size, workers, used, decoder, True, fit, unreadable, store, answers)
-    report = evaluate(models, found, *how)
+    report = evaluate(models, found, *how, starts=rows.starts)
     for path, old in earlier.items():
         report = joined(report, old, path)
     report.run.update(_configs(sources))

@@ -41,6 +41,7 @@ def evaluate(
     store: Path | None = None,
     predictions: Path | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    starts: Mapping[str, str] | None = None,
 ) -> ShiftReport:
     """All measures of each model on each set, every image counted once.
 
@@ -49,7 +50,7 @@ def evaluate(
 
     Args:
         models: classifiers, or blends of two, by the name of their row; they are put in eval mode
-            for the time. Paired comparisons are with the first of them.
+            for the time. Paired comparisons are with the first of them, and with `starts`.
         shifts: the sets, from `find_shifts`.
         batch_size: images at a time; all models see the batch, so that images are read once.
         workers: processes that decode images.
@@ -65,6 +66,8 @@ def evaluate(
             goes on where it was; None keeps none.
         predictions: folder for a Parquet file of each model on each set; None writes none.
         metrics: further metrics by name, measured beside those of `METRICS`.
+        starts: row of a tuned model -> row of the model that it was tuned from; they are compared,
+            as well.
 
     Returns:
         A report with rows for each model and set, and for each combination of sets.
@@ -103,7 +106,7 @@ def evaluate(
         protocol,
         reference,
         details,
-        list(differences(table, shifts)),
+        list(differences(table, shifts, starts or {})),
         fits,
         curves_of(models, single, reference),
         run_facts(tally.images, tally.seconds, tally.reused),

@@ -39,6 +39,19 @@ class Labels:
     templates: tuple[str, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Found:
+    """The rows of a report.
+
+    Attributes:
+        models: by the name of their row.
+        starts: row of a tuned model, or of one between -> row of the starting point of its run.
+    """
+
+    models: dict[str, Model]
+    starts: dict[str, str]
+
+
 def labels_of(shifts: Sequence[str], data_root: Path | None) -> Labels:
     """Classes of sets, for classifiers that bring none: those of the first family.
 
@@ -95,8 +108,8 @@ def is_run(what: str) -> bool:
 
 def models_of(
     sources: Sequence[str], alphas: Sequence[float], labels: Callable[[], Labels]
-) -> dict[str, Model]:
-    """The rows of a report of several sources, by name.
+) -> Found:
+    """The rows of a report of several sources.
 
     A run folder gives its starting point, the tuned model, and WiSE-FT at each alpha. Where there
     are several sources the rows of a run are named after its folder. Starting points that are the
@@ -115,17 +128,21 @@ def models_of(
     brought = {what: load_classifier(what) for what in sources if Path(what).exists()}
     own = next((Labels(c.class_names) for c in brought.values()), None)
     models: dict[str, Model] = {}
+    starts: dict[str, str] = {}
     for what in sources:
         if is_run(what):
             prefix = f"{_short(what, sources)}: " if len(sources) > 1 else ""
-            models.update(_of_run(what, brought[what], alphas, prefix, models))
+            (start, first), *others = _of_run(what, brought[what], alphas, prefix, models)
+            models[start] = first
+            models.update(others)
+            starts |= dict.fromkeys((name for name, _ in others), start)
         elif what in brought:
             models[what] = brought[what]
         else:
             found = labels()
             names = found if own is None else Labels(own.names, found.templates)
             models[what] = named_classifier(what, names)
-    return models
+    return Found(models, starts)
 
 
 def _short(what: str, sources: Sequence[str]) -> str:

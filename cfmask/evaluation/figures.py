@@ -43,7 +43,8 @@ class Difference:
     """Two models on the same images of a set.
 
     Attributes:
-        first: name of the first model, which is the first row of the report.
+        first: name of the first model: the first row of the report, or the row that the other
+            was tuned from.
         second: name of the other.
         shift: name of the set.
         only_first: number of images that only the first gets right.

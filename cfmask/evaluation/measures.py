@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -121,10 +122,19 @@ def combinations(shifts: Sequence[Shift]) -> dict[str, Combination]:
     return found | ({MEAN: mean_of(*whole)} if len(whole) > 1 else {})
 
 
-def differences(table: Table, shifts: Sequence[Shift]) -> Iterator[Difference]:
-    """Every model against the first, on every set."""
-    first, *others = table
-    for second in others:
+def differences(
+    table: Table, shifts: Sequence[Shift], starts: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Difference]:
+    """Every model against the first, and against the one that it was tuned from, on every set.
+
+    Args:
+        table: answers of all models.
+        shifts: the sets.
+        starts: model -> the one that it was tuned from, where that is known.
+    """
+    top, *others = table
+    pairs = [(first, k) for k in others for first in dict.fromkeys((top, starts.get(k, top)))]
+    for first, second in pairs:
         for shift in shifts:
             a, b = (table[model][shift.name].correct for model in (first, second))
             lost, won = int((a & ~b).sum()), int((b & ~a).sum())

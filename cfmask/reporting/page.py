@@ -9,7 +9,7 @@ import base64
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,10 @@ from cfmask.evaluation.metrics import Metric
 from cfmask.reporting import charts as figures
 from cfmask.reporting.disagreement import Disagreement
 from cfmask.reporting.report import ShiftReport
-from cfmask.reporting.tables import differs, footnotes, grids, heading, incomplete
+from cfmask.reporting.tables import footnotes, grids, heading, incomplete
 from cfmask.terminal import visible
 
+K = TypeVar("K")
 # More models than this cannot be told apart in one picture.
 MOST_MODELS = 6
 POINTS = Metric("Difference", unit="points", signed=True)
@@ -46,7 +47,7 @@ def as_html(report: ShiftReport, gallery: Sequence[Disagreement] = ()) -> str:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.globals.update(heading=heading, differs=differs)
+    environment.globals.update(heading=heading)
     layout = files("cfmask.reporting").joinpath("page.html").read_text(encoding="utf-8")
     styles, sets = drawn_models(report), list(_sets(report))
     content = {
@@ -60,7 +61,7 @@ def as_html(report: ShiftReport, gallery: Sequence[Disagreement] = ()) -> str:
         "curves": list(_curves(report)),
         "reliability": list(_reliability(report, styles)),
         "worst": list(_worst(report, styles)),
-        "differences": _grouped(_differences(report, styles), lambda item: item["pair"].second),
+        "differences": _grouped(_differences(report, styles), _sides),
         "pictures": _grouped(_pictures(gallery), lambda item: item["found"].shift),
         "protocol": list(_sentences(report)),
         "sets": sets,
@@ -88,10 +89,10 @@ def drawn_models(report: ShiftReport) -> dict[str, int]:
 
 
 def _grouped(
-    items: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], str]
-) -> dict[str, list[dict[str, Any]]]:
+    items: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], K]
+) -> dict[K, list[dict[str, Any]]]:
     """Items by key, keys in the order in which they come."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[K, list[dict[str, Any]]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups
@@ -117,10 +118,11 @@ def _shift_sets(report: ShiftReport) -> list[str]:
 
 
 def _leads(report: ShiftReport, styles: dict[str, int]) -> Iterator[dict[str, Any]]:
-    """Each model against the first: figures on the reference and on the mean under shift."""
+    """Each model against its baseline: figures on the reference and on the mean under shift."""
     cells, names = _accuracies(report), [report.reference, _mean(report)]
-    first, *others = styles or [""]
+    top, *others = styles or [""]
     for model in others:
+        first = report.baseline(model) or top
         pairs = [(n, cells.get((first, n)), cells.get((model, n))) for n in names if n]
         moves = [
             {
@@ -220,6 +222,11 @@ def _differences(report: ShiftReport, styles: dict[str, int]) -> Iterator[dict[s
             "bar": {**ends, "at": 50 + 46 * d.difference / reach},
             "words": _verdict(d),
         }
+
+
+def _sides(item: dict[str, Any]) -> tuple[str, str]:
+    """Both models of a comparison, the one that is judged first."""
+    return item["pair"].second, item["pair"].first
 
 
 def _verdict(pair: Difference) -> str:

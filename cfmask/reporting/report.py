@@ -19,6 +19,9 @@ from cfmask.reporting.escapes import drawing, drawn
 from cfmask.reporting.stored_report import report_parts
 from cfmask.terminal import visible
 
+# Below this p-value an accuracy is marked as different.
+LEVEL = 0.05
+
 
 @dataclass(frozen=True)
 class ShiftReport:
@@ -32,7 +35,8 @@ class ShiftReport:
             "total" of the classes that the set has; "groups" the same of its groups, if it has
             any; "bins" holds "count", "confidence" (sum) and "correct" of 15 equal-width bins of
             confidence.
-        differences: every other model against the first, on every set.
+        differences: every other model against the first, on every set; after that, against the
+            one that it was tuned from, where that is another.
         fits: lines that effective robustness is held against.
         curves: WiSE-FT curves.
         run: versions, hardware, processes, images, seconds, images per second, command or config.
@@ -111,6 +115,32 @@ class ShiftReport:
         names = dict.fromkeys(row.shift for row in self.of(metric))
         return [name for name in names if not sets.get(name, {}).get("part_of")]
 
+    def baseline(self, model: str) -> str | None:
+        """The row that a model's accuracies are marked against: its starting point, or the first.
+
+        None for the first itself, and for models that are compared with none.
+        """
+        firsts = [pair.first for pair in self.differences if pair.second == model]
+        return firsts[-1] if firsts else None
+
+    def differs(self, row: Row) -> bool:
+        """Whether an accuracy differs from the baseline's by more than chance (McNemar)."""
+        against = (self.baseline(row.model), row.model, row.shift)
+        return row.metric == "accuracy" and any(
+            (d.first, d.second, d.shift) == against and d.p_value < LEVEL for d in self.differences
+        )
+
+    def against(self) -> str:
+        """What a mark of `differs` says: from whom, and where several, which rows from whom."""
+        rows: dict[str, list[str]] = {}
+        for model in dict.fromkeys(row.model for row in self.of("accuracy") if self.differs(row)):
+            rows.setdefault(self.baseline(model) or "", []).append(model)
+        if len(rows) == 1:
+            return f"differs from {next(iter(rows))}"
+        return "differs from " + " or ".join(
+            f"{first} (in {', '.join(models)})" for first, models in rows.items()
+        )
+
     def worst_classes(self, model: str, shift: str, count: int = 5) -> list[tuple[str, int, int]]:
         """Name, right ones and images of the classes with the lowest accuracy, lowest first."""
         classes = self.details[model][shift].get("classes", {})
@@ -158,22 +188,15 @@ class ShiftReport:
         if row is None:
             return Text()
         shown = described(row.metric, self.protocol).text
-        text = shown(row.value) + "†" * self._differs(row)
+        text = shown(row.value) + "†" * self.differs(row)
         if row.low is None or row.high is None:
             return Text(text)
         return _two_lines(text, f"{shown(row.low)}–{shown(row.high)}")
 
-    def _differs(self, row: Row) -> bool:
-        """Whether an accuracy differs from the first model's by more than chance."""
-        return row.metric == "accuracy" and any(
-            (d.second, d.shift) == (row.model, row.shift) and d.p_value < 0.05
-            for d in self.differences
-        )
-
     def _caption(self, metric: str) -> str:
         lines = ["Below a figure: its 95 % interval."]
-        if any(self._differs(row) for row in self.of(metric)):
-            lines.append(f"† differs from {self.models[0]} (McNemar's exact test, p < 0.05).")
+        if any(self.differs(row) for row in self.of(metric)):
+            lines.append(f"† {self.against()} (McNemar's exact test, p < {LEVEL}).")
         if set(self.columns(metric)) & set(self.incomplete):
             lines.append(
                 "* INCOMPLETE: not the published number of images or classes, or unreadable images."

@@ -14,13 +14,11 @@ from typing import Any
 from cfmask.evaluation.figures import Row
 from cfmask.evaluation.metrics import METRICS, Metric, described
 from cfmask.reporting.escapes import csv_cell, latex, markdown
-from cfmask.reporting.report import ShiftReport
+from cfmask.reporting.report import LEVEL, ShiftReport
 from cfmask.shifts.combinations import COMBINATIONS
 
 # After the name of a set that is not whole, and after a figure that chance does not explain.
 INCOMPLETE, DIFFERS = "*", "†"
-# Below this p-value a figure is marked with `DIFFERS`.
-LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -129,21 +127,13 @@ def heading(report: ShiftReport, shift: str) -> str:
     return f"{report.short(shift)}{mark}" + " (ID)" * (shift == report.reference)
 
 
-def differs(report: ShiftReport, row: Row) -> bool:
-    """Whether an accuracy differs from the first model's by more than chance (McNemar)."""
-    return row.metric == "accuracy" and any(
-        (other.second, other.shift) == (row.model, row.shift) and other.p_value < LEVEL
-        for other in report.differences
-    )
-
-
 def footnotes(report: ShiftReport, place: str = "In brackets") -> list[str]:
     """What must be said below a table, one sentence an entry; `place` is where intervals stand."""
     parts = incomplete(report).items()
     notes = [f"{INCOMPLETE} {report.short(name)} is not whole: {words}." for name, words in parts]
-    if any(differs(report, row) for row in report.rows):
+    if any(map(report.differs, report.rows)):
         test = f"exact McNemar test on the same images, p < {LEVEL}"
-        notes.append(f"{DIFFERS} differs from {report.models[0]} ({test}).")
+        notes.append(f"{DIFFERS} {report.against()} ({test}).")
     interval = report.protocol.get("interval")
     return [*notes, f"{place}: its interval, {interval}."] if interval else notes
 
@@ -184,7 +174,7 @@ def _bracketed(report: ShiftReport, grid: Grid, model: str, shift: str, bold: st
     figure, interval = grid.figure(model, shift), grid.interval(model, shift)
     shown = bold.format(figure) if grid.is_best(model, shift) else figure
     row = grid.cells.get((model, shift))
-    shown += DIFFERS if row is not None and differs(report, row) else ""
+    shown += DIFFERS if row is not None and report.differs(row) else ""
     return f"{shown} [{interval}]" if interval else shown
 
 
