@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cfmask import processes
 from cfmask.errors import InputError
 
 HeadOrigin = Literal["text", "weights", "probe", "training", "chance"]
@@ -102,7 +103,7 @@ def zero_shot_weight(
     """
     check_prompts(class_names, templates)
     # Thousands of prompts take minutes on a CPU.
-    clip.to("cuda" if torch.cuda.is_available() else "cpu")
+    clip.to(processes.device())
     rows = []
     for name in class_names:
         tokens = tokenizer([template.format(name) for template in templates])

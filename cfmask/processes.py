@@ -22,6 +22,8 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=1)
 
 
+# The default group, and the one beside it that exchanges main memory.
+_BESIDE: dict[str, Any] = {}
 # Whether this process counts itself alone.
 _ALONE = contextvars.ContextVar("alone", default=False)
 
@@ -115,7 +117,13 @@ def joined() -> Iterator[None]:
 
 
 def _group() -> Any:
-    """A group that exchanges main memory, where the default one exchanges a GPU's."""
-    return (
-        None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=PATIENCE)
-    )
+    """A group that exchanges main memory, where the default one exchanges a GPU's.
+
+    It is made once for a default group, and ends with it.
+    """
+    if dist.get_backend() == "gloo":
+        return None
+    world = dist.group.WORLD
+    if _BESIDE.get("world") is not world:
+        _BESIDE.update(world=world, group=dist.new_group(backend="gloo", timeout=PATIENCE))
+    return _BESIDE["group"]

@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "cfmask"
 # Rooms from the ground up; those of one line import none of each other.
 FLOORS = """
 errors version precision attention losses terminal
-processes files images layer_masking heads wordnet digits labels
+processes files images layer_masking wordnet digits labels
+heads
 classifier shift tiny_clip
 checkpoint counterfactual relevance
 families saved_relevance package_cam data

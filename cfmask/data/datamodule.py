@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
@@ -118,6 +119,8 @@ class TrainingData(pl.LightningDataModule, ABC):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             worker_init_fn=start_worker,
+            # From pinned memory a copy to a GPU goes on beside the step.
+            pin_memory=torch.cuda.is_available(),
             **options,
         )
 

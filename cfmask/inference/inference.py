@@ -267,7 +267,12 @@ class Inference:
                 name: stack.enter_context(self._judge(shift, name, file))
                 for name, file in zip_longest(names, files)
             }
-            loader = DataLoader(Subset(data, own), self.batch_size, num_workers=self.workers)
+            loader = DataLoader(
+                Subset(data, own),
+                self.batch_size,
+                num_workers=self.workers,
+                pin_memory=torch.cuda.is_available(),
+            )
             for images, labels, readable in loader:
                 batch, paths = paths[: len(labels)], paths[len(labels) :]
                 for name in names:
@@ -308,7 +313,7 @@ class Inference:
     def _logits(self, model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images as floats on the model's device, for the next model, and logits (B, K)."""
         device = next(model.parameters()).device
-        images = to_unit(images.to(device))
+        images = to_unit(images.to(device, non_blocking=True))
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             parts = images.split(CACHED if device.type == "cpu" else len(images))
             return images, torch.cat([model(part) for part in parts])

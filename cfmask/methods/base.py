@@ -221,7 +221,11 @@ class Method(pl.LightningModule, ABC):
         """AdamW and a one-cycle schedule that moves with every optimiser step."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay
+            parameters,
+            lr=self.lr,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            fused=self.device.type == "cuda" or None,
         )
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
