@@ -157,6 +157,7 @@ def test_every_recipe_trains_two_steps(config, imagenet, tmp_path, monkeypatch, 
     probe = config.stem == "linear_probe"
     assert (cli.model.lr, cli.model.weight_decay) == (3e-5, 0 if probe else 0.1)
     assert cli.model.betas == (0.9, 0.999) and cli.model.warmup == 0.02
+    assert cli.model.cycle_momentum
     assert cli.trainer.gradient_clip_val == 1.0
     if isinstance(cli.model, Distillation):
         assert (cli.model.distill_weight, cli.model.temperature) == (30, 10)
@@ -194,7 +195,7 @@ def test_a_recipe_goes_from_command_to_report(imagenet, tmp_path, monkeypatch, n
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     # The saved file stands alone, though the recipe is made of three.
     assert config["data"]["init_args"]["class_names"] == "imagenet"
-    assert ShiftReport.load(tmp_path / "run" / "report.json").reference == "val"
+    assert ShiftReport.load(tmp_path / "run" / "report.json").reference == "imagenet/val"
     assert load_classifier(tmp_path / "run").class_names == wordnet.class_names()
 
 

@@ -293,6 +293,45 @@ def test_the_schedule_is_one_cycle_over_all_steps(tiny_clip, tmp_path):
     assert method.optimizers().param_groups[0]["weight_decay"] == 0.1
 
 
+@pytest.mark.parametrize("kind", ALL)
+def test_momentum_runs_against_the_learning_rate(kind, tiny_clip, tmp_path):
+    seen = []
+
+    class Spy(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, index):
+            group = trainer.optimizers[0].param_groups[0]
+            seen.append((group["lr"], *group["betas"]))
+
+    method = build(kind, tiny_clip, lr=1e-3, warmup=0.4, cycle_momentum=True)
+    fit(method, tmp_path, steps=10, callbacks=[Spy()])
+    rates, betas, second = zip(*seen)
+    assert betas[0] == 0.95 and betas[-1] == pytest.approx(0.95)
+    # The lowest beta goes with the highest rate.
+    assert rates.index(max(rates)) == betas.index(min(betas)) > 1
+    assert min(betas) == pytest.approx(0.85, abs=1e-3)
+    assert set(second) == {0.999}
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_constructors_spell_their_arguments_and_all_of_them_arrive(kind, tiny_clip):
+    given = inspect.signature(kind).parameters
+    recipe = dict(inspect.signature(Method).parameters)
+    del recipe["classifier"]
+    assert not [p for p in given.values() if p.kind is p.VAR_KEYWORD]
+    if kind is not LinearProbe:
+        assert {name: given[name].default for name in recipe} == {
+            name: parameter.default for name, parameter in recipe.items()
+        }
+    values = {"lr": 2e-3, "weight_decay": 0.3, "betas": (0.7, 0.8), "warmup": 0.4}
+    values |= {"task_weight": 0.6, "cycle_momentum": True, "grad_checkpointing": True}
+    values |= {"distance": "logit", "distill_weight": 7.0, "temperature": 8.0, "bf16_teacher": True}
+    values = {name: value for name, value in values.items() if name in given}
+    method = build(kind, tiny_clip, **values)
+    assert {name: getattr(method, name) for name in values} == values
+    if "compile" in given:
+        assert build(kind, tiny_clip, compile=True).compile_encoders
+
+
 def test_a_loss_that_is_not_finite_stops_at_once(tiny_clip, tmp_path):
     with torch.no_grad():
         tiny_clip.head.weight[0, 0] = float("nan")

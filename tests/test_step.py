@@ -28,6 +28,7 @@ from cfmask import (
     TimmClassifier,
     digits,
 )
+from cfmask.runs.cost import forward_cost
 
 OBJECT = Counterfactual(ObjectMask(0.3), NoFill())
 CONTEXT = Counterfactual(ContextMask(0.5), NoFill())
@@ -213,6 +214,22 @@ def test_compiled_encoders_give_the_same_weights(
         torch.manual_seed(0)
         results.append(train(method, loader(digit_batch, 4), tmp_path))
     assert (results[0] - results[1]).norm() < 1e-4 * results[0].norm()
+
+
+def test_a_copy_of_a_compiled_classifier_runs_its_own_weights(
+    tiny_clip, digit_batch, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    method = FineTuning(tiny_clip, compile=True)
+    train(method, loader(digit_batch, 8), tmp_path)
+    with torch.no_grad():
+        before = tiny_clip(digit_batch[0])
+        twin = copy.deepcopy(tiny_clip)
+        twin.encoder.proj.zero_()
+        assert twin.features(digit_batch[0]).abs().max() == 0
+        assert torch.equal(tiny_clip(digit_batch[0]), before)
+    # Another run prints its cost all the same.
+    assert forward_cost(tiny_clip) is not None
 
 
 def test_a_bf16_teacher_is_what_autocast_makes_of_it(tiny_clip, digit_batch, tmp_path):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -43,6 +44,9 @@ class Method(pl.LightningModule, ABC):
             map has to be read.
         grad_checkpointing: keep less of each block and compute it again for its gradient: less
             memory, more time; for large transformers.
+        cycle_momentum: let the first beta go from 0.95 to 0.85 while the learning rate rises, and
+            back while it falls, as the released code of the paper does; the first of `betas` is
+            not used then.
 
     Attributes:
         skip_nonfinite: how many steps with a loss or gradient that is not finite may be left out
@@ -60,6 +64,7 @@ class Method(pl.LightningModule, ABC):
         task_weight: float = 1.0,
         compile: bool = False,
         grad_checkpointing: bool = False,
+        cycle_momentum: bool = False,
     ) -> None:
         super().__init__()
         if lr <= 0:
@@ -72,6 +77,7 @@ class Method(pl.LightningModule, ABC):
         self.betas = betas
         self.warmup = warmup
         self.task_weight = task_weight
+        self.cycle_momentum = cycle_momentum
         self.compile_encoders = compile
         self.grad_checkpointing = grad_checkpointing
         if grad_checkpointing:
@@ -231,7 +237,13 @@ class Method(pl.LightningModule, ABC):
         if not math.isfinite(steps):
             raise InputError("Expected a number of epochs or steps, but both are unlimited.")
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.lr, int(steps), pct_start=self.warmup, cycle_momentum=False
+            optimizer,
+            self.lr,
+            int(steps),
+            pct_start=self.warmup,
+            cycle_momentum=self.cycle_momentum,
+            base_momentum=0.85,
+            max_momentum=0.95,
         )
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
@@ -329,11 +341,14 @@ def checkpoint_blocks(classifier: Classifier) -> None:
 
 def compile_encoder(classifier: Classifier) -> None:
     """Compile the encoder of whole images; where patches are removed it runs as written."""
-    plain = classifier.encode
-    fast = torch.compile(lambda normalised: plain(normalised, None))
+    fast = torch.compile(type(classifier).encode)
+    # A copy of the classifier gets one of its own, which a closure would not be.
+    classifier.encode = partial(_encode, classifier, fast)  # type: ignore[method-assign]
 
-    def encode(normalised: Tensor, hidden: Tensor | None) -> Tensor:
-        features: Tensor = fast(normalised) if hidden is None else plain(normalised, hidden)
-        return features
 
-    classifier.encode = encode  # type: ignore[method-assign]
+def _encode(
+    classifier: Classifier, fast: Callable[..., Tensor], normalised: Tensor, hidden: Tensor | None
+) -> Tensor:
+    if hidden is None:
+        return fast(classifier, normalised, None)
+    return type(classifier).encode(classifier, normalised, hidden)

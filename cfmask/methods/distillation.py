@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,14 @@ class Distillation(Method):
         temperature: of the logit distance.
         bf16_teacher: keep and run the teacher in bfloat16: half its memory. Under bf16-mixed
             training it always is, with the same result as without.
-        recipe: see `Method`.
+        lr: peak learning rate.
+        weight_decay: AdamW's, on all parameters.
+        betas: AdamW's.
+        warmup: share of the steps in which the learning rate rises, in [0, 1].
+        task_weight: weight of the cross-entropy on clean images.
+        compile: run encoders through `torch.compile`; see `Method`.
+        grad_checkpointing: compute blocks again instead of keeping them; see `Method`.
+        cycle_momentum: of the released code; see `Method`.
 
     Source: the clean-image rows of arXiv 2303.03052, table 3.
     """
@@ -38,9 +45,26 @@ class Distillation(Method):
         distill_weight: float = 30.0,
         temperature: float = 10.0,
         bf16_teacher: bool = False,
-        **recipe: Any,
+        lr: float = 3e-5,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup: float = 0.02,
+        task_weight: float = 1.0,
+        compile: bool = False,
+        grad_checkpointing: bool = False,
+        cycle_momentum: bool = False,
     ) -> None:
-        super().__init__(classifier, **recipe)
+        super().__init__(
+            classifier,
+            lr,
+            weight_decay,
+            betas,
+            warmup,
+            task_weight,
+            compile,
+            grad_checkpointing,
+            cycle_momentum,
+        )
         if temperature <= 0 or distill_weight < 0:
             raise InputError(
                 "Expected temperature > 0 and distill_weight >= 0, but got "

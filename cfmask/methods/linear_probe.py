@@ -14,10 +14,11 @@ class LinearProbe(Method):
 
     Args:
         classifier: see `Method`.
-        lr: see `Method`.
-        weight_decay: see `Method`.
-        betas: see `Method`.
-        warmup: see `Method`.
+        lr: peak learning rate.
+        weight_decay: AdamW's, on the head.
+        betas: AdamW's.
+        warmup: share of the steps in which the learning rate rises, in [0, 1].
+        cycle_momentum: of the released code; see `Method`.
     """
 
     def __init__(
@@ -27,8 +28,9 @@ class LinearProbe(Method):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         warmup: float = 0.02,
+        cycle_momentum: bool = False,
     ) -> None:
-        super().__init__(classifier, lr, weight_decay, betas, warmup)
+        super().__init__(classifier, lr, weight_decay, betas, warmup, cycle_momentum=cycle_momentum)
         classifier.encoder.requires_grad_(False)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pytorch_lightning.strategies import FSDPStrategy
@@ -14,7 +14,7 @@ from cfmask.counterfactual import Counterfactual, check_donors
 from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
 from cfmask.methods.base import Method
-from cfmask.methods.distillation import Distillation
+from cfmask.methods.distillation import Distance, Distillation
 from cfmask.relevance import GradientRelevance, Relevance, default_relevance
 
 
@@ -36,7 +36,20 @@ class MaskedDistillation(Distillation):
             paper; see docs/cost.md for what it costs in accuracy.
         two_backwards: free the clean images' graph before the counterfactual ones' is made: same
             gradients, less memory. Not for FSDP, and without effect outside of a trainer.
-        distillation: see `Distillation`.
+        distance: `feature` (mean squared error of the features), `relative_feature` (the same in
+            units of the mean squared teacher feature) or `logit` (KL divergence).
+        distill_weight: weight of the distance. 30 is the paper's for `feature` on CLIP ViT-B/32.
+        temperature: of the logit distance.
+        bf16_teacher: keep and run the teacher in bfloat16: half its memory. Under bf16-mixed
+            training it always is, with the same result as without.
+        lr: peak learning rate.
+        weight_decay: AdamW's, on all parameters.
+        betas: AdamW's.
+        warmup: share of the steps in which the learning rate rises, in [0, 1].
+        task_weight: weight of the cross-entropy on clean images.
+        compile: run encoders through `torch.compile`; see `Method`.
+        grad_checkpointing: compute blocks again instead of keeping them; see `Method`.
+        cycle_momentum: of the released code; see `Method`.
 
     Source: Xiao et al. 2023, "Masked Images Are Counterfactual Samples for Robust Fine-tuning"
     (arXiv 2303.03052).
@@ -50,9 +63,34 @@ class MaskedDistillation(Distillation):
         copies: int = 1,
         relevance_of: Literal["logit", "loss"] = "logit",
         two_backwards: bool = True,
-        **distillation: Any,
+        distance: Distance = "feature",
+        distill_weight: float = 30.0,
+        temperature: float = 10.0,
+        bf16_teacher: bool = False,
+        lr: float = 3e-5,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup: float = 0.02,
+        task_weight: float = 1.0,
+        compile: bool = False,
+        grad_checkpointing: bool = False,
+        cycle_momentum: bool = False,
     ) -> None:
-        super().__init__(classifier, **distillation)
+        super().__init__(
+            classifier,
+            distance,
+            distill_weight,
+            temperature,
+            bf16_teacher,
+            lr,
+            weight_decay,
+            betas,
+            warmup,
+            task_weight,
+            compile,
+            grad_checkpointing,
+            cycle_momentum,
+        )
         several = counterfactual if isinstance(counterfactual, list) else [counterfactual]
         if copies < 1 or not several:
             raise InputError("Expected at least one counterfactual and one copy, but got none.")

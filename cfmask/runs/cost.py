@@ -79,6 +79,8 @@ def _count(classifier: Classifier, images: int, precision: str) -> ForwardCost:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     tensors = [*classifier.parameters(), *classifier.buffers()]
     twin = copy.deepcopy(classifier, {id(x): fake.from_tensor(x) for x in tensors}).eval()
+    # Compiled in an earlier run; what is compiled takes no tensors without values.
+    vars(twin).pop("encode", None)
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
