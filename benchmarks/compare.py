@@ -106,7 +106,7 @@ def run(method: str, lr: float, seed: int, epochs: int) -> tuple[float, Figures]
     warnings.filterwarnings("ignore")
     pl.seed_everything(seed, verbose=False)
     start = cfmask.OpenClipClassifier("tiny-clip", None, digits.CLASS_NAMES, digits.TEMPLATES)
-    pretrained = cfmask.OpenClipClassifier.rebuild(start.spec)
+    pretrained = cfmask.OpenClipClassifier.from_spec(start.spec)
     pretrained.load_state_dict(start.state_dict())
     with tempfile.TemporaryDirectory() as folder:
         best = ModelCheckpoint(folder, monitor="val/accuracy", mode="max", save_weights_only=True)

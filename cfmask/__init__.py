@@ -11,7 +11,7 @@ from cfmask.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from cfmask.checkpoint import average, interpolate, load_classifier, save_classifier
-    from cfmask.classifier import Classifier
+    from cfmask.classifier import Classifier, Layout, Tokens
     from cfmask.comparison.evaluate import evaluate
     from cfmask.counterfactual import (
         BlurFill,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cfmask.evaluation.metrics import Judged, Metric
     from cfmask.families.openclip import OpenClipClassifier
     from cfmask.families.timm import TimmClassifier
-    from cfmask.images import RandomCrop
+    from cfmask.images import Preprocess, RandomCrop
     from cfmask.methods.base import Method
     from cfmask.methods.distillation import Distillation
     from cfmask.methods.finetuning import FineTuning
@@ -53,11 +53,12 @@ if TYPE_CHECKING:
     from cfmask.saved_relevance import SavedRelevance, save_relevance
     from cfmask.shift import Request, Shift
     from cfmask.shifts.catalogue import SHIFTS, find_shifts
+    from cfmask.spec import Spec
 
 # Module by public name.
 _HOMES = {
     "checkpoint": ("average", "interpolate", "load_classifier", "save_classifier"),
-    "classifier": ("Classifier",),
+    "classifier": ("Classifier", "Layout", "Tokens"),
     "comparison.evaluate": ("evaluate",),
     "counterfactual": (
         "BlurFill",
@@ -79,7 +80,7 @@ _HOMES = {
     "evaluation.metrics": ("Judged", "Metric"),
     "families.openclip": ("OpenClipClassifier",),
     "families.timm": ("TimmClassifier",),
-    "images": ("RandomCrop",),
+    "images": ("Preprocess", "RandomCrop"),
     "methods.base": ("Method",),
     "methods.distillation": ("Distillation",),
     "methods.finetuning": ("FineTuning",),
@@ -99,6 +100,7 @@ _HOMES = {
     "saved_relevance": ("SavedRelevance", "save_relevance"),
     "shift": ("Request", "Shift"),
     "shifts.catalogue": ("SHIFTS", "find_shifts"),
+    "spec": ("Spec",),
 }
 _HOME = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
 

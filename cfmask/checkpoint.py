@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +20,33 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfmask.classifier import Classifier
-from cfmask.errors import InputError
+from cfmask.errors import UNFIT, InputError, one_line
 from cfmask.files import write_whole
+from cfmask.spec import Spec
+from cfmask.trust import find_class, is_own
 
 WEIGHTS = "weights.safetensors"
 PRETRAINED = "pretrained.safetensors"
-# What two classifiers must share for the mean of their weights to make sense.
-ALIKE = ("family", "config", "head", "class_names", "mean", "std")
+# What torch, pickle and zipfile raise at broken files.
+BROKEN: tuple[type[Exception], ...] = (
+    *UNFIT,
+    EOFError,
+    OSError,
+    SafetensorError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def save_classifier(
-    classifier: Classifier, path: Path, metadata: Mapping[str, str] | None = None
+    classifier: Classifier,
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write weights and spec to one safetensors file; an older file is replaced only when done.
 
@@ -40,50 +56,183 @@ def save_classifier(
         metadata: further texts for the file's header, by name.
 
     Raises:
-        InputError: it cannot be written, as on a full disk.
+        InputError: a class that no import path leads to, options of its spec that are not JSON, or
+            a file that cannot be written, as on a full disk.
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in classifier.state_dict().items()}
-    texts = {**(metadata or {}), "classifier": json.dumps(classifier.spec)}
-    write_whole(path, lambda partial: save_file(tensors, partial, texts))
+    texts = {**(metadata or {}), "classifier": json.dumps(plain_spec(classifier))}
+    write_whole(Path(path), lambda partial: save_file(tensors, partial, texts))
 
 
-def load_classifier(path: str | Path, weights: str = WEIGHTS) -> Classifier:
+def plain_spec(classifier: Classifier) -> dict[str, Any]:
+    """The spec of a classifier as a file holds it.
+
+    Raises:
+        InputError: a class that no import path leads to, or options that are not plain JSON.
+    """
+    name, spec = classifier.spec.class_path, classifier.spec.plain()
+    if "<locals>" in name or find_class(name, Classifier, Path("this program")) is not type(
+        classifier
+    ):
+        raise InputError(
+            f"Expected a classifier of a class at the top of a module, so that a file can name it, "
+            f"but {name} leads to none or another; move the class."
+        )
+    try:
+        same = json.loads(json.dumps(spec, allow_nan=False)) == spec
+    except (TypeError, ValueError, RecursionError):
+        same = False
+    if not same:
+        raise InputError(
+            f"Expected options of strings, numbers, lists and dicts in the spec of {name}, but got "
+            f"{classifier.spec.options!r:.200}."
+        )
+    return spec
+
+
+def check_comes_back(classifier: Classifier) -> None:
+    """Make sure, before hours of training, that a file will give a classifier back.
+
+    Raises:
+        InputError: it would not, or not with the same logits.
+    """
+    plain = plain_spec(classifier)
+    if is_own(classifier.spec.class_path):
+        return
+    again = rebuilt(plain, Path("this program"))
+    try:
+        again.load_state_dict(classifier.state_dict())
+    except RuntimeError as error:
+        raise InputError(
+            f"Expected {classifier.spec.class_path}.from_spec to build all parts that __init__ "
+            f"builds, but: {one_line(error)}."
+        ) from error
+    image = torch.rand(1, 3, *classifier.image_size, generator=torch.Generator().manual_seed(0))
+    was_training = classifier.training
+    with torch.no_grad():
+        expected, got = classifier.eval()(image), again.eval()(image)
+    classifier.train(was_training)
+    if not torch.allclose(expected, got, rtol=1e-3, atol=1e-3):
+        raise InputError(
+            f"Expected {classifier.spec.class_path}.from_spec to give the same classifier again, "
+            f"but its logits differ by {float((expected - got).abs().max()):.2g}; let it set all "
+            "that __init__ sets."
+        )
+
+
+def load_classifier(
+    path: str | os.PathLike[str], weights: str = WEIGHTS, trust: bool = False
+) -> Classifier:
     """Rebuild a classifier from a run folder, a .safetensors file or a training checkpoint.
+
+    The file is data: nothing in it is executed, no network is asked. A classifier of a class of
+    one's own comes back as that class if the process has imported it.
 
     Args:
         path: run folder, or file.
         weights: which file of a run folder: `weights.safetensors` (tuned) or
             `pretrained.safetensors` (the starting point).
+        trust: import the class that the file names, if nobody has yet.
 
     Returns:
         The classifier on the CPU, in eval mode.
 
     Raises:
-        InputError: nothing there, a truncated or foreign file, a pickle that is not plain weights.
+        InputError: nothing there, a truncated or foreign file, a pickle that is not plain weights,
+            a class that may not be imported, weights that do not fit or are no numbers.
     """
     file = Path(path) / weights if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise InputError(f"Expected a run folder or a weights file, but {file} does not exist.")
     if file.suffix == ".ckpt":
         checkpoint = read_checkpoint(file)
-        spec = checkpoint.get("classifier")
-        state = checkpoint.get("state_dict", {})
-        prefix = "classifier."
-        tensors = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+        plain, tensors = checkpoint.get("classifier"), _of_classifier(checkpoint)
     else:
-        spec, tensors = _read_spec(file), read_tensors(file)
-    if not spec:
+        text = read_header(file).get("classifier", "null")
+        plain, tensors = parsed(text, file), read_tensors(file)
+    if not plain:
         raise InputError(f"Expected a file that names its classifier, but {file} does not.")
-    try:
-        classifier = Classifier.rebuild(spec)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"Expected a whole classifier spec, but {file} has none.") from error
-    try:
-        classifier.load_state_dict(tensors)
-    except RuntimeError as error:
-        line = " ".join(str(error).split())[:300]
-        raise InputError(f"Expected the weights of {classifier.name} in {file}: {line}") from error
+    classifier = rebuilt(plain, file, trust)
+    load_weights(classifier, tensors, file)
     return classifier.eval()
+
+
+def rebuilt(plain: Any, source: Path, trust: bool = False) -> Classifier:
+    """A classifier by its plain spec; its weights are still to be loaded.
+
+    Args:
+        plain: see `Spec.of`.
+        source: where it stands, for messages.
+        trust: see `load_classifier`.
+
+    Raises:
+        InputError: see `load_classifier`.
+    """
+    try:
+        spec = Spec.of(plain)
+        family: Any = find_class(spec.class_path, Classifier, source, trust)
+        classifier: Classifier = family.from_spec(spec)
+    except InputError as error:
+        at = "" if str(source) in str(error) else f" It stands in {source}."
+        raise InputError(f"{error}{at}") from error
+    return classifier
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Load weights into a module, all of them and only such as fit.
+
+    Args:
+        module: whose names, shapes and kinds of numbers the weights must have; precision may
+            differ.
+        tensors: by name.
+        source: where they come from, for messages.
+
+    Raises:
+        InputError: other names or shapes, integers or the like for floats, or what is not finite.
+    """
+    own = module.state_dict()
+    for name, value in tensors.items():
+        if name not in own:
+            continue
+        if _kind(value) != _kind(own[name]):
+            raise InputError(
+                f"Expected {_kind(own[name])} numbers in {name} of {source}, but got {value.dtype}."
+            )
+        # What the module itself begins with, such as a mask of -inf, it may get back.
+        if not value.isfinite().all() and own[name].isfinite().all():
+            raise InputError(
+                f"Expected finite weights in {source}, but {name} has NaN or infinity."
+            )
+    try:
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise InputError(
+            f"Expected the weights of {_name(module)} in {source}: {one_line(error)}"
+        ) from error
+
+
+def _kind(value: Tensor) -> str:
+    """Numbers between which a cast keeps the meaning."""
+    if value.is_floating_point():
+        return "floating-point"
+    if value.is_complex():
+        return "complex"
+    return "true or false" if value.dtype == torch.bool else "whole"
+
+
+def _name(module: nn.Module) -> str:
+    return module.name if isinstance(module, Classifier) else type(module).__name__
+
+
+def _of_classifier(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The classifier's tensors in the state of a method."""
+    state, prefix = checkpoint.get("state_dict"), "classifier."
+    held = state.items() if isinstance(state, dict) else ()
+    return {
+        name.removeprefix(prefix): value
+        for name, value in held
+        if isinstance(name, str) and name.startswith(prefix) and isinstance(value, Tensor)
+    }
 
 
 def interpolate(start: Classifier, tuned: Classifier, alpha: float) -> Classifier:
@@ -142,15 +291,19 @@ def _mean(values: list[Tensor]) -> Tensor:
 
 def _check_alike(one: Classifier, other: Classifier) -> None:
     """Raise an InputError unless a mean of the weights of both makes sense."""
-    first, second = (
-        [{k: v.shape for k, v in c.state_dict().items()}, *(c.spec.get(key) for key in ALIKE)]
-        for c in (one, other)
-    )
-    if first != second:
+    if _alike(one) != _alike(other):
         raise InputError(
             f"Expected two classifiers of one architecture and the same classes, but got "
             f"{one.name} and {other.name} with another tower, head or class list."
         )
+
+
+def _alike(classifier: Classifier) -> list[Any]:
+    """What two classifiers must share for the mean of their weights to make sense."""
+    spec = classifier.spec
+    shapes = {name: value.shape for name, value in classifier.state_dict().items()}
+    what = [spec.class_path, spec.head, spec.class_names, spec.mean, spec.std]
+    return [shapes, *what, spec.options.get("config")]
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -163,18 +316,43 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return {k: v for k, v in read_checkpoint(path).items() if isinstance(v, Tensor)}
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"Cannot read weights from {path}: {error}. Is it truncated?") from error
+    # Kinds of numbers that torch lacks are a KeyError.
+    except (SafetensorError, OSError, LookupError, ValueError) as error:
+        raise InputError(
+            f"Cannot read weights from {path}: {one_line(error)}. Is it truncated?"
+        ) from error
 
 
-def _read_spec(path: Path) -> Any:
+def read_header(path: Path) -> dict[str, str]:
+    """The texts in the header of a .safetensors file, by name.
+
+    Raises:
+        InputError: another kind of file, or a damaged one.
+    """
     if path.suffix != ".safetensors":
         raise InputError(f"Expected a .safetensors or .ckpt file, but got {path}.")
     try:
         with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {}).get("classifier", "null"))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise InputError(f"Cannot read weights from {path}: {error}. Is it truncated?") from error
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"Cannot read weights from {path}: {one_line(error)}. Is it truncated?"
+        ) from error
+
+
+def parsed(text: str | bytes, source: Path) -> Any:
+    """What the JSON says that a file holds.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return json.loads(text)
+    # JSON that nests without end is a RecursionError.
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"Expected JSON as a description in {source}, but it is damaged: {one_line(error)}."
+        ) from error
 
 
 def read_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
@@ -196,10 +374,10 @@ def read_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
             f"Refused {path}: it is a pickle that holds more than weights and could execute code; "
             "save its state_dict alone."
         ) from error
-    # Broken files make torch raise errors of any kind.
-    except Exception as error:
-        line = " ".join(str(error).split())[:300]
-        raise InputError(f"Cannot read weights from {path}: {line}. Is it truncated?") from error
+    except BROKEN as error:
+        raise InputError(
+            f"Cannot read weights from {path}: {one_line(error)}. Is it truncated?"
+        ) from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"Expected a dictionary of weights in {path}, but got {type(checkpoint)}.")
     return checkpoint
@@ -213,7 +391,6 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as file:
             part = file.testzip()
-    # Damaged archives make zipfile raise errors of any kind.
-    except Exception as error:
-        return " ".join(str(error).split())[:200] or type(error).__name__
+    except BROKEN as error:
+        return one_line(error, 200)
     return f"the checksum of {part} is wrong" if part else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cfmask.errors import InputError, unknown
-from cfmask.heads import HeadOrigin, ZeroShotHead
-from cfmask.images import Preprocess
+from cfmask.heads import HeadOrigin, empty_head
 from cfmask.layer_masking import masked_forward
+from cfmask.spec import Spec
+from cfmask.trust import class_path
 
 Pooling = Literal["token", "prefix", "average", "all", "map", "other"]
 
@@ -105,38 +106,44 @@ class Layout:
 class Classifier(nn.Module, ABC):
     """An image encoder with a head: images (B, 3, H, W) in [0, 1] -> logits (B, K).
 
-    A family is a subclass whose `__init__` loads pretrained weights, whose `architecture` builds
-    the same encoder without any, and whose `layout_of` tells where its patches lie.
+    A subclass has an `__init__` of its own, which makes the encoder, its head and their `Spec`, and
+    says in `layout_of` where the encoder's patches lie. To come back from a file as that class it
+    gives `architecture`, or the whole of `from_spec`.
 
-    Attributes:
+    Args:
         encoder: normalised images -> features (B, D).
         head: features -> logits.
-        spec: plain dict of strings, numbers and lists from which `rebuild` makes the same
-            architecture.
+        spec: what rebuilds both without their weights.
+
+    Attributes:
+        encoder: see above.
+        head: see above.
+        spec: see above, with the import path of the class.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, spec: dict[str, Any]) -> None:
+    def __init__(self, encoder: nn.Module, head: nn.Module, spec: Spec) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
-        self.spec = spec
-        self.class_names = tuple(spec["class_names"])
-        self.preprocess = Preprocess(
-            **{**spec["preprocess"], "size": tuple(spec["preprocess"]["size"])}
-        )
-        self.image_size = self.preprocess.size
+        self.spec = replace(spec, class_path=class_path(type(self)))
+        self.class_names = spec.class_names
+        self.preprocess = spec.preprocess
+        self.image_size = spec.preprocess.size
         self.layout = self.layout_of(encoder, self.image_size)
         for name in ("mean", "std"):
-            value = torch.tensor(spec[name], dtype=torch.float32).view(1, 3, 1, 1)
+            value = torch.tensor(getattr(spec, name), dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(name, value, persistent=False)
 
     @classmethod
-    @abstractmethod
-    def architecture(cls, spec: dict[str, Any]) -> nn.Module:
+    def architecture(cls, spec: Spec) -> nn.Module:
         """The encoder of a spec, randomly initialised, without reading or fetching weights."""
+        raise InputError(
+            f"Expected {cls.__name__} to have a method architecture or from_spec, which rebuilds "
+            "it from its spec, but it has none."
+        )
 
     @classmethod
     @abstractmethod
@@ -144,38 +151,38 @@ class Classifier(nn.Module, ABC):
         """Where the patches of an encoder of this family lie."""
 
     @classmethod
-    def rebuild(cls, spec: dict[str, Any]) -> Classifier:
-        """A classifier of the spec's family and shape; its weights are still to be loaded."""
-        families = {family.__name__: family for family in _families(Classifier)}
-        if spec.get("family") not in families:
-            raise unknown("classifier family", str(spec.get("family")), families)
-        family = families[spec["family"]]
-        classes, width = spec["head_shape"]
-        kinds = {"zero_shot": lambda: ZeroShotHead(torch.zeros(classes, width))}
-        head = kinds.get(spec["head"], lambda: nn.Linear(width, classes))()
-        classifier: Classifier = family.__new__(family)
-        Classifier.__init__(classifier, family.architecture(spec), head, spec)
+    def from_spec(cls, spec: Spec) -> Classifier:
+        """A classifier of this class as the spec says; its weights are still to be loaded.
+
+        `__init__`, which may load pretrained weights, is not run: a subclass that sets further
+        attributes there gives its own `from_spec`.
+
+        Raises:
+            InputError: a kind of head that is not in `cfmask.heads.HEADS`.
+        """
+        head = empty_head(spec.head, len(spec.class_names), spec.width)
+        classifier = cls.__new__(cls)
+        Classifier.__init__(classifier, cls.architecture(spec), head, spec)
         return classifier
 
     @property
     def name(self) -> str:
         """The encoder's name, for messages and reports."""
-        return str(self.spec["model"])
+        return self.spec.model
 
     @property
     def head_from(self) -> HeadOrigin:
         """What the head's weights come from; of a class of one's own chance, unless its spec says.
 
         `probe` fits only a head from chance, so a class whose head is good puts another of
-        `cfmask.heads.HEAD_ORIGINS` under "head_from" in its spec.
+        `cfmask.heads.HEAD_ORIGINS` as `head_from` in its spec.
         """
         kinds: dict[str, HeadOrigin] = {"zero_shot": "text", "own": "weights"}
-        said: HeadOrigin | None = self.spec.get("head_from")
-        return said or kinds.get(str(self.spec.get("head")), "chance")
+        return self.spec.head_from or kinds.get(self.spec.head, "chance")
 
     @head_from.setter
     def head_from(self, origin: HeadOrigin) -> None:
-        self.spec = {**self.spec, "head_from": origin}
+        self.spec = replace(self.spec, head_from=origin)
 
     @property
     def tokens(self) -> Tokens | None:
@@ -265,7 +272,3 @@ def _kernels(device: torch.device) -> AbstractContextManager[Any]:
     if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()
-
-
-def _families(cls: Any) -> list[Any]:
-    return [s for child in cls.__subclasses__() for s in (child, *_families(child))]

@@ -22,3 +22,21 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:8]
     return InputError(f"Unknown {what} {name!r}. Nearest: {', '.join(near)}.")
+
+
+# What libraries raise at values that they cannot take. Only calls of libraries are guarded by it:
+# an error in the user's own code, or in ours, keeps its traceback.
+UNFIT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """The text of another library's error as one line, or its kind if it has no text."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfmask import processes
-from cfmask.errors import InputError
+from cfmask.errors import InputError, unknown
 
 HeadOrigin = Literal["text", "weights", "probe", "training", "chance"]
 # Where a head may come from, in words.
@@ -43,6 +43,22 @@ class ZeroShotHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, D), not normalised, to logits (B, K)."""
         return F.linear(F.normalize(features, dim=-1), self.weight, self.bias)
+
+
+# Kind of a head in a spec -> a head of K classes and D features, its weights still to be loaded.
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {
+    "linear": lambda classes, width: nn.Linear(width, classes),
+    # The linear one that pretrained weights brought.
+    "own": lambda classes, width: nn.Linear(width, classes),
+    "zero_shot": lambda classes, width: ZeroShotHead(torch.zeros(classes, width)),
+}
+
+
+def empty_head(kind: str, classes: int, width: int) -> nn.Module:
+    """A head of `HEADS`; an InputError for another kind names the nearest."""
+    if kind not in HEADS:
+        raise unknown("kind of head", kind, HEADS)
+    return HEADS[kind](classes, width)
 
 
 def fit_linear_head(head: nn.Linear, features: Tensor, labels: Tensor) -> None:

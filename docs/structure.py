@@ -15,8 +15,9 @@ PACKAGE = Path(__file__).parents[1] / "cfmask"
 # Rooms from the ground up; those of one line import none of each other.
 FLOORS = """
 errors version precision attention losses terminal
-processes files images layer_masking wordnet digits labels
+processes files trust images layer_masking wordnet digits labels
 heads
+spec
 classifier shift tiny_clip
 checkpoint counterfactual relevance
 families saved_relevance package_cam data

@@ -49,7 +49,7 @@ def tuned(model: str, seed: int = 0) -> Classifier:
     for value in classifier.state_dict().values():
         if value.is_floating_point():
             value.add_(0.02 * torch.rand(value.shape, generator=rng))
-    if classifier.spec["head"] == "linear":
+    if classifier.spec.head == "linear":
         with torch.no_grad():
             classifier.head.bias -= classifier(digit_images(classifier.image_size[0])).mean(0)
     return classifier

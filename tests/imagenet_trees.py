@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -16,9 +15,7 @@ from PIL import Image
 from scipy.io import savemat
 from torch import nn
 
-from cfmask import Classifier, InputError, evaluate, find_shifts
-from cfmask.classifier import Layout
-from cfmask.images import Preprocess
+from cfmask import Classifier, InputError, Layout, Preprocess, Spec, evaluate, find_shifts
 from cfmask.shift import Request, Shift
 from cfmask.shifts.imagenet import IMAGENET
 from cfmask.wordnet import real_labels, subset, synsets
@@ -60,20 +57,10 @@ class Sees(Classifier):
     """A classifier of 1000 classes with the encoder's features as logits."""
 
     def __init__(self, distraction: int | None = None, side: int = SIDE) -> None:
-        spec = {
-            "family": "Sees",
-            "model": "ReadsTheColour",
-            "class_names": [f"class {k}" for k in range(1000)],
-            "preprocess": {**asdict(Preprocess()), "size": [side, side]},
-            "mean": [0.0] * 3,
-            "std": [1.0] * 3,
-        }
+        names = tuple(f"class {k}" for k in range(1000))
+        spec = Spec("ReadsTheColour", names, Preprocess((side, side)))
         super().__init__(ReadsTheColour(distraction), nn.Identity(), spec)
         self.eval()
-
-    @classmethod
-    def architecture(cls, spec):
-        raise NotImplementedError("the tests do not rebuild it")
 
     @classmethod
     def layout_of(cls, encoder, image_size):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from backbones import KINDS, VIT, Kind, build, randomise, write_clip
 
 from cfmask import AttentionRelevance, GradCAM, InputError, OpenClipClassifier, TimmClassifier
-from cfmask.classifier import Classifier
 from cfmask.counterfactual import pixels
 from cfmask.families.pretrained import TINY_CLIP
 from cfmask.layer_masking import masked_forward
@@ -55,7 +53,7 @@ def test_any_size_is_taken_saved_and_explained_on_its_own_grid(name, made):
     classifier = made(name, size)
     assert classifier.image_size == size
     assert classifier.grid == (size[0] // step, size[1] // step)
-    again = Classifier.rebuild(json.loads(json.dumps(classifier.spec))).eval()
+    again = type(classifier).from_spec(classifier.spec).eval()
     again.load_state_dict(classifier.state_dict())
     images = torch.rand(2, 3, *size)
     assert torch.equal(again(images), classifier(images))

@@ -14,10 +14,10 @@ from cfmask import (
     GradCAM,
     InputError,
     OpenClipClassifier,
+    Spec,
     TimmClassifier,
     digits,
 )
-from cfmask.classifier import Classifier
 from cfmask.counterfactual import pixels
 from cfmask.families.pretrained import TINY_CLIP
 
@@ -65,7 +65,7 @@ def test_real_architectures_are_explained_and_lose_patches(model):
     with torch.no_grad():
         features = classifier.features(images, hidden)
         assert torch.allclose(features, classifier.features(noise, hidden), atol=1e-4)
-        again = Classifier.rebuild(json.loads(json.dumps(classifier.spec))).eval()
+        again = type(classifier).from_spec(classifier.spec).eval()
         again.load_state_dict(classifier.state_dict())
         assert torch.equal(again(images), classifier(images))
 
@@ -83,7 +83,7 @@ def test_zero_shot_logits_equal_those_of_open_clips_own_path(model):
     torch.manual_seed(0)
     classifier = OpenClipClassifier(model, None, names, templates)
     images = torch.rand(2, 3, *classifier.image_size)
-    mean, std = (torch.tensor(classifier.spec[k]).view(3, 1, 1) for k in ("mean", "std"))
+    mean, std = (torch.tensor(getattr(classifier.spec, k)).view(3, 1, 1) for k in ("mean", "std"))
     with torch.no_grad():
         weight = open_clip.build_zero_shot_classifier(clip, tokenizer, names, templates)
         features = clip.encode_image((images - mean) / std, normalize=True)
@@ -93,8 +93,8 @@ def test_zero_shot_logits_equal_those_of_open_clips_own_path(model):
 
 def test_the_default_prompts_are_openais_eighty():
     classifier = OpenClipClassifier("tiny-clip", None, ["one", "two"])
-    assert len(classifier.spec["templates"]) == 80
-    assert classifier.spec["templates"][0] == "a bad photo of a {}."
+    assert len(classifier.spec.options["templates"]) == 80
+    assert classifier.spec.options["templates"][0] == "a bad photo of a {}."
 
 
 @pytest.mark.parametrize("size", [None, 64])
@@ -151,15 +151,17 @@ def test_ones_own_preprocessing_gives_the_same_answers_as_timms():
 
 def test_rebuilding_needs_the_spec_alone(tiny_clip, small_cnn):
     for classifier in (tiny_clip, small_cnn):
-        spec = json.loads(json.dumps(classifier.spec))
-        again = Classifier.rebuild(spec)
+        spec = Spec.of(json.loads(json.dumps(classifier.spec.plain())))
+        again = type(classifier).from_spec(spec)
         again.load_state_dict(classifier.state_dict())
         images = torch.rand(2, 3, *classifier.image_size)
         assert type(again) is type(classifier)
         assert torch.equal(again.eval()(images), classifier.eval()(images))
         assert again.class_names == classifier.class_names
         assert again.grid == classifier.grid
-    assert not [n for n, _ in Classifier.rebuild(tiny_clip.spec).named_modules() if "text" in n]
+    assert not [
+        n for n, _ in OpenClipClassifier.from_spec(tiny_clip.spec).named_modules() if "text" in n
+    ]
 
 
 def test_the_head_stays_in_full_precision_under_autocast(tiny_clip, digit_batch):

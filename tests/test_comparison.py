@@ -266,10 +266,10 @@ def test_the_classes_of_a_named_classifier_are_those_of_the_sets(tmp_path):
 def test_named_classifiers_are_of_their_families():
     labels = Labels(tuple(map(str, range(1000))))
     timm = named_classifier("timm:test_resnet/random", labels)
-    assert (timm.name, timm.spec["head"]) == ("test_resnet", "own")
+    assert (timm.name, timm.spec.head) == ("test_resnet", "own")
     clip = named_classifier("open_clip:tiny-clip/random", Labels(("a", "b")))
     assert clip.class_names == ("a", "b")
-    assert len(clip.spec["templates"]) == 80
+    assert len(clip.spec.options["templates"]) == 80
 
 
 def test_class_names_of_a_run_serve_the_named_ones(runs):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -210,12 +211,14 @@ def test_weights_that_cannot_be_downloaded_are_named(runs, tmp_path, capsys, mon
     run = tmp_path / "run"
     run.mkdir()
     classifier = tuned("tiny-clip")
-    classifier.spec.update(model="ViT-B-32-quickgelu", pretrained="openai")
+    options = {**classifier.spec.options, "pretrained": "openai"}
+    classifier.spec = replace(classifier.spec, model="ViT-B-32-quickgelu", options=options)
     save_classifier(classifier, run / WEIGHTS)
     monkeypatch.setattr(open_clip, "create_model", offline)
     line = fails(capsys, run, "--to=open_clip", f"--out={tmp_path / 'out'}")
     assert "ViT-B-32-quickgelu with openai: no network" in line
-    del classifier.spec["pretrained"]
+    del options["pretrained"]
+    classifier.spec = replace(classifier.spec, options=options)
     save_classifier(classifier, run / WEIGHTS)
     line = fails(capsys, run, "--to=open_clip", f"--out={tmp_path / 'out'}")
     assert "older version" in line
@@ -223,7 +226,7 @@ def test_weights_that_cannot_be_downloaded_are_named(runs, tmp_path, capsys, mon
 
 def test_another_image_tower_than_the_starting_points_is_refused(tmp_path, capsys):
     classifier = tuned("tiny-clip")
-    classifier.spec["config"]["vision_cfg"] |= {"layers": 3}
+    classifier.spec.options["config"]["vision_cfg"] |= {"layers": 3}
     del classifier.encoder.transformer.resblocks[3]
     save_classifier(classifier, tmp_path / "x.safetensors")
     line = fails(capsys, tmp_path / "x.safetensors", "--to=open_clip", f"--out={tmp_path / 'o'}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import timm
@@ -102,9 +103,9 @@ def test_a_class_of_ones_own_says_that_its_head_is_good(small_cnn):
     mine = copy.deepcopy(small_cnn)
     mine.__class__ = Mine
     assert FineTuning(mine).wants_probe()
-    mine.spec["head_from"] = "weights"
+    mine.spec = replace(mine.spec, head_from="weights")
     assert not FineTuning(mine).wants_probe()
-    mine.spec["head_from"], mine.head = "chance", torch.nn.Sequential(mine.head)
+    mine.spec, mine.head = replace(mine.spec, head_from="chance"), torch.nn.Sequential(mine.head)
     assert not FineTuning(mine).wants_probe()
 
 

@@ -67,7 +67,7 @@ def test_names_and_prompts_for_imagenet_are_openais():
     labels = labels_of(["imagenet"], None)
     assert labels.names == tuple(zero_shot_metadata.IMAGENET_CLASSNAMES)
     classifier = named_classifier("open_clip:tiny-clip", Labels(labels.names[:2], labels.templates))
-    ours = [template.format("cat") for template in classifier.spec["templates"]]
+    ours = [template.format("cat") for template in classifier.spec.options["templates"]]
     assert ours == [make("cat") for make in zero_shot_metadata.OPENAI_IMAGENET_TEMPLATES]
 
 

@@ -65,12 +65,12 @@ WHAT = (
 SHOW = f"measures to print: {', '.join(METRICS)}"
 
 
-# What the command line alone says: a run folder from elsewhere names no place to write to.
-OF_THE_COMMAND = ("what", "out")
+# What the command line alone says: a folder from elsewhere names no place and trusts nobody.
+OF_THE_COMMAND = ("what", "out", "trust")
 
 
 def _settings(run: str) -> dict[str, object]:
-    """The evaluation of a run's config, but for where its report goes.
+    """The evaluation of a run's config, but for where its report goes and whom to trust.
 
     Older configs have the alphas under another name.
     """

@@ -32,7 +32,8 @@ def predict(
         top: how many classes a picture.
         class_names: names in place of the stored ones; an open_clip folder becomes a zero-shot
             classifier of them.
-        trust: open .pt2 files, which can execute code.
+        trust: open .pt2 files, which can execute code; import the class that weights name; ask the
+            network for parts that an open_clip folder lacks.
 
     Yields:
         File, and its classes with their probabilities in [0, 1], the likeliest first.

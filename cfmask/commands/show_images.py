@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from cfmask import wordnet
@@ -16,13 +15,13 @@ from cfmask.classifier import Classifier
 from cfmask.commands.parser import OneLineParser, load_public_classes, one_line_errors, quiet
 from cfmask.comparison.sources import Labels, is_run, named_classifier
 from cfmask.counterfactual import Counterfactual, Fill, ObjectMask, PatchMask, SingleFill
-from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError, unknown
 from cfmask.images import read_image, to_unit
 from cfmask.labels import class_numbers
 from cfmask.relevance import Relevance, default_relevance
 from cfmask.reporting.sheet import draw
 from cfmask.runs.gallery import columns
+from cfmask.runs.parts import Masking, masking_of, training_data_of
 from cfmask.runs.run_folder import RunFolder
 from cfmask.terminal import say
 
@@ -41,6 +40,7 @@ def show(
     fill: Fill | None = None,
     out: str = "show.png",
     seed: int = 0,
+    trust: bool = False,
 ) -> Path:
     """Draw image, relevance, mask and counterfactual of pictures.
 
@@ -57,6 +57,7 @@ def show(
             pictures and from training images of the run.
         out: PNG file to write.
         seed: of chance in masks and fills.
+        trust: import the classes that a checkpoint names, and fetch the data that it names by URL.
 
     Returns:
         The file.
@@ -74,27 +75,28 @@ def show(
         raise InputError(
             f"Expected --out to be a .png file in a folder that exists, but got {out}."
         )
-    model = (classifier or _classifier(checkpoint, class_names or sorted(set(label)))).eval()
+    names = class_names or sorted(set(label))
+    model = (classifier or _classifier(checkpoint, names, trust)).eval()
     labels = _numbers(label * (len(images) // len(label)), model.class_names)
     batch = to_unit(torch.stack([model.preprocess(read_image(path)) for path in images]))
     run = RunFolder(checkpoint) if classifier is None and is_run(checkpoint) else None
-    parts = _of_run(run) if run else {}
+    own = masking_of(run, trust) if run else Masking()
     made = [
         Counterfactual(mask or make.mask, fill or make.fill)
-        for make in parts.get("counterfactuals", [Counterfactual(ObjectMask(), SingleFill())])
+        for make in own.counterfactuals or [Counterfactual(ObjectMask(), SingleFill())]
     ]
-    explain = relevance or parts.get("relevance") or default_relevance(model)
+    explain = relevance or own.relevance or default_relevance(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        donors = _donors(run, model, len(images), made)
+        donors = _donors(run, model, len(images), made, trust)
         found = columns(model, explain, made, batch, labels, donors)
     draw(Path(out), found, _answers(model, batch, labels))
     return Path(out)
 
 
-def _classifier(what: str, names: Sequence[str]) -> Classifier:
+def _classifier(what: str, names: Sequence[str], trust: bool) -> Classifier:
     if Path(what).exists():
-        return load_classifier(what)
+        return load_classifier(what, trust=trust)
     # Weights of timm bring a head of the 1000 ImageNet classes.
     known = wordnet.class_names() if what.startswith("timm:") else tuple(names)
     return named_classifier(what, Labels(known, TEMPLATES))
@@ -110,29 +112,18 @@ def _numbers(labels: Sequence[str], names: Sequence[str]) -> Tensor:
     return torch.tensor([found[label] for label in labels])
 
 
-def _of_run(run: RunFolder) -> dict[str, Any]:
-    """Relevance and counterfactuals of a run that masks."""
-    config = run.config()["model"]["init_args"]
-    if "counterfactual" not in config:
-        return {}
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--relevance", type=Relevance | None)
-    parser.add_argument("--counterfactual", type=Counterfactual | list[Counterfactual])
-    wanted = {name: config.get(name) for name in ("relevance", "counterfactual")}
-    built = parser.instantiate(parser.parse_object(wanted))
-    made = built.counterfactual
-    several = made if isinstance(made, list) else [made]
-    return {"relevance": built.relevance, "counterfactuals": several}
-
-
 def _donors(
-    run: RunFolder | None, model: Classifier, images: int, made: Sequence[Counterfactual]
+    run: RunFolder | None,
+    model: Classifier,
+    images: int,
+    made: Sequence[Counterfactual],
+    trust: bool,
 ) -> Tensor | None:
     """Training images float (M, 3, H, W) of the run for refills; None if they are not wanted."""
     if not any(make.fill.needs_donors for make in made):
         return None
     if run is not None:
-        return _training_images(run, model)
+        return _training_images(run, model, trust)
     if images < 2:
         raise InputError(
             "Expected a second picture to take patches from, but got one; give another, a run "
@@ -141,12 +132,9 @@ def _donors(
     return None
 
 
-def _training_images(run: RunFolder, model: Classifier) -> Tensor:
+def _training_images(run: RunFolder, model: Classifier, trust: bool) -> Tensor:
     """Some training images of a run, drawn at random."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(TrainingData, "data")
-    config = parser.parse_object({"data": run.config()["data"]})
-    data: TrainingData = parser.instantiate(config).data
+    data = training_data_of(run, trust)
     data.prepare(model.preprocess)
     samples: Any = data.train_set
     chosen = torch.randperm(len(samples))[:DONORS].tolist()

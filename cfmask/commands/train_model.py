@@ -12,7 +12,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from cfmask import processes
-from cfmask.checkpoint import PRETRAINED, load_classifier, read_checkpoint
+from cfmask.checkpoint import PRETRAINED, check_comes_back, load_classifier, read_checkpoint
 from cfmask.classifier import Classifier
 from cfmask.commands.parser import (
     OneLineParser,
@@ -139,7 +139,7 @@ class TrainCLI(LightningCLI):
         )
         parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
         parser.link_arguments("run", "checkpoints.run")
-        parser.add_function_arguments(compare, "evaluation", skip={"what", "out"})
+        parser.add_function_arguments(compare, "evaluation", skip={"what", "out", "trust"})
         parser.link_arguments(
             "data",
             "model.init_args.classifier.init_args.class_names",
@@ -179,6 +179,7 @@ class TrainCLI(LightningCLI):
     def check(self) -> None:
         """All that can be wrong, before anything is written or trained."""
         self.model.check(self.datamodule)
+        check_comes_back(self.model.classifier)
         wanted = self.config.evaluation
         root = Path(wanted.data_root) if wanted.data_root else None
         names = self.model.classifier.class_names

@@ -47,6 +47,7 @@ def compare(
     predictions: bool = False,
     reuse: bool = True,
     pictures: int = 4,
+    trust: bool = False,
 ) -> ShiftReport:
     """Evaluate models on sets; write the report in all formats and a picture.
 
@@ -76,6 +77,7 @@ def compare(
         reuse: use answers that an earlier or interrupted evaluation has left in the folder.
         pictures: number of images of each set in report.html, on which the starting point and the
             tuned model (or the first two models) differ.
+        trust: import the classes that models name and that are not this package's.
 
     Returns:
         The report, in every process; the first one has written it.
@@ -88,7 +90,7 @@ def compare(
     if not sources:
         raise InputError("Expected at least one model to evaluate, but got none.")
     root = Path(data_root) if data_root else None
-    rows = models_of(sources, alphas_of(wise), lambda: labels_of(shifts, root))
+    rows = models_of(sources, alphas_of(wise), lambda: labels_of(shifts, root), trust)
     models = rows.models
     _move(models)
     request = Request(root, (), images, seed, allow_incomplete)

@@ -107,7 +107,10 @@ def is_run(what: str) -> bool:
 
 
 def models_of(
-    sources: Sequence[str], alphas: Sequence[float], labels: Callable[[], Labels]
+    sources: Sequence[str],
+    alphas: Sequence[float],
+    labels: Callable[[], Labels],
+    trust: bool = False,
 ) -> Found:
     """The rows of a report of several sources.
 
@@ -119,28 +122,30 @@ def models_of(
         sources: each a run folder, a weights file or a name as `named_classifier` takes it.
         alphas: weights of the tuned model, in [0, 1].
         labels: gives the classes for named classifiers; asked only if no source brings its own.
+        trust: see `load_classifier`.
 
     Raises:
         InputError: nothing there, a source named twice, models of different classes.
     """
     if len(set(sources)) < len(sources):
         raise InputError(f"Expected each model once, but got {' '.join(sources)}.")
-    brought = {what: load_classifier(what) for what in sources if Path(what).exists()}
+    found = [what for what in sources if Path(what).exists()]
+    brought = {what: load_classifier(what, trust=trust) for what in found}
     own = next((Labels(c.class_names) for c in brought.values()), None)
     models: dict[str, Model] = {}
     starts: dict[str, str] = {}
     for what in sources:
         if is_run(what):
             prefix = f"{_short(what, sources)}: " if len(sources) > 1 else ""
-            (start, first), *others = _of_run(what, brought[what], alphas, prefix, models)
+            (start, first), *others = _of_run(what, brought[what], alphas, prefix, models, trust)
             models[start] = first
             models.update(others)
             starts |= dict.fromkeys((name for name, _ in others), start)
         elif what in brought:
             models[what] = brought[what]
         else:
-            found = labels()
-            names = found if own is None else Labels(own.names, found.templates)
+            asked = labels()
+            names = asked if own is None else Labels(own.names, asked.templates)
             models[what] = named_classifier(what, names)
     return Found(models, starts)
 
@@ -157,10 +162,11 @@ def _of_run(
     alphas: Sequence[float],
     prefix: str,
     others: Mapping[str, Model],
+    trust: bool,
 ) -> Iterator[tuple[str, Model]]:
     """Starting point, unless others have the same, tuned model and what lies between them."""
-    start = load_classifier(what, PRETRAINED)
-    name = prefix + ("zero-shot" if start.spec["head"] == "zero_shot" else "pretrained")
+    start = load_classifier(what, PRETRAINED, trust)
+    name = prefix + ("zero-shot" if start.spec.head == "zero_shot" else "pretrained")
     for other, model in others.items():
         if isinstance(model, Classifier) and _equal(start, model):
             name, start = other, model

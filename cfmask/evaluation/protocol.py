@@ -41,7 +41,7 @@ def protocol_of(
         "sets": {shift.name: set_protocol(shift) for shift in shifts},
         "missing sets": sorted({name for shift in shifts for name in shift.missing}),
         "models": {
-            name: {"encoder": model.name, "preprocess": model.spec["preprocess"]}
+            name: {"encoder": model.name, "preprocess": model.spec.preprocess.spec()}
             for name, model in models.items()
         },
         "precision": precision,

@@ -26,12 +26,12 @@ def native_clip(classifier: OpenClipClassifier) -> tuple[nn.Module, dict[str, An
         InputError: the starting point cannot be had, or has another image tower.
     """
     model = classifier.name
-    if "pretrained" not in classifier.spec:
+    if "pretrained" not in classifier.spec.options:
         raise InputError(
             f"Expected weights that say which open_clip weights of {model} they began from, but "
             f"these are of an older version; {OTHERS}."
         )
-    clip, _ = load_clip(model, classifier.spec["pretrained"])
+    clip, _ = load_clip(model, classifier.spec.options["pretrained"])
     size = classifier.image_size
     resize_tower(clip.visual, size, model)
     try:

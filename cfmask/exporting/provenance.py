@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cfmask.checkpoint import plain_spec
 from cfmask.classifier import Classifier
 from cfmask.evaluation.protocol import versions
 from cfmask.files import read_json, read_text
@@ -69,7 +70,7 @@ def describe(
         weights = row if len(runs) == 1 else f"{weights}, {row}"
     report = _figures(runs[0], row) if len(runs) == 1 else None
     facts = [_run_facts(run) for run in runs]
-    return Provenance(form, weights, classifier.spec, facts, versions(), report)
+    return Provenance(form, weights, plain_spec(classifier), facts, versions(), report)
 
 
 def _run_facts(run: Path) -> dict[str, Any]:

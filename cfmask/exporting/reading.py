@@ -1,29 +1,42 @@
 """Predict: a model in any exported format and pictures -> the likeliest classes.
 
-An entry of `READERS` opens one format. Weights are read with safetensors or weights_only, so
-nothing is unpickled; a .pt2 file is a program, and is opened only if the caller trusts it.
+An entry of `READERS` opens one format. Files are data: weights are read with safetensors or
+weights_only, so nothing is unpickled, no class is imported and no network is asked because of what
+they say. A .pt2 file is a program, and is opened only if the caller trusts it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cfmask.checkpoint import WEIGHTS, load_classifier, read_tensors
+from cfmask.checkpoint import (
+    BROKEN,
+    WEIGHTS,
+    load_classifier,
+    load_weights,
+    parsed,
+    read_header,
+    read_tensors,
+    rebuilt,
+)
 from cfmask.classifier import Classifier
-from cfmask.errors import InputError
+from cfmask.errors import InputError, one_line
 from cfmask.exporting.native import native_timm
 from cfmask.exporting.provenance import FILE, KEY
 from cfmask.families.openclip import OpenClipClassifier
+from cfmask.families.pretrained import check_local
 from cfmask.families.timm import TimmClassifier
+from cfmask.heads import empty_head
 from cfmask.images import Picture, Preprocess, to_unit
+from cfmask.spec import Spec
 
 OPEN_CLIP, HEAD = "open_clip_model.safetensors", "head.safetensors"
 TIMM, ONNX, PT2 = "model.safetensors", "model.onnx", "model.pt2"
@@ -53,14 +66,27 @@ class Predictor:
     logits: Callable[[Tensor], Tensor]
 
     def __call__(self, pictures: Sequence[Picture]) -> Tensor:
-        """Probabilities float (B, K), the softmax of the logits, of RGB pictures of any size."""
+        """Probabilities float (B, K), the softmax of the logits, of RGB pictures of any size.
+
+        Raises:
+            InputError: the model gives other numbers than one for each picture and class, or none.
+        """
         with torch.no_grad():
             images = torch.stack([self.preprocess(picture) for picture in pictures])
-            return self.logits(to_unit(images)).softmax(1)
+            logits = self.logits(to_unit(images))
+        expected = (len(pictures), len(self.class_names))
+        if tuple(logits.shape) != expected or not logits.isfinite().all():
+            raise InputError(
+                f"Expected finite logits {expected} for {expected[0]} pictures and {expected[1]} "
+                f"classes, but the model gave {tuple(logits.shape)} or what is no number."
+            )
+        return logits.softmax(1)
 
 
 def open_model(
-    path: str | Path, class_names: Sequence[str] | None = None, trusted: bool = False
+    path: str | os.PathLike[str],
+    class_names: Sequence[str] | None = None,
+    trusted: bool = False,
 ) -> Predictor:
     """Open a model by whatever tool its format is for.
 
@@ -69,11 +95,12 @@ def open_model(
             checkpoint, or a folder in timm's or open_clip's Hub layout with safetensors weights.
         class_names: K names in place of the stored ones; an open_clip folder becomes a zero-shot
             classifier of them.
-        trusted: True opens .pt2 files, which can execute code.
+        trusted: True opens .pt2 files, which can execute code, imports the class that weights name
+            and asks the network for the parts that an open_clip folder lacks.
 
     Raises:
-        InputError: nothing there, an unknown or broken file, no class names, a .pt2 file without
-            trust, or a library that is not installed.
+        InputError: nothing there, an unknown or broken file, no class names, what needs trust, or a
+            library that is not installed.
     """
     form, file = _recognise(Path(path))
     if form == "torch_export" and not trusted:
@@ -81,15 +108,7 @@ def open_model(
             f"Refused {file}: a .pt2 file can execute code when it is loaded; give --trust true if "
             "you know who made it, or export to another format."
         )
-    try:
-        predictor = READERS[form](file, class_names)
-    except InputError:
-        raise
-    # Each tool has errors of its own for broken and foreign files.
-    except Exception as error:
-        line = " ".join(str(error).split())[:300]
-        raise InputError(f"Cannot read {file} as {form}: {line}") from error
-    return _named(predictor, class_names)
+    return _named(READERS[form](file, class_names, trusted), class_names)
 
 
 def _named(predictor: Predictor, class_names: Sequence[str] | None) -> Predictor:
@@ -120,113 +139,141 @@ def _recognise(path: Path) -> tuple[str, Path]:
         raise InputError(
             f"Expected a folder or a .safetensors, .ckpt, .onnx or .pt2 file, but got {path}."
         )
-    texts = _texts(path)
+    texts = read_header(path)
     if "classifier" in texts:
         return "safetensors", path
-    stored = json.loads(texts.get(KEY, "{}")).get("format")
+    stored = _facts(texts, path).get("format")
     beside = "open_clip" if (path.parent / "open_clip_config.json").is_file() else "timm"
-    return stored or beside, path
+    return stored if stored in ("open_clip", "timm") else beside, path
 
 
-def _texts(path: Path) -> dict[str, str]:
-    """The header of a safetensors file."""
+def _facts(texts: dict[str, str], file: Path) -> dict[str, Any]:
+    """The provenance among the texts that a file carries; empty if there is none."""
+    facts = parsed(texts.get(KEY) or "{}", file)
+    if not isinstance(facts, dict):
+        raise InputError(f"Expected the provenance in {file} by name, but got a {type(facts)}.")
+    return facts
+
+
+@contextlib.contextmanager
+def _one_line(file: Path, *errors: type[Exception]) -> Iterator[None]:
+    """Errors of a library that reads a broken or foreign file are one line; ours stay."""
     try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"Cannot read weights from {path}: {error}. Is it truncated?") from error
+        yield
+    except InputError:
+        raise
+    except BROKEN + errors as error:
+        raise InputError(f"Cannot read {file}: {one_line(error)}") from error
 
 
-def _read_own(file: Path, class_names: Sequence[str] | None) -> Predictor:
-    return _of_classifier(load_classifier(file))
+def _read_own(file: Path, class_names: Sequence[str] | None, trusted: bool) -> Predictor:
+    return _of_classifier(load_classifier(file, trust=trusted))
 
 
 def _of_classifier(classifier: Classifier) -> Predictor:
     return Predictor(classifier.class_names, classifier.preprocess, classifier.eval())
 
 
-def _read_open_clip(file: Path, class_names: Sequence[str] | None) -> Predictor:
+def _read_open_clip(file: Path, class_names: Sequence[str] | None, trusted: bool) -> Predictor:
     """An open_clip model with the tuned head, or a zero-shot one where names are given."""
     folder = file.parent
     if file.name != OPEN_CLIP or not (folder / "open_clip_config.json").is_file():
         raise InputError(
             f"Expected {OPEN_CLIP} with open_clip_config.json beside it, but got {file}."
         )
-    spec = json.loads(_texts(file).get(KEY, "{}")).get("classifier", {})
-    names = class_names or spec.get("class_names")
+    facts = _facts(read_header(file), file)
+    spec = Spec.of(facts["classifier"]) if "classifier" in facts else None
+    names = class_names or (spec.class_names if spec else None)
     if not names:
         raise InputError(f"Expected class names for {folder}, which has none; give --class_names.")
-    tuned = class_names is None and (folder / HEAD).is_file()
-    head: Any = spec["head"] if tuned else "zero_shot"
-    classifier = OpenClipClassifier(str(folder), None, names, spec.get("templates"), head)
-    if tuned:
-        classifier.head.load_state_dict(read_tensors(folder / HEAD))
+    tuned = spec is not None and class_names is None and (folder / HEAD).is_file()
+    if not trusted:
+        check_local(folder)
+    templates = spec.options.get("templates") if spec else None
+    # The tuned head replaces the one that is made here.
+    kind: Any = "linear" if tuned else "zero_shot"
+    classifier = OpenClipClassifier(str(folder), None, names, templates, kind)
+    if tuned and spec is not None:
+        classifier.head = empty_head(spec.head, len(names), classifier.spec.width)
+        load_weights(classifier.head, read_tensors(folder / HEAD), folder / HEAD)
     return _of_classifier(classifier)
 
 
-def _read_timm(file: Path, class_names: Sequence[str] | None) -> Predictor:
+def _read_timm(file: Path, class_names: Sequence[str] | None, trusted: bool) -> Predictor:
     """A timm model by its config.json, or by what the file's header says."""
     import timm
     from timm.data import resolve_model_data_config
-    from timm.models import load_checkpoint
 
-    facts = json.loads(_texts(file).get(KEY, "{}"))
+    facts = _facts(read_header(file), file)
     config = file.parent / "config.json"
+    net: Any
     if config.is_file():
-        stored = json.loads(config.read_text())
-        net = timm.create_model(f"local-dir:{file.parent}", num_classes=stored["num_classes"])
-        names = stored.get("label_names") or class_names
-        data = resolve_model_data_config(net)
+        stored = parsed(config.read_bytes(), config)
+        with _one_line(config):
+            net = timm.create_model(f"local-dir:{file.parent}", num_classes=stored["num_classes"])
+            data = resolve_model_data_config(net)
+            size = data["input_size"][1:]
+            preprocess = Preprocess((size[0], size[1]), data["crop_pct"], data["interpolation"])
+            mean, std = (torch.tensor(data[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+            names = stored.get("label_names") or class_names
     elif facts:
-        rebuilt = Classifier.rebuild(facts["classifier"])
-        assert isinstance(rebuilt, TimmClassifier)
-        net, names = native_timm(rebuilt)[0], rebuilt.class_names
-        data = {**facts["classifier"], **facts["classifier"]["preprocess"]}
-        data["input_size"] = (3, *data["size"])
+        classifier = rebuilt(facts.get("classifier"), file)
+        if not isinstance(classifier, TimmClassifier):
+            raise InputError(f"Expected a timm model in {file}, but got {classifier.name}.")
+        net, names = native_timm(classifier)[0], classifier.class_names
+        preprocess, mean, std = classifier.preprocess, classifier.mean, classifier.std
     else:
         raise InputError(f"Expected timm's config.json beside {file}, but it is not there.")
     if not names:
         raise InputError(f"Expected class names for {file}, which has none; give --class_names.")
-    load_checkpoint(net, file)
+    load_weights(net, read_tensors(file), file)
     net.eval()
-    mean, std = (torch.tensor(data[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    preprocess = Preprocess(tuple(data["input_size"][1:]), data["crop_pct"], data["interpolation"])
     return Predictor(tuple(names), preprocess, lambda images: net((images - mean) / std))
 
 
-def _read_onnx(file: Path, class_names: Sequence[str] | None) -> Predictor:
+def _read_onnx(file: Path, class_names: Sequence[str] | None, trusted: bool) -> Predictor:
     try:
         import onnxruntime  # type: ignore[import-untyped]
+        from onnxruntime.capi import (  # type: ignore[import-untyped]
+            onnxruntime_pybind11_state as state,
+        )
     except ImportError as error:
         raise InputError(
             "Expected onnxruntime to be installed: pip install 'cfmask[export]'."
         ) from error
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    facts = session.get_modelmeta().custom_metadata_map.get(KEY, "")
+    # They have no common base.
+    kinds = [v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception)]
+    with _one_line(file, *kinds):
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        texts = session.get_modelmeta().custom_metadata_map
 
     def logits(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+        with _one_line(file, *kinds):
+            return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
-    return _by_facts(facts, file, logits)
+    return _by_facts(texts, file, logits)
 
 
-def _read_torch_export(file: Path, class_names: Sequence[str] | None) -> Predictor:
+def _read_torch_export(file: Path, class_names: Sequence[str] | None, trusted: bool) -> Predictor:
+    from torch._export.verifier import SpecViolationError
+
     texts = {f"{KEY}.json": ""}
-    module = torch.export.load(file, extra_files=texts).module()
-    return _by_facts(texts[f"{KEY}.json"], file, module)
+    with _one_line(file, SpecViolationError):
+        module = torch.export.load(file, extra_files=texts).module()
+    return _by_facts({KEY: texts[f"{KEY}.json"]}, file, module)
 
 
-def _by_facts(facts: str, file: Path, logits: Callable[[Tensor], Tensor]) -> Predictor:
+def _by_facts(texts: dict[str, str], file: Path, logits: Callable[[Tensor], Tensor]) -> Predictor:
     """Predictor of a file that normalises by itself and carries its provenance."""
+    facts = _facts(texts, file)
     if not facts:
         raise InputError(f"Expected a file written by cfmask export, but {file} has no {FILE}.")
-    spec = json.loads(facts)["classifier"]
-    preprocess = Preprocess(**{**spec["preprocess"], "size": tuple(spec["preprocess"]["size"])})
-    return Predictor(tuple(spec["class_names"]), preprocess, logits)
+    spec = Spec.of(facts.get("classifier"))
+    return Predictor(spec.class_names, spec.preprocess, logits)
 
 
-# Name of the format -> what opens it.
-READERS: dict[str, Callable[[Path, Sequence[str] | None], Predictor]] = {
+# Name of the format -> what opens it; the last argument is whether the file is trusted.
+READERS: dict[str, Callable[[Path, Sequence[str] | None, bool], Predictor]] = {
     "safetensors": _read_own,
     "open_clip": _read_open_clip,
     "timm": _read_timm,

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cfmask.checkpoint import (
+    BROKEN,
     PRETRAINED,
     WEIGHTS,
     average,
@@ -29,7 +30,7 @@ from cfmask.checkpoint import (
     save_classifier,
 )
 from cfmask.classifier import Classifier
-from cfmask.errors import InputError, unknown
+from cfmask.errors import InputError, one_line, unknown
 from cfmask.exporting.model_card import model_card
 from cfmask.exporting.native import native_clip, native_timm
 from cfmask.exporting.provenance import FILE, KEY, Provenance, describe
@@ -68,7 +69,10 @@ def to_open_clip(classifier: Classifier, facts: str, folder: Path) -> Options:
         return None
     return {
         "force_image_size": config["preprocess_cfg"]["size"],
-        "force_preprocess_cfg": {name: classifier.spec[name] for name in ("mean", "std")},
+        "force_preprocess_cfg": {
+            "mean": list(classifier.spec.mean),
+            "std": list(classifier.spec.std),
+        },
     }
 
 
@@ -78,14 +82,14 @@ def to_timm(classifier: Classifier, facts: str, folder: Path) -> Options:
 
     assert isinstance(classifier, TimmClassifier)
     net, options = native_timm(classifier)
-    spec = classifier.spec["preprocess"]
+    spec = classifier.spec.preprocess.spec()
     images = {
         "input_size": [3, *spec["size"]],
         "crop_pct": spec["crop_pct"],
         "crop_mode": "center",
         "interpolation": spec["interpolation"],
-        "mean": classifier.spec["mean"],
-        "std": classifier.spec["std"],
+        "mean": list(classifier.spec.mean),
+        "std": list(classifier.spec.std),
     }
     config = {"pretrained_cfg": images, "label_names": list(classifier.class_names)}
     size = {name: value for name, value in options.items() if name == "img_size"}
@@ -158,6 +162,7 @@ def export(
     alpha: float | None = None,
     average: Sequence[str] = (),
     overwrite: bool = False,
+    trust: bool = False,
 ) -> Provenance:
     """Write a run's model in another tool's format, load it back and compare.
 
@@ -168,6 +173,7 @@ def export(
         alpha: WiSE-FT weight in [0, 1] of the tuned weights against the starting point.
         average: further runs of the same model; the mean of all their weights is exported.
         overwrite: replace an older export there.
+        trust: import the classes that the weights name and that are not this package's.
 
     Returns:
         What was exported, as provenance.json has it.
@@ -182,7 +188,7 @@ def export(
     folder = Path(out)
     _check_folder(folder, overwrite)
     runs = [Path(run), *map(Path, average)]
-    classifier = _weights(runs, alpha)
+    classifier = _weights(runs, alpha, trust)
     _check_family(classifier, to)
     with whole_folder(folder) as unfinished:
         return _write(classifier, describe(classifier, to, runs, alpha), unfinished)
@@ -203,56 +209,60 @@ def push(folder: Path, repo: str, api: Any = None) -> str:
     Raises:
         InputError: the Hub cannot be reached or refuses.
     """
+    from huggingface_hub.errors import HfHubHTTPError
+
     if api is None:
         from huggingface_hub import HfApi
 
         api = HfApi()
+    # The library behind the Hub's changes from version to version, and its errors with it.
+    unreachable: Any = HfHubHTTPError.__bases__
     try:
         address = str(api.create_repo(repo, private=True, exist_ok=True))
         api.upload_folder(repo_id=repo, folder_path=str(folder))
-    except Exception as error:
-        line = " ".join(str(error).split())[:300]
-        raise InputError(f"Cannot push {folder} to {repo}: {line}") from error
+    except BROKEN + unreachable as error:
+        raise InputError(f"Cannot push {folder} to {repo}: {one_line(error)}") from error
     return address
 
 
-def _weights(runs: Sequence[Path], alpha: float | None) -> Classifier:
+def _weights(runs: Sequence[Path], alpha: float | None, trust: bool) -> Classifier:
     """The mean of the runs' weights, mixed with the first one's starting point."""
-    classifier = average([load_classifier(run) for run in runs])
+    classifier = average([load_classifier(run, trust=trust) for run in runs])
     if alpha is None:
         return classifier
     if not runs[0].is_dir():
         raise InputError(f"Expected a run folder to mix in its starting point, but got {runs[0]}.")
-    return interpolate(load_classifier(runs[0], PRETRAINED), classifier, alpha).eval()
+    return interpolate(load_classifier(runs[0], PRETRAINED, trust), classifier, alpha).eval()
 
 
 def _write(classifier: Classifier, provenance: Provenance, folder: Path) -> Provenance:
     form = provenance.format
+    images = _example(classifier, 3)
+    # An error of the user's own model comes up here, as it is.
+    with torch.no_grad():
+        expected = classifier(images)
     try:
         options = EXPORTERS[form](classifier, provenance.text, folder)
     except InputError:
         raise
-    # Tracing a model can fail in ways that no tool lists.
-    except Exception as error:
-        line = " ".join(str(error).split())[:300]
-        raise InputError(f"Cannot write {classifier.name} as {form}: {line}") from error
-    provenance = replace(provenance, agreement=_agreement(classifier, folder))
+    except BROKEN as error:
+        raise InputError(f"Cannot write {classifier.name} as {form}: {one_line(error)}") from error
+    agreement = _agreement(classifier.name, images, expected, folder)
+    provenance = replace(provenance, agreement=agreement)
     write_text(folder / FILE, provenance.text + "\n")
     write_text(folder / "README.md", model_card(provenance, options))
     return provenance
 
 
 @torch.no_grad()
-def _agreement(classifier: Classifier, folder: Path) -> str:
+def _agreement(name: str, images: Tensor, expected: Tensor, folder: Path) -> str:
     """Load an export back; a sentence on how near its logits are, or an InputError."""
-    images = _example(classifier, 3)
-    expected = classifier(images)
     got = open_model(folder, trusted=True).logits(images)
     largest = float(expected.abs().max())
     far = float((got - expected).abs().max())
     if not far <= TOLERANCE * max(1.0, largest):
         raise InputError(
-            f"Expected the exported file to give the logits of {classifier.name}, but on made-up "
+            f"Expected the exported file to give the logits of {name}, but on made-up "
             f"images they differ by {far:.2g} of {largest:.2g}; use another format."
         )
     return (

@@ -163,8 +163,9 @@ def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive, as OpenAI released its weights."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+    # As torch itself tells one, or a pickle with a folder called code would be read as code.
+    names: list[str] = torch._C.PyTorchFileReader(str(path)).get_all_records()
+    return "constants.pkl" in names
 
 
 def _tag_of(name: str) -> bool | None:

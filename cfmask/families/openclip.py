@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cfmask.attention import AttentionMaps, replayed
 from cfmask.classifier import Classifier, Layout, Pooling, Tokens
-from cfmask.families.pretrained import load_clip, logit_bias, tokenizer_of
+from cfmask.families.pretrained import build_tower, load_clip, logit_bias, tokenizer_of
 from cfmask.families.timm import (
     Size,
     TimmClassifier,
@@ -25,6 +25,7 @@ from cfmask.families.timm import (
 from cfmask.heads import ZeroShotHead, check_prompts, zero_shot_weight
 from cfmask.images import Preprocess
 from cfmask.layer_masking import masked_forward, unmask
+from cfmask.spec import Spec
 
 # Pixels a position of CLIP's ResNets covers.
 RESNET_STEP = 32
@@ -78,21 +79,16 @@ class OpenClipClassifier(Classifier):
         size = as_size(image_size) or as_size(preprocess["size"])
         assert size is not None
         resize_tower(tower, size, model)
-        spec = {
-            "family": "OpenClipClassifier",
-            "model": model,
-            "pretrained": pretrained,
-            "config": config,
-            "class_names": list(class_names),
-            "templates": list(templates),
-            "head": head,
-            "head_shape": [len(class_names), width],
-            "mean": list(preprocess["mean"]),
-            "std": list(preprocess["std"]),
-            "preprocess": Preprocess(
-                size, interpolation=preprocess.get("interpolation", "bicubic")
-            ).spec(),
-        }
+        spec = Spec(
+            model,
+            tuple(class_names),
+            Preprocess(size, interpolation=preprocess.get("interpolation", "bicubic")),
+            preprocess["mean"],
+            preprocess["std"],
+            head,
+            width,
+            options={"pretrained": pretrained, "config": config, "templates": list(templates)},
+        )
         super().__init__(tower, layer, spec)
 
     def encode(self, normalised: Tensor, hidden: Tensor | None) -> Tensor:
@@ -158,16 +154,10 @@ class OpenClipClassifier(Classifier):
         return features if tower.proj is None else features @ tower.proj
 
     @classmethod
-    def architecture(cls, spec: dict[str, Any]) -> nn.Module:
+    def architecture(cls, spec: Spec) -> nn.Module:
         """See `Classifier.architecture`."""
-        from open_clip.model import _build_vision_tower
-
-        config = spec["config"]
-        vision = {**config["vision_cfg"], "timm_model_pretrained": False, "output_tokens": False}
-        tower: nn.Module = _build_vision_tower(
-            config["embed_dim"], vision, config.get("quick_gelu", False)
-        )
-        resize_tower(tower, tuple(spec["preprocess"]["size"]), spec["model"])
+        tower = build_tower(spec.options.get("config"), spec.model)
+        resize_tower(tower, spec.preprocess.size, spec.model)
         return tower
 
     @classmethod

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cfmask.errors import InputError, unknown
+from torch import nn
+
+from cfmask.checkpoint import BROKEN, parsed
+from cfmask.errors import UNFIT, InputError, one_line, unknown
 from cfmask.families.fingerprint import (
     is_torchscript,
     mismatch,
@@ -18,7 +20,9 @@ from cfmask.families.fingerprint import (
     shapes,
     uses_quick_gelu,
 )
+from cfmask.spec import LARGEST
 
+CONFIG = "open_clip_config.json"
 TINY_CLIP = Path(__file__).parents[1] / "tiny_clip"
 
 
@@ -49,6 +53,71 @@ def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
     clip.visual.output_tokens = False
     config, tower = model_config(model), ("embed_dim", "vision_cfg", "quick_gelu")
     return clip.eval(), {key: config[key] for key in tower if key in config}
+
+
+def build_tower(config: Any, model: str) -> nn.Module:
+    """An untrained image tower by the description that a file holds; the network is never asked.
+
+    Args:
+        config: `embed_dim`, `vision_cfg` and `quick_gelu`, as `load_clip` gives them.
+        model: name, for messages.
+
+    Raises:
+        InputError: no such description.
+    """
+    from open_clip.model import _build_vision_tower
+
+    wrong = f"Expected a description of the image tower of {model}, but"
+    if not isinstance(config, dict) or not isinstance(config.get("vision_cfg"), dict):
+        raise InputError(f"{wrong} there is none.")
+    vision = {**config["vision_cfg"], "timm_model_pretrained": False, "output_tokens": False}
+    if not _is_known(vision.get("timm_model_name")):
+        raise InputError(
+            f"{wrong} it names {vision['timm_model_name']!r}, which is none of timm's."
+        )
+    if _largest([config.get("embed_dim"), vision]) > LARGEST:
+        raise InputError(f"{wrong} it has a size above {LARGEST:,}.")
+    try:
+        tower: nn.Module = _build_vision_tower(
+            config["embed_dim"], vision, config.get("quick_gelu", False)
+        )
+    except UNFIT as error:
+        raise InputError(f"{wrong} none can be built: {one_line(error)}") from error
+    return tower
+
+
+def check_local(folder: Path) -> None:
+    """Refuse a folder in open_clip's layout that would make the network be asked.
+
+    Raises:
+        InputError: it names a part by its place on the Hugging Face Hub, or is damaged.
+    """
+    config = model_config(str(folder))
+    towers = [config.get(f"{part}_cfg") for part in ("vision", "text")]
+    vision, text = (tower if isinstance(tower, dict) else {} for tower in towers)
+    elsewhere = text.get("hf_model_name")
+    if not _is_known(vision.get("timm_model_name")):
+        elsewhere = vision["timm_model_name"]
+    if elsewhere:
+        raise InputError(
+            f"Refused {folder}: it lacks {elsewhere!r}, which would be looked up on the network; "
+            "give --trust true if you know who made it."
+        )
+
+
+def _is_known(trunk: Any) -> bool:
+    """Whether timm has a model of this name; hf-hub:owner/name is looked up on the network."""
+    import timm
+
+    return trunk is None or (isinstance(trunk, str) and timm.is_model(trunk))
+
+
+def _largest(value: Any) -> float:
+    """The largest number in plain lists and dicts."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return max(map(_largest, inner), default=0)
+    return value if isinstance(value, int | float) else 0
 
 
 def tokenizer_of(model: str, clip: Any) -> Any:
@@ -97,7 +166,7 @@ def _create(name: str, pretrained: str | None) -> Any:
 def local_folder(model: str) -> Path | None:
     """Folder of a model in open_clip's local layout; None for a name."""
     folder = TINY_CLIP if model == "tiny-clip" else Path(model)
-    return folder if (folder / "open_clip_config.json").is_file() else None
+    return folder if (folder / CONFIG).is_file() else None
 
 
 @contextlib.contextmanager
@@ -115,25 +184,32 @@ def _quietly(what: str) -> Iterator[None]:
     except ImportError as error:
         # open_clip leaves the towers and tokenizers of Hugging Face to a package of theirs.
         raise InputError(
-            f"Cannot load open_clip {what}: {' '.join(str(error).split())}; pip install "
+            f"Cannot load open_clip {what}: {one_line(error)}; pip install "
             "transformers sentencepiece, or use head: linear if it is a tokenizer."
         ) from error
-    except Exception as error:
-        line = " ".join(str(error).split())[:300]
-        raise InputError(f"Cannot load open_clip {what}: {line}") from error
+    except BROKEN as error:
+        raise InputError(f"Cannot load open_clip {what}: {one_line(error)}") from error
     finally:
         logging.disable(level)
 
 
 def model_config(model: str) -> dict[str, Any]:
-    """open_clip's configuration of both towers of a model, by its name or folder."""
+    """open_clip's configuration of both towers of a model, by its name or folder.
+
+    Raises:
+        InputError: a damaged configuration.
+    """
     import open_clip
 
     folder = local_folder(model)
     if folder is None:
-        config: dict[str, Any] = open_clip.get_model_config(model)
-    else:
-        config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+        known: dict[str, Any] = open_clip.get_model_config(model)
+        return known
+    file = folder / CONFIG
+    whole = parsed(file.read_bytes(), file)
+    config = whole.get("model_cfg") if isinstance(whole, dict) else None
+    if not isinstance(config, dict):
+        raise InputError(f"Expected a model_cfg in {file}, but there is none.")
     return config
 
 

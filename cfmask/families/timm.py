@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +18,12 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from cfmask.attention import AttentionMaps, reading, replayed
-from cfmask.checkpoint import read_checkpoint, read_tensors
+from cfmask.checkpoint import BROKEN, load_weights, read_checkpoint, read_tensors
 from cfmask.classifier import Classifier, Layout, Pooling, Tokens
-from cfmask.errors import InputError, unknown
+from cfmask.errors import UNFIT, InputError, one_line, unknown
 from cfmask.families.fingerprint import mismatch, shapes, timm_candidates
 from cfmask.images import Preprocess
+from cfmask.spec import Spec
 
 Size = tuple[int, int]
 
@@ -68,18 +70,10 @@ class TimmClassifier(Classifier):
         net.reset_classifier(0)
         resize(net, size, model)
         width = _outputs(net, size, model)["features"].shape[-1]
-        spec = {
-            "family": "TimmClassifier",
-            "model": model,
-            "class_names": list(class_names),
-            "head": head,
-            "head_shape": [len(class_names), width],
-            "mean": list(data["mean"]),
-            "std": list(data["std"]),
-            "preprocess": Preprocess(size, data["crop_pct"], data["interpolation"]).spec(),
-        }
+        preprocess = Preprocess(size, data["crop_pct"], data["interpolation"])
+        spec = Spec(model, tuple(class_names), preprocess, data["mean"], data["std"], head, width)
         if not pretrained:
-            spec["head_from"] = "chance"
+            spec = replace(spec, head_from="chance")
         layer = own if head == "own" else nn.Linear(width, len(class_names))
         super().__init__(net, layer, spec)
 
@@ -91,11 +85,11 @@ class TimmClassifier(Classifier):
         return token_features(self.encoder, self.tokens, normalised, hide)
 
     @classmethod
-    def architecture(cls, spec: dict[str, Any]) -> nn.Module:
+    def architecture(cls, spec: Spec) -> nn.Module:
         """See `Classifier.architecture`."""
-        net: nn.Module = _timm(spec["model"], False)
+        net: nn.Module = _timm(spec.model, False)
         net.reset_classifier(0)  # type: ignore[operator]
-        resize(net, tuple(spec["preprocess"]["size"]), spec["model"])
+        resize(net, spec.preprocess.size, spec.model)
         return net
 
     @classmethod
@@ -161,7 +155,9 @@ def resize(net: Any, size: Size, name: str) -> None:
         return
     try:
         net.set_input_size(size)
-    except Exception as error:
+    except UNFIT as error:
+        if not _is_timms(net):
+            raise
         raise _refused(name, size, error) from error
 
 
@@ -293,7 +289,9 @@ def _outputs(net: Any, size: Size, name: str, layer: str | None = None) -> dict[
         with torch.no_grad(), AttentionMaps() as attention:
             image = torch.empty(1, 3, *size, device="meta")
             seen["features"] = functional_call(net.eval(), empty, (image,))
-    except Exception as error:
+    except UNFIT as error:
+        if not _is_timms(net):
+            raise
         raise _refused(name, size, error) from error
     finally:
         net.train(mode)
@@ -302,10 +300,15 @@ def _outputs(net: Any, size: Size, name: str, layer: str | None = None) -> dict[
     return {**seen, "attention": attention.maps}
 
 
+def _is_timms(net: Any) -> bool:
+    """Whether a model is timm's in all its parts; an error in one of the user's own stays one."""
+    return all(type(m).__module__.partition(".")[0] in ("timm", "torch") for m in net.modules())
+
+
 def _refused(name: str, size: Size, error: Exception) -> InputError:
-    line = " ".join(str(error).split())[:200]
     return InputError(
-        f"Expected an image size that {name} takes, but got {size[0]} x {size[1]}: {line}"
+        f"Expected an image size that {name} takes, but got {size[0]} x {size[1]}: "
+        f"{one_line(error, 200)}"
     )
 
 
@@ -317,9 +320,8 @@ def _timm(model: str, pretrained: bool | str) -> Any:
         raise unknown("timm model", model, timm.list_models())
     try:
         net = timm.create_model(model, pretrained=pretrained is True)
-    except Exception as error:
-        line = " ".join(str(error).split())[:300]
-        raise InputError(f"Cannot load timm model {model}: {line}") from error
+    except BROKEN as error:
+        raise InputError(f"Cannot load timm model {model}: {one_line(error)}") from error
     if isinstance(pretrained, str):
         _load_in_order(net, _weights_file(pretrained), model)
     return net.eval()
@@ -352,7 +354,7 @@ def _load_in_order(net: Any, path: Path, model: str) -> None:
         given = dict(zip(own, given.values()))
     if shapes(given) != shapes(own):
         raise mismatch(model, path, shapes(given), shapes(own), timm_candidates(model))
-    net.load_state_dict(given)
+    load_weights(net, given, path)
 
 
 def _state(path: Path) -> dict[str, Tensor]:

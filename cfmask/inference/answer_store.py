@@ -84,8 +84,8 @@ def key_of(*parts: str) -> str:
 
 def model_key(model: Classifier) -> str:
     """Key of a classifier: its class, its spec and the bytes of all its weights."""
-    kind = f"{type(model).__module__}.{type(model).__qualname__}"
-    return _digest(model.state_dict(), kind + json.dumps(model.spec, sort_keys=True)).hexdigest()
+    text = json.dumps(model.spec.plain(), sort_keys=True)
+    return _digest(model.state_dict(), text).hexdigest()
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> hashlib._Hash:

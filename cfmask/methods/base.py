@@ -16,6 +16,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from cfmask.checkpoint import plain_spec
 from cfmask.classifier import Classifier
 from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
@@ -301,7 +302,7 @@ class Method(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write what rebuilds the classifier, so that the checkpoint loads without its method."""
-        checkpoint["classifier"] = {**self.classifier.spec, "head_from": "training"}
+        checkpoint["classifier"] = {**plain_spec(self.classifier), "head_from": "training"}
         checkpoint["skipped_steps"] = self.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,0 +1,120 @@
+"""Trust: which code the data of others may name.
+
+Weights files and run folders name classes by import path. They are data: reading them runs no code
+but what is there already, the classes of this package and those whose module the process has
+imported, since the user's own program or command names it. Other modules are imported only if the
+user trusts the file, and then too never from beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from cfmask.errors import InputError, unknown
+
+PACKAGE = __name__.partition(".")[0]
+
+
+def class_path(kind: type) -> str:
+    """Import path of a class; `cfmask.Name` for this package's own, wherever they lie in it."""
+    module = kind.__module__
+    return f"{PACKAGE if is_own(module) else module}.{kind.__qualname__}"
+
+
+def find_class(path: str, base: type, source: Path, trust: bool = False) -> Any:
+    """The class that a file names by its import path.
+
+    Args:
+        path: `module.Class`; the bare name of one of this package's, or of a class that is there.
+        base: what it must be a subclass of.
+        source: the file or folder, for messages; modules that lie beside it are never imported.
+        trust: import modules that the process has not imported yet.
+
+    Raises:
+        InputError: a class that may not be imported, is not there, or is not a `base`.
+    """
+    module = path.rpartition(".")[0]
+    if not module:
+        return _by_name(path, base)
+    if trust or is_own(module):
+        _import(module, path, source)
+    found = _loaded(path)
+    if found is None and _loaded(module) is None:
+        raise InputError(
+            f"Refused {source}: it names the class {path}, which is not one of {PACKAGE}'s and not "
+            "imported here. If you know who made it, give --trust true (trust=True in Python), or "
+            "import its module first."
+        )
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise InputError(f"Expected {source} to name a {base.__name__}, but {path} is none.")
+    return found
+
+
+def _by_name(name: str, base: type) -> Any:
+    """The subclass of this bare name that is public here, or that has been defined."""
+    package = sys.modules[PACKAGE]
+    public = getattr(package, "__all__", [])
+    found = getattr(package, name) if name in public else None
+    defined = {kind.__name__: kind for kind in _subclasses(base)}
+    if isinstance(found, type) and issubclass(found, base):
+        return found
+    if name not in defined:
+        known = [n for n in public if n.endswith(base.__name__)]
+        raise unknown(f"kind of {base.__name__}", name, {*known, *defined} - {base.__name__})
+    return defined[name]
+
+
+def _subclasses(base: Any) -> list[Any]:
+    return [s for child in base.__subclasses__() for s in (child, *_subclasses(child))]
+
+
+def is_own(module: str) -> bool:
+    """Whether an import path leads into this package."""
+    return module.partition(".")[0] == PACKAGE
+
+
+def _loaded(path: str) -> Any:
+    """What has this path in the modules that the process has imported; None if nothing."""
+    names = path.split(".")
+    for end in range(len(names), 0, -1):
+        found: Any = sys.modules.get(".".join(names[:end]))
+        if found is not None:
+            for name in names[end:]:
+                found = getattr(found, name, None)
+            return found
+    return None
+
+
+def _import(module: str, path: str, source: Path) -> None:
+    """Import the module of a class path, which may name a class inside of a class."""
+    while module and module not in sys.modules:
+        try:
+            with _not_from_beside(source):
+                import_module(module)
+        except ModuleNotFoundError as error:
+            parent = module.rpartition(".")[0]
+            if error.name != module or not parent:
+                raise InputError(
+                    f"Cannot import the class {path} that {source} names: {error}. Modules beside "
+                    "the file are not looked at."
+                ) from error
+            module = parent
+
+
+@contextlib.contextmanager
+def _not_from_beside(source: Path) -> Iterator[None]:
+    """Context in which modules are not looked for in the folder of a file or of its run."""
+    folder = (source if source.is_dir() else source.parent).resolve()
+    if folder.name == "checkpoints":
+        folder = folder.parent
+    before = list(sys.path)
+    sys.path[:] = [p for p in before if not Path(p).resolve().is_relative_to(folder)]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
