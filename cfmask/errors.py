@@ -3,18 +3,54 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# Control characters, halves of a pair (bytes of a name that are no UTF-8), and what breaks a line
+# or turns its direction without being seen.
+_HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used. The commands print its text and exit with code 2."""
+    """What the user gave cannot be used. The commands print its text and exit with code 2.
+
+    Args:
+        message: one line. Line breaks and what else does not print, as names of files may have
+            it, become escapes.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(visible(_own_line(str(message))))
 
 
 class UnreadableImage(InputError):
-    """An image file that is broken, missing or none. Only the decoder raises it.
+    """An image that is broken, missing, too large or none. Only what reads images raises it.
 
     What skips or marks unreadable images catches this alone: any other error is no broken file.
     """
+
+
+def visible(text: object, lines: bool = False) -> str:
+    """Text in which nothing steers a terminal or hides: such characters are shown as escapes.
+
+    Args:
+        text: what may come from anybody, such as a class name or a path.
+        lines: leave line breaks as they are.
+    """
+
+    def shown(found: re.Match[str]) -> str:
+        return "\n" if lines and found[0] == "\n" else ascii(found[0])[1:-1]
+
+    return _HIDDEN.sub(shown, str(text))
+
+
+def _own_line(message: str) -> str:
+    """The message alone where a process that reads images hands it on with its traceback."""
+    if "\nOriginal Traceback (most recent call last):\n" not in message:
+        return message
+    return message.rstrip().rpartition("\n")[2].partition(": ")[2]
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:

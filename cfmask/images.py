@@ -1,50 +1,30 @@
-"""Image files: any picture that PIL reads -> uint8 (3, H, W).
+"""Images: RGB pictures of any size -> uint8 (3, H, W) as an encoder takes them.
 
-There are two decoders. `pil` is Pillow from first byte to last pixel. `fast` reads JPEG with
-torchvision's libjpeg-turbo, at full size and with the same pixels, and resizes bytes as bytes; what
-it cannot read as Pillow would (CMYK, rotated by EXIF, other formats) goes through Pillow. Of the
-values that result 99.7 % are the same and the rest are 1 of 255 off, but for about one in three
-million, which is 2 off.
+Pictures that the fast decoder made are resized as bytes where torch gives what Pillow gives: 99.7 %
+of the values are the same and the rest are 1 of 255 off, but for about one in three million, which
+is 2 off.
 """
 
 from __future__ import annotations
 
-import io
-import struct
+import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
+from cfmask.decoding import DECODERS, Decoder, Picture, extent
 from cfmask.errors import InputError, UnreadableImage
 
-Decoder = Literal["fast", "pil"]
-# An RGB picture, decoded: from Pillow, or uint8 (3, H, W).
-Picture: TypeAlias = Image.Image | Tensor
-
-# Number of pixels up to which Pillow opens a picture without a warning.
-LARGEST = 89_478_485
-# What a report says of the decoder.
-DECODERS: dict[Decoder, str] = {
-    "fast": "torchvision on bytes, 1/255 from Pillow at the most but for rare values",
-    "pil": "Pillow",
-}
-
-# How a picture with this EXIF orientation is turned upright.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+Interpolation = Literal["bicubic", "bilinear"]
+# Pixels of a picture at most once it is resized, before the crop.
+MOST_RESIZED = 1 << 25
+# Pixels of a side of what an encoder takes at most.
+MOST_SIDE = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -53,15 +33,38 @@ class Preprocess:
 
     Attributes:
         size: (H, W) in pixels of the result.
-        crop_pct: share of the resized picture's short side that the crop keeps; 1 for CLIP.
+        crop_pct: share of the resized picture's short side that the crop keeps, in [0.01, 2]; 1
+            for CLIP. Above 1 there is black around the picture.
         interpolation: "bicubic" or "bilinear", both with antialiasing.
-        decoder: key of `DECODERS`.
+        decoder: key of `cfmask.decoding.DECODERS`.
+
+    Raises:
+        InputError: values outside of these.
     """
 
     size: tuple[int, int] = (224, 224)
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
     decoder: Decoder = "fast"
+
+    def __post_init__(self) -> None:
+        if not _is_size(self.size):
+            raise InputError(
+                f"Expected the size of images as (height, width), each from 1 to {MOST_SIDE} "
+                f"pixels, but got {self.size!r:.60}."
+            )
+        if not isinstance(self.crop_pct, int | float) or not 0.01 <= self.crop_pct <= 2:
+            raise InputError(f"Expected crop_pct from 0.01 to 2, but got {self.crop_pct!r:.60}.")
+        if self.interpolation not in get_args(Interpolation) or self.decoder not in DECODERS:
+            raise InputError(
+                f"Expected interpolation {' or '.join(get_args(Interpolation))} and decoder "
+                f"{' or '.join(DECODERS)}, but got {self.interpolation!r} and {self.decoder!r}."
+            )
+        if math.prod(self._target(*self.size)) > MOST_RESIZED:
+            raise InputError(
+                f"Expected images of at most {MOST_RESIZED:,} pixels before the crop, but "
+                f"size {self.size} with crop_pct {self.crop_pct} asks for more."
+            )
 
     def spec(self) -> dict[str, Any]:
         """What belongs to a model, as plain numbers, strings and lists: all but the decoder."""
@@ -70,18 +73,40 @@ class Preprocess:
         return spec
 
     def __call__(self, picture: Picture) -> Tensor:
-        """RGB picture to uint8 (3, H, W)."""
+        """RGB picture to uint8 (3, H, W).
+
+        Raises:
+            UnreadableImage: it is so long and narrow that resizing would fill the memory.
+        """
         from torchvision.transforms.v2 import functional as tv
 
+        sides = extent(picture)
+        if why := self._excess(*sides):
+            raise UnreadableImage(f"Cannot use an image: {why}. Remove or replace it.")
         mode = tv.InterpolationMode(self.interpolation)
         picture = self.prepared(picture)
-        sides = extent(picture)
         target = self._target(*sides)
-        if isinstance(picture, Tensor) and _shrinks(sides, target):
+        padded = target[0] < self.size[0] or target[1] < self.size[1]
+        if isinstance(picture, Tensor) and _shrinks(sides, target) and not padded:
             return _centre(_shrunk(picture, target, self.interpolation), *self.size)
         if isinstance(picture, Tensor):
             picture = Image.fromarray(picture.permute(1, 2, 0).numpy())
         return as_bytes(tv.center_crop(tv.resize(picture, target, mode), list(self.size)))
+
+    def misfit(self, sides: tuple[int, int]) -> str:
+        """Why a picture of this size cannot be resized, upright or lying; empty if it can.
+
+        Args:
+            sides: (H, W) in pixels.
+        """
+        return self._excess(*sides) or self._excess(*sides[::-1])
+
+    def _excess(self, high: int, wide: int) -> str:
+        height, width = self._target(high, wide)
+        if height * width <= MOST_RESIZED:
+            return ""
+        resized = f"{width} x {height} when resized, above {MOST_RESIZED:,}"
+        return f"it has {wide} x {high} pixels and would have {resized}"
 
     def prepared(self, picture: Picture) -> Picture:
         """The picture in the kind that the decoder works on: a tensor if it is the fast one."""
@@ -99,6 +124,12 @@ class Preprocess:
             return [int(short * high / least), int(short * wide / least)]
         scale = max(height / high, width / wide) / self.crop_pct
         return [max(height, round(high * scale)), max(width, round(wide * scale))]
+
+
+def _is_size(size: Any) -> bool:
+    """Whether this is height and width in whole pixels."""
+    pair = isinstance(size, tuple) and len(size) == 2
+    return pair and all(type(side) is int and 0 < side <= MOST_SIDE for side in size)
 
 
 class RandomCrop:
@@ -143,108 +174,6 @@ class RandomCrop:
         return as_bytes(v2.functional.horizontal_flip(part) if flipped else part)
 
 
-def read_image(
-    path: str | Path, decoder: Decoder = "pil", as_stored: bool = False, border: int = 0
-) -> Picture:
-    """Decode a picture file to RGB: see `decode`.
-
-    Raises:
-        UnreadableImage: the file is no readable image; the path is named.
-    """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            data = file.read()
-    except OSError as error:
-        raise UnreadableImage(f"Cannot read image {path}: {error.strerror}. Replace it.") from error
-    return decode(data, str(path), decoder, as_stored, border)
-
-
-def decode(
-    data: bytes, name: str, decoder: Decoder = "pil", as_stored: bool = False, border: int = 0
-) -> Picture:
-    """Decode the bytes of a picture file to RGB.
-
-    Upright, which is the default: grey, palette, CMYK, 16-bit and transparent pictures are
-    converted (16 bit: divided by 256; transparency: on white); EXIF rotation is applied.
-
-    Args:
-        data: the whole file.
-        name: what to call it in an error.
-        decoder: "pil" gives a picture of Pillow's; "fast" gives uint8 (3, H, W) where it can.
-        as_stored: leave EXIF and transparency alone and convert as Pillow does, as the codes
-            behind published results do.
-        border: pixels to crop from each side.
-
-    Raises:
-        UnreadableImage: no readable image.
-    """
-    try:
-        picture = _decoded(data, decoder == "fast", as_stored)
-        return _cropped(picture, border) if border else picture
-    # PIL's decoders raise errors of any kind on broken files.
-    except Exception as error:
-        raise UnreadableImage(
-            f"Cannot read image {name}: {error}. Remove or replace it."
-        ) from error
-
-
-def _decoded(data: bytes, fast: bool, as_stored: bool) -> Picture:
-    pixels = _decode_jpeg(data) if fast and _is_simple_jpeg(data) else None
-    if pixels is not None:
-        return pixels
-    with Image.open(io.BytesIO(data)) as image:
-        turn = None if as_stored else UPRIGHT.get(_orientation(image))
-        plain = image.format == "JPEG" and image.mode in ("L", "RGB") and turn is None
-        pixels = _decode_jpeg(data) if fast and plain else None
-        if pixels is not None:
-            return pixels
-        upright: Image.Image = image if turn is None else image.transpose(turn)
-        return image.convert("RGB") if as_stored else _to_rgb(upright)
-
-
-def _orientation(image: Image.Image) -> int:
-    orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return orientation
-
-
-def _is_simple_jpeg(data: bytes) -> bool:
-    """Whether the first bytes show a grey or colour JPEG of 8 bits without EXIF.
-
-    It spares most files the making of a Pillow picture. What is in doubt is none.
-    """
-    at = 2 if data[:2] == b"\xff\xd8" else len(data)
-    while at + 10 < len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker in (0xC0, 0xC1, 0xC2):
-            bits, high, wide, colours = struct.unpack_from(">BHHB", data, at + 4)
-            return bits == 8 and colours in (1, 3) and 0 < high * wide <= LARGEST
-        # Segments that may hold EXIF or further pictures are Pillow's to read.
-        if marker not in (0xE0, 0xEE, 0xDB, 0xC4, 0xDD, 0xFE):
-            return False
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
-
-
-def _decode_jpeg(data: bytes) -> Tensor | None:
-    """Uint8 (3, H, W), channels last in memory, of a grey or RGB JPEG; None leaves it to Pillow."""
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    try:
-        # A copy, because torch wants memory that it may write to.
-        raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        pixels: Tensor = decode_jpeg(raw, mode=ImageReadMode.RGB)
-        return pixels
-    except RuntimeError:
-        return None
-
-
-def _cropped(picture: Picture, border: int) -> Picture:
-    high, wide = extent(picture)
-    if isinstance(picture, Tensor):
-        return picture[:, border : high - border, border : wide - border]
-    return picture.crop((border, border, wide - border, high - border))
-
-
 def _shrinks(sides: tuple[int, int], target: list[int]) -> bool:
     """Whether torch resizes a picture as Pillow does, to 1 of 255.
 
@@ -269,13 +198,6 @@ def _centre(picture: Tensor, height: int, width: int) -> Tensor:
     return picture[:, top : top + height, left : left + width].contiguous()
 
 
-def extent(picture: Picture) -> tuple[int, int]:
-    """(H, W) in pixels."""
-    if isinstance(picture, Tensor):
-        return picture.shape[1], picture.shape[2]
-    return picture.height, picture.width
-
-
 def as_bytes(picture: Picture) -> Tensor:
     """Uint8 (3, H, W), contiguous."""
     return (_interleaved(picture) if isinstance(picture, Image.Image) else picture).contiguous()
@@ -284,18 +206,6 @@ def as_bytes(picture: Picture) -> Tensor:
 def _interleaved(image: Image.Image) -> Tensor:
     """Uint8 (3, H, W), channels last in memory."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        values: np.ndarray[Any, Any] = np.asarray(image, dtype=np.float32)
-        deep = image.mode.startswith("I;16") or values.max() > 255
-        image = Image.fromarray((values / (256 if deep else 1)).astype(np.uint8))
-    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image)
-    return image.convert("RGB")
 
 
 def to_unit(images: Tensor) -> Tensor:

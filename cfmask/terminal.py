@@ -10,7 +10,6 @@ import codecs
 import contextlib
 import errno
 import os
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -18,30 +17,13 @@ from typing import Any, TextIO
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from cfmask.errors import visible
+
 # 128 + SIGPIPE, as a shell says of a program that wrote to a pipe whose reader has ended.
 NO_READER = 141
-# Control characters, halves of a pair (bytes of a name that are no UTF-8), and what breaks a line
-# or turns its direction without being seen.
-_HIDDEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
-)
 # What stands for the characters of our tables and sentences in ASCII, one each.
 _PLAIN = str.maketrans(dict(zip("–—−‐×·…†±²≤≥→“”„‘’\u00a0\u202f", '----x..+~2<>>"""\'\'  ')))
 _DEGRADED = "cfmask.degraded"
-
-
-def visible(text: object, lines: bool = False) -> str:
-    """Text in which nothing steers a terminal or hides: such characters are shown as escapes.
-
-    Args:
-        text: what may come from anybody, such as a class name or a path.
-        lines: leave line breaks as they are.
-    """
-
-    def shown(found: re.Match[str]) -> str:
-        return "\n" if lines and found[0] == "\n" else ascii(found[0])[1:-1]
-
-    return _HIDDEN.sub(shown, str(text))
 
 
 def say(text: str) -> None:

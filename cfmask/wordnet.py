@@ -6,6 +6,7 @@ The lists are those that timm ships.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -28,6 +29,11 @@ def class_names() -> tuple[str, ...]:
 def numbers() -> dict[str, int]:
     """Head class by WordNet id."""
     return {wnid: k for k, wnid in enumerate(synsets())}
+
+
+def is_imagenet(folders: Sequence[str]) -> bool:
+    """Whether class folders are the 1000 of ImageNet, whose images are read as they are stored."""
+    return len(folders) == 1000 and tuple(sorted(folders)) == synsets()
 
 
 @cache

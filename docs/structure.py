@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "cfmask"
 
 # Rooms from the ground up; those of one line import none of each other.
 FLOORS = """
-errors version precision attention losses terminal
-processes files trust images layer_masking wordnet digits labels
-heads
+errors version precision attention losses
+processes files trust terminal decoding layer_masking wordnet digits labels
+heads images
 spec
 classifier shift tiny_clip
 checkpoint counterfactual relevance

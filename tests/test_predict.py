@@ -13,9 +13,9 @@ from torchvision.transforms.functional import to_pil_image
 
 from cfmask import InputError, OpenClipClassifier, digits
 from cfmask.commands.predict_images import predict, predict_images
+from cfmask.decoding import read_image
 from cfmask.exporting.reading import open_model
 from cfmask.exporting.writing import export
-from cfmask.images import read_image
 from cfmask.methods import FineTuning
 
 TINY_CLIP = Path(__file__).parents[1] / "cfmask" / "tiny_clip"

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from cfmask.terminal import complain, printing, say, show_table, visible
+from cfmask.errors import visible
+from cfmask.terminal import complain, printing, say, show_table
 
 NASTY = "\x1b[31mred\x1b[0m [bold] [/] :dog: \x07\x9b2J\u202eevil\udcff\nnext\ttab\x00"
 

@@ -17,7 +17,7 @@ from test_images import noise
 from test_train import FOLDER
 from test_train import photos as fruit
 
-from cfmask import FolderData, InputError, ShiftReport
+from cfmask import FolderData, InputError, ShiftReport, UnreadableImage
 from cfmask.commands.parser import one_line_errors
 from cfmask.commands.train_model import train
 from cfmask.data import epochs, file_index
@@ -129,7 +129,7 @@ class Indices(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         if index in self.broken:
-            raise InputError(f"Cannot read image {index}.")
+            raise UnreadableImage(f"Cannot read image {index}.")
         return torch.tensor(index), index
 
 

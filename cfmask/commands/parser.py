@@ -134,8 +134,7 @@ def one_line_errors() -> Iterator[None]:
             cause = input_error(error)
             if cause is None:
                 raise
-            # A worker process hands on its traceback; the last line is ours.
-            fail(str(cause).strip().splitlines()[-1].removeprefix("cfmask.errors.InputError: "))
+            fail(str(cause))
 
 
 def input_error(error: BaseException | None) -> InputError | None:

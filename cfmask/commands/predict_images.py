@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 
 from cfmask.commands.parser import OneLineParser, one_line_errors, quiet
-from cfmask.errors import InputError
+from cfmask.decoding import read_image
+from cfmask.errors import InputError, visible
 from cfmask.exporting.reading import open_model
-from cfmask.images import read_image
-from cfmask.terminal import show_table, visible
+from cfmask.terminal import show_table
 
 BATCH = 32
 
@@ -46,7 +46,8 @@ def predict(
     predictor = open_model(model, class_names, trust)
     for start in range(0, len(images), BATCH):
         files = images[start : start + BATCH]
-        shares = predictor([read_image(file) for file in files])
+        misfit = predictor.preprocess.misfit
+        shares = predictor([read_image(file, misfit=misfit) for file in files])
         values, order = shares.topk(min(top, shares.shape[1]))
         for file, row, best in zip(files, values.tolist(), order.tolist()):
             yield file, [(predictor.class_names[k], share) for k, share in zip(best, row)]

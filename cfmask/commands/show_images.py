@@ -15,8 +15,9 @@ from cfmask.classifier import Classifier
 from cfmask.commands.parser import OneLineParser, load_public_classes, one_line_errors, quiet
 from cfmask.comparison.sources import Labels, is_run, named_classifier
 from cfmask.counterfactual import Counterfactual, Fill, ObjectMask, PatchMask, SingleFill
+from cfmask.decoding import read_image
 from cfmask.errors import InputError, unknown
-from cfmask.images import read_image, to_unit
+from cfmask.images import to_unit
 from cfmask.labels import class_numbers
 from cfmask.relevance import Relevance, default_relevance
 from cfmask.reporting.sheet import draw
@@ -78,7 +79,9 @@ def show(
     names = class_names or sorted(set(label))
     model = (classifier or _classifier(checkpoint, names, trust)).eval()
     labels = _numbers(label * (len(images) // len(label)), model.class_names)
-    batch = to_unit(torch.stack([model.preprocess(read_image(path)) for path in images]))
+    look = model.preprocess
+    pictures = [read_image(path, misfit=look.misfit) for path in images]
+    batch = to_unit(torch.stack([look(picture) for picture in pictures]))
     run = RunFolder(checkpoint) if classifier is None and is_run(checkpoint) else None
     own = masking_of(run, trust) if run else Masking()
     made = [

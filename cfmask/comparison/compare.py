@@ -11,9 +11,9 @@ from cfmask import processes
 from cfmask.comparison.evaluate import evaluate
 from cfmask.comparison.examples import gallery
 from cfmask.comparison.sources import is_run, labels_of, models_of
+from cfmask.decoding import Decoder
 from cfmask.errors import InputError
 from cfmask.evaluation.protocol import protocol_of
-from cfmask.images import Decoder
 from cfmask.inference.inference import Model, described
 from cfmask.inference.predictions import parquet
 from cfmask.inference.readable import Unreadable

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cfmask.classifier import Classifier
+from cfmask.decoding import Decoder
 from cfmask.errors import InputError
 from cfmask.evaluation.figures import HARMONIC, MEAN, Curve, Row
 from cfmask.evaluation.measures import (
@@ -18,7 +19,6 @@ from cfmask.evaluation.measures import (
 from cfmask.evaluation.metrics import METRICS, Counts, Judged, Metric
 from cfmask.evaluation.protocol import protocol_of, run_facts
 from cfmask.evaluation.robustness import check_fit, fits_of, robustness_rows
-from cfmask.images import Decoder
 from cfmask.inference.inference import Inference, Model, classifier_of, described
 from cfmask.inference.readable import Unreadable
 from cfmask.inference.wise import Blend

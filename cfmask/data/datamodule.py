@@ -25,8 +25,9 @@ from cfmask.data.epochs import EpochLoader, EpochSampler, Seeded, run_seed, star
 from cfmask.data.file_index import FileIndex
 from cfmask.data.folders import Folder, class_folders, hold_out
 from cfmask.data.unreadable import Skipping, Unreadable, refuse_unreadable
+from cfmask.decoding import READING, Decoder
 from cfmask.errors import InputError
-from cfmask.images import Decoder, Preprocess, RandomCrop, to_unit
+from cfmask.images import Preprocess, RandomCrop, to_unit
 from cfmask.processes import gathered
 
 Sample = tuple[Tensor, int]
@@ -37,10 +38,12 @@ class TrainingData(pl.LightningDataModule, ABC):
 
     Attributes:
         class_names: K names, in the order of the labels.
+        reading: how image files are read, for the run's summary; empty where there are none.
         skipped: after training, a line for each image that could not be read and was skipped.
     """
 
     class_names: tuple[str, ...]
+    reading = ""
 
     def __init__(
         self,
@@ -52,6 +55,8 @@ class TrainingData(pl.LightningDataModule, ABC):
         super().__init__()
         if batch_size < 1:
             raise InputError(f"Expected a batch size of at least 1, but got {batch_size}.")
+        if workers < 0:
+            raise InputError(f"Expected at least 0 workers, but got {workers}.")
         self.decoder = decoder
         self.unreadable = unreadable
         self.skipped: list[str] = []
@@ -171,6 +176,9 @@ class DigitsData(TrainingData):
 class FolderData(TrainingData):
     """Images in folders: `root/train/<class>/*`, and `root/val/<class>/*` if it exists.
 
+    Images are brought upright, as `folders` are evaluated, but for those in all 1000 folders of
+    ImageNet, which are read as stored, as its sets are evaluated.
+
     Args:
         root: folder with `train/`. Further folders beside it are for evaluation, not read here.
         class_names: name of a class by its folder, for prompts, where it is not the folder's own;
@@ -206,28 +214,31 @@ class FolderData(TrainingData):
         self.seed = seed
         self.folders = class_folders(self.root / "train")
         self.class_names = named(self.folders, class_names, str(self.root / "train"))
+        self.as_stored = wordnet.is_imagenet(self.folders)
+        self.reading = READING[self.as_stored]
 
     def load(self, preprocess: Preprocess) -> tuple[Dataset[Sample], Dataset[Sample]]:
         """See `TrainingData.load`."""
-        train = Folder(self.root / "train", preprocess, self.folders, self.crop)
-        self._look_at(train.index)
+        stored = self.as_stored
+        train = Folder(self.root / "train", preprocess, self.folders, self.crop, None, stored)
+        self._look_at(train.index, preprocess)
         if self.val_images is None and (self.root / "val").is_dir():
-            val = Folder(self.root / "val", preprocess, self.folders)
-            self._look_at(val.index)
+            val = Folder(self.root / "val", preprocess, self.folders, as_stored=stored)
+            self._look_at(val.index, preprocess)
             return train, val
         wanted = 0.1 if self.val_images is None else self.val_images
         count = wanted if wanted >= 1 else wanted * len(train)
         kept, held = hold_out(train.labels, round(count), self.seed)
-        plain = Folder(train.root, preprocess, self.folders, index=train.index)
+        plain = Folder(train.root, preprocess, self.folders, None, train.index, stored)
         # As arrays: every process that reads would copy a list of a million numbers.
         return Subset(train, kept.numpy()), Subset(plain, held.numpy())  # type: ignore[arg-type]
 
     @rank_zero_only
-    def _look_at(self, index: FileIndex) -> None:
+    def _look_at(self, index: FileIndex, preprocess: Preprocess) -> None:
         """Refuse unreadable images, in the first process alone and once for a large folder."""
         if self.unreadable == "fail" and not index.sound:
             paths = [index.path(i) for i in range(len(index))]
-            refuse_unreadable(paths, self.workers, progress=True)
+            refuse_unreadable(paths, self.workers, progress=True, misfit=preprocess.misfit)
             replace(index, sound=True).keep()
 
 
@@ -242,7 +253,8 @@ def named(
         where: the folders lie, for messages.
 
     Raises:
-        InputError: names for folders that are not there, or other folders than ImageNet's.
+        InputError: a single folder, names for folders that are not there, or other folders than
+            ImageNet's.
     """
     given = _imagenet_names(folders, where) if names == "imagenet" else names or {}
     other = sorted(set(given) - set(folders))
@@ -251,7 +263,21 @@ def named(
             f"Expected class_names for folders of {where}, but got {', '.join(other[:8])}, which "
             "are none of them."
         )
+    refuse_one_class(folders, where)
     return tuple(given.get(folder, folder.replace("_", " ")) for folder in folders)
+
+
+def refuse_one_class(names: Sequence[str], where: str) -> None:
+    """Refuse classes that leave nothing to tell apart.
+
+    Raises:
+        InputError: there are fewer than two.
+    """
+    if len(names) < 2:
+        raise InputError(
+            f"Expected at least 2 classes in {where}, but got {len(names)}"
+            f"{''.join(f' ({name})' for name in names)}; add the folder of another."
+        )
 
 
 def _imagenet_names(folders: Sequence[str], where: str) -> dict[str, str]:

@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import os
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +15,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from cfmask.decoding import ENDINGS
 from cfmask.errors import InputError
+from cfmask.files import whole_file
 
-ENDINGS = (*IMG_EXTENSIONS, ".gif", ".avif")
 # From this number of pictures on a listing takes seconds, and more on a network disk.
 LARGE = 20_000
 # Seconds after which nothing is being copied into a folder any more. A listing that is kept is
 # known by the folders' times of change, which tell nothing within their own grain.
 SETTLED = 60
+# What NumPy and this file raise at a damaged index.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,13 @@ class FileIndex:
     def keep(self) -> None:
         """Write the index of a large folder that has settled to the cache, if that can be."""
         settled = time.time() - max(self.folders.values()) / 1e9 > SETTLED
-        if len(self) < LARGE or not settled:
-            return
         place = cache_file(self.root)
-        part = place.with_name(f"{place.name}.{os.getpid()}.npz")
+        if len(self) < LARGE or not settled or place is None:
+            return
         # A listing that cannot be kept is made anew.
-        with contextlib.suppress(OSError):
-            place.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(InputError), whole_file(place) as part, part.open("wb") as file:
             np.savez(
-                part,
+                file,
                 classes=np.array([os.fsencode(name) for name in self.classes]),
                 files=self.files,
                 owners=self.owners,
@@ -82,15 +84,12 @@ class FileIndex:
                 times=np.array(list(self.folders.values()), dtype=np.int64),
                 sound=np.array(self.sound),
             )
-            part.replace(place)
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
     @classmethod
     def _listed(cls, root: Path) -> FileIndex:
         names = class_folders(root)
         folders = {"": os.stat(root).st_mtime_ns}
-        found = [list(_pictures(str(root), name, folders, ())) for name in names]
+        found = [list(_pictures(str(root), name, folders)) for name in names]
         empty = [name for name, files in zip(names, found, strict=True) if not files]
         if empty:
             raise InputError(
@@ -105,16 +104,21 @@ class FileIndex:
 
     @classmethod
     def _kept(cls, root: Path) -> FileIndex | None:
+        place = cache_file(root)
+        if place is None or not place.is_file():
+            return None
         try:
-            with np.load(cache_file(root), allow_pickle=False) as kept:
+            with np.load(place, allow_pickle=False) as kept:
                 return cls._checked(root, dict(kept))
-        # Whatever is wrong with the file of a cache, the folder itself is there.
-        except Exception:
+        # The folder itself is there, to be listed anew.
+        except _DAMAGED:
             return None
 
     @classmethod
     def _checked(cls, root: Path, kept: dict[str, Any]) -> FileIndex | None:
         """The index if all folders are as they were; None if not."""
+        if any(kept[name].dtype.kind != "S" for name in ("folders", "classes", "files")):
+            raise ValueError("other arrays")
         names = [os.fsdecode(bytes(name)) for name in kept["folders"]]
         folders = dict(zip(names, kept["times"].tolist(), strict=True))
         for name, changed in folders.items():
@@ -124,40 +128,106 @@ class FileIndex:
         return cls(root, classes, kept["files"], kept["owners"], folders, bool(kept["sound"]))
 
 
-def cache_file(root: Path) -> Path:
-    """Where the index of a folder is kept: below XDG_CACHE_HOME, which is `~/.cache` by default."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def cache_file(root: Path) -> Path | None:
+    """Where the index of a folder is kept: below XDG_CACHE_HOME, which is `~/.cache` by default.
+
+    None for a user without a home.
+    """
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
     key = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]
     return home / "cfmask" / f"index-{key}.npz"
 
 
 def class_folders(root: Path) -> list[str]:
-    """Names of the folders in a folder, sorted; hidden ones do not count."""
-    if not root.is_dir():
-        raise InputError(f"Expected a folder of images, but {root} does not exist.")
-    names = sorted(p.name for p in os.scandir(root) if p.is_dir() and p.name[0] != ".")
+    """Names of the folders in a folder, sorted; hidden ones do not count.
+
+    Raises:
+        InputError: no folder, none in it, one that cannot be listed, or a name that is no UTF-8.
+    """
+    names = sorted(name for name, is_folder in entries(root).items() if is_folder)
     if not names:
         raise InputError(
             f"Expected one folder a class with images in {root}, but it has no folder."
         )
+    odd = [name for name in names if not _is_text(name)]
+    if odd:
+        raise InputError(
+            f"Expected names of classes in UTF-8, but {os.path.join(root, odd[0])} has none; "
+            "rename the folder."
+        )
     return names
 
 
-def _pictures(
-    root: str, below: str, folders: dict[str, int], above: tuple[str, ...]
-) -> Iterator[str]:
-    """Paths below root of the pictures of a folder, then of those in it; notes the folders."""
-    place = os.path.join(root, below)
-    real = os.path.realpath(place)
-    if real in above:
-        raise InputError(f"Expected folders without end, but {place} leads back to {real}.")
-    folders[below] = os.stat(place).st_mtime_ns
-    with os.scandir(place) as found:
-        # The kind comes with the name: no file is asked for anything.
-        kinds = {entry.name: entry.is_dir() for entry in found if entry.name[0] != "."}
-    for name in sorted(kinds):
-        if not kinds[name] and name.lower().endswith(ENDINGS):
-            yield os.path.join(below, name)
-    for name in sorted(kinds):
-        if kinds[name]:
-            yield from _pictures(root, os.path.join(below, name), folders, (*above, real))
+def entries(place: str | Path) -> dict[str, bool]:
+    """Names in a folder, hidden ones left out, and whether each is a folder or a link to one.
+
+    The kind comes with the name: no file is asked for anything.
+
+    Raises:
+        InputError: no folder, one that may not be read, or a link in it that leads nowhere. A link
+            that is called like an image is one, which cannot be read.
+    """
+    try:
+        with os.scandir(place) as found:
+            return {entry.name: _is_folder(entry) for entry in found if entry.name[0] != "."}
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"Expected a folder of images, but {place} does not exist.") from error
+    except OSError as error:
+        raise InputError(f"Cannot list {place}: {error.strerror}. Mend or move it.") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    is_image = entry.name.lower().endswith(ENDINGS)
+    try:
+        if entry.is_dir() or is_image or not entry.is_symlink():
+            return entry.is_dir()
+        # A class or a part of one may be behind it, so it is not passed over.
+        os.stat(entry.path)
+    except OSError as error:
+        if is_image:
+            return False
+        raise InputError(
+            f"Expected files and folders, but the link {entry.path} cannot be followed: "
+            f"{error.strerror}. Mend or remove it."
+        ) from error
+    return False
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _pictures(root: str, name: str, folders: dict[str, int]) -> Iterator[str]:
+    """Paths below root of the pictures of a folder, then of those in it; notes the folders.
+
+    A folder to which several links lead is listed once, at the first of them.
+    """
+    seen: set[tuple[int, int]] = set()
+    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [(name, ())]
+    while pending:
+        below, above = pending.pop()
+        place = os.path.join(root, below)
+        kinds, facts = entries(place), os.stat(place)
+        this = facts.st_dev, facts.st_ino
+        if this in above:
+            raise InputError(
+                f"Expected folders that end, but {place} leads back to one above it; remove the "
+                "link."
+            )
+        if this in seen:
+            continue
+        seen.add(this)
+        folders[below] = facts.st_mtime_ns
+        names = sorted(kinds)
+        for found in names:
+            if not kinds[found] and found.lower().endswith(ENDINGS):
+                yield os.path.join(below, found)
+        inner = [os.path.join(below, found) for found in names if kinds[found]]
+        pending += [(path, (*above, this)) for path in reversed(inner)]

@@ -1,4 +1,4 @@
-"""Image folders: one folder a class, any picture format that PIL reads."""
+"""Image folders: one folder a class."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cfmask.data.file_index import FileIndex, class_folders
+from cfmask.decoding import read_image
 from cfmask.errors import InputError
-from cfmask.images import Preprocess, RandomCrop, read_image
+from cfmask.images import Preprocess, RandomCrop
 
 __all__ = ["Folder", "class_folders", "hold_out"]
 
@@ -26,6 +27,7 @@ class Folder(Dataset[tuple[Tensor, int]]):
             order. Folders of this set may be fewer, never others.
         crop: augmentation, in place of the preprocessing's resizing and cropping.
         index: of the folder, where it is known already.
+        as_stored: leave EXIF rotation and transparency alone, see `cfmask.decoding.decode`.
 
     Attributes:
         labels: int64 (N,).
@@ -42,10 +44,12 @@ class Folder(Dataset[tuple[Tensor, int]]):
         classes: Sequence[str] | None = None,
         crop: RandomCrop | None = None,
         index: FileIndex | None = None,
+        as_stored: bool = False,
     ) -> None:
         self.root = Path(root)
         self.preprocess = preprocess
         self.crop = crop
+        self.as_stored = as_stored
         self.index = index or FileIndex.of(self.root)
         self.classes = list(classes) if classes is not None else list(self.index.classes)
         numbers = {name: k for k, name in enumerate(self.classes)}
@@ -63,8 +67,13 @@ class Folder(Dataset[tuple[Tensor, int]]):
         return len(self.index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image uint8 (3, H, W) and its label."""
-        picture = read_image(self.index.path(index), self.preprocess.decoder)
+        """Image uint8 (3, H, W) and its label.
+
+        Raises:
+            UnreadableImage: the file is no readable image.
+        """
+        path, look = self.index.path(index), self.preprocess
+        picture = read_image(path, look.decoder, self.as_stored, misfit=look.misfit)
         image = self.crop(picture, self.preprocess) if self.crop else self.preprocess(picture)
         return image, int(self.labels[index])
 

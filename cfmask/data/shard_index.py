@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfmask.data.file_index import ENDINGS
+from cfmask.decoding import ENDINGS
 from cfmask.errors import InputError
 from cfmask.files import read_json, write_text
 

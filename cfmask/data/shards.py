@@ -15,13 +15,15 @@ from typing import Literal
 import numpy as np
 from torch.utils.data import Dataset, Subset
 
-from cfmask.data.datamodule import Sample, TrainingData, named
+from cfmask import wordnet
+from cfmask.data.datamodule import Sample, TrainingData, named, refuse_one_class
 from cfmask.data.folders import hold_out
 from cfmask.data.shard_fetch import expand, fetch
 from cfmask.data.shard_index import INDEX, ShardIndex
 from cfmask.data.unreadable import Unreadable
-from cfmask.errors import InputError
-from cfmask.images import Decoder, Preprocess, RandomCrop, decode
+from cfmask.decoding import READING, Decoder, decode
+from cfmask.errors import InputError, UnreadableImage
+from cfmask.images import Preprocess, RandomCrop
 
 
 class ShardImages(Dataset[Sample]):
@@ -31,14 +33,20 @@ class ShardImages(Dataset[Sample]):
         index: of the shards.
         preprocess: picture -> uint8 (3, H, W).
         crop: augmentation, in place of the preprocessing's resizing and cropping.
+        as_stored: leave EXIF rotation and transparency alone, see `cfmask.decoding.decode`.
     """
 
     def __init__(
-        self, index: ShardIndex, preprocess: Preprocess, crop: RandomCrop | None = None
+        self,
+        index: ShardIndex,
+        preprocess: Preprocess,
+        crop: RandomCrop | None = None,
+        as_stored: bool = False,
     ) -> None:
         self.index = index
         self.preprocess = preprocess
         self.crop = crop
+        self.as_stored = as_stored
         self.labels = index.labels
         sizes = [len(shard) for shard in index.shards]
         self.owners = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
@@ -55,10 +63,11 @@ class ShardImages(Dataset[Sample]):
         """Image uint8 (3, H, W) and its label.
 
         Raises:
-            InputError: the image cannot be read; shard and byte are named.
+            UnreadableImage: the image cannot be read; shard and byte are named.
         """
         data, name = self.data(index)
-        picture = decode(data, name, self.preprocess.decoder)
+        look = self.preprocess
+        picture = decode(data, name, look.decoder, self.as_stored, misfit=look.misfit)
         image = self.crop(picture, self.preprocess) if self.crop else self.preprocess(picture)
         return image, int(self.labels[index])
 
@@ -72,12 +81,14 @@ class ShardImages(Dataset[Sample]):
                 file.seek(offset)
                 data = file.read(size)
         except OSError as error:
-            raise InputError(f"Cannot read image {name}: {error.strerror}.") from error
+            raise UnreadableImage(f"Cannot read image {name}: {error.strerror}.") from error
         return data, name
 
 
 class ShardData(TrainingData):
     """Images in tar shards: the WebDataset layout, packed by `cfmask pack` or others.
+
+    They are brought upright or read as stored as those of `FolderData`, by the same rule.
 
     Args:
         shards: folder with index.json; or tar files with braces, `data/shard-{000000..000146}.tar`;
@@ -117,9 +128,13 @@ class ShardData(TrainingData):
         self.index = find_shards(shards, Path(cache))
         self.val_index = find_shards(val_shards, Path(cache)) if val_shards else None
         if isinstance(class_names, list):
+            refuse_one_class(class_names, "class_names")
             self.class_names = tuple(class_names)
+            self.as_stored = _are_imagenet(self.class_names)
         else:
             self.class_names = named(self._classes(), class_names, str(self.index.folder))
+            self.as_stored = wordnet.is_imagenet(self._classes())
+        self.reading = READING[self.as_stored]
         for index in filter(None, (self.index, self.val_index)):
             index.check_labels(len(self.class_names))
 
@@ -135,14 +150,19 @@ class ShardData(TrainingData):
 
     def load(self, preprocess: Preprocess) -> tuple[Dataset[Sample], Dataset[Sample]]:
         """See `TrainingData.load`."""
-        train = ShardImages(self.index, preprocess, self.crop)
+        train = ShardImages(self.index, preprocess, self.crop, self.as_stored)
         if self.val_index:
-            return train, ShardImages(self.val_index, preprocess)
+            return train, ShardImages(self.val_index, preprocess, None, self.as_stored)
         count = self.val_images if self.val_images >= 1 else self.val_images * len(train)
         kept, held = hold_out(train.labels, round(count), self.seed)
-        plain = ShardImages(self.index, preprocess)
+        plain = ShardImages(self.index, preprocess, None, self.as_stored)
         # As arrays: every process that reads would copy a list of a million numbers.
         return Subset(train, kept.numpy()), Subset(plain, held.numpy())  # type: ignore[arg-type]
+
+
+def _are_imagenet(names: tuple[str, ...]) -> bool:
+    """Whether names by label are those of the 1000 classes, as WordNet ids or OpenAI's."""
+    return len(names) == 1000 and names in (wordnet.synsets(), wordnet.class_names())
 
 
 def find_shards(where: str, cache: Path) -> ShardIndex:

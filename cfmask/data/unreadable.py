@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from PIL import Image
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cfmask.errors import InputError
-from cfmask.images import read_image
+from cfmask.decoding import Misfit, header, image_file, read_image
+from cfmask.errors import InputError, UnreadableImage
 
 Unreadable = Literal["fail", "skip"]
 
@@ -24,24 +23,27 @@ TAIL = 4096
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
-def complaint_of(path: str) -> str:
+def complaint_of(path: str, misfit: Misfit | None = None) -> str:
     """What is wrong with a picture file, from a look at its first and last bytes; empty if nothing.
 
     A JPEG or PNG whose header can be read and whose end is there is taken for sound. Anything else
     is decoded. So damage between the two goes unnoticed, which costs 25 times as much to find.
+
+    Args:
+        path: of the file.
+        misfit: what is asked of the size in pixels.
     """
     try:
-        with open(path, "rb") as file:
-            kind = Image.open(file).format or ""
+        with image_file(path) as file:
+            image = header(file, path)
+            size = image.height, image.width
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-            if kind in ENDS and ENDS[kind] in file.read():
+            end = ENDS.get(image.format or "")
+            fits = misfit is None or not misfit(size)
+            if fits and end is not None and end in file.read():
                 return ""
-    # PIL raises errors of any kind on broken files, and the decoder below words them.
-    except Exception:
-        pass
-    try:
-        read_image(path)
-    except InputError as error:
+        read_image(path, misfit=misfit)
+    except UnreadableImage as error:
         return str(error)
     return ""
 
@@ -49,28 +51,35 @@ def complaint_of(path: str) -> str:
 class _Looks(Dataset[str]):
     """Complaint about each file."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], misfit: Misfit | None) -> None:
         self.paths = paths
+        self.misfit = misfit
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> str:
-        return complaint_of(self.paths[index])
+        return complaint_of(self.paths[index], self.misfit)
 
 
-def refuse_unreadable(paths: Sequence[str], workers: int = 0, progress: bool = False) -> None:
+def refuse_unreadable(
+    paths: Sequence[str],
+    workers: int = 0,
+    progress: bool = False,
+    misfit: Misfit | None = None,
+) -> None:
     """Look at all files.
 
     Args:
         paths: of the pictures.
         workers: processes that read.
         progress: show a bar.
+        misfit: what is asked of their size in pixels.
 
     Raises:
         InputError: some cannot be read; the first 20 are named, with how many there are.
     """
-    loader = DataLoader(_Looks(paths), 256, num_workers=workers, collate_fn=list)
+    loader = DataLoader(_Looks(paths, misfit), 256, num_workers=workers, collate_fn=list)
     batches = track(loader, "Looking at all images", disable=not progress, transient=True)
     answers = [complaint for batch in batches for complaint in batch]
     broken = [path for path, complaint in zip(paths, answers, strict=True) if complaint]
@@ -111,7 +120,7 @@ class Skipping(Dataset[tuple[Tensor, int]]):
             at = (index + step) % len(self)
             try:
                 return self.data[at]
-            except InputError as error:
+            except UnreadableImage as error:
                 self.skipped[at] = True
                 last = error
         row = min(ROW, len(self))
@@ -121,9 +130,9 @@ class Skipping(Dataset[tuple[Tensor, int]]):
         """A line for each image that was skipped, with its path."""
         return [str(self._error(i)) for i in self.skipped.nonzero().flatten().tolist()]
 
-    def _error(self, index: int) -> InputError:
+    def _error(self, index: int) -> UnreadableImage:
         try:
             self.data[index]
-        except InputError as error:
+        except UnreadableImage as error:
             return error
-        return InputError(f"Image {index} could not be read, and can now.")
+        return UnreadableImage(f"Image {index} could not be read, and can now.")

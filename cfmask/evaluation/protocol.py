@@ -14,9 +14,9 @@ import torch
 
 from cfmask import processes
 from cfmask.classifier import Classifier
+from cfmask.decoding import DECODERS, Decoder
 from cfmask.evaluation.measures import combinations
 from cfmask.evaluation.metrics import METRICS, Metric
-from cfmask.images import DECODERS, Decoder
 from cfmask.shift import Shift
 from cfmask.version import __version__
 

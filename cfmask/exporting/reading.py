@@ -28,6 +28,7 @@ from cfmask.checkpoint import (
     rebuilt,
 )
 from cfmask.classifier import Classifier
+from cfmask.decoding import Picture
 from cfmask.errors import InputError, one_line
 from cfmask.exporting.native import native_timm
 from cfmask.exporting.provenance import FILE, KEY
@@ -35,7 +36,7 @@ from cfmask.families.openclip import OpenClipClassifier
 from cfmask.families.pretrained import check_local
 from cfmask.families.timm import TimmClassifier
 from cfmask.heads import empty_head
-from cfmask.images import Picture, Preprocess, to_unit
+from cfmask.images import Preprocess, to_unit
 from cfmask.spec import Spec
 
 OPEN_CLIP, HEAD = "open_clip_model.safetensors", "head.safetensors"

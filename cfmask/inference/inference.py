@@ -27,9 +27,10 @@ from torch.utils.data import DataLoader, Subset
 
 from cfmask import processes
 from cfmask.classifier import Classifier
+from cfmask.decoding import Decoder
 from cfmask.errors import InputError
 from cfmask.evaluation.answers import Answers, LabelRule
-from cfmask.images import Decoder, to_unit
+from cfmask.images import to_unit
 from cfmask.inference.answer_store import AnswerStore, file_name, key_of, model_key, set_key
 from cfmask.inference.predictions import PredictionFile, join_parts, key_in
 from cfmask.inference.readable import Readable, Unreadable

@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.special import expit, logit, ndtr, ndtri
 
+from cfmask.errors import visible
 from cfmask.evaluation.figures import Curve, Fit, Row
 from cfmask.reporting.escapes import drawing
 from cfmask.reporting.report import ShiftReport
-from cfmask.terminal import visible
 
 Scale = Literal["linear", "logit", "probit"]
 SCALES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from cfmask.terminal import visible
+from cfmask.errors import visible
 
 # What a spreadsheet takes for a formula where a cell begins with it, wide forms included.
 _FORMULA = tuple("=+-@＝＋－＠")

@@ -18,13 +18,13 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
+from cfmask.errors import visible
 from cfmask.evaluation.figures import MEAN, Difference, Fit
 from cfmask.evaluation.metrics import Metric
 from cfmask.reporting import charts as figures
 from cfmask.reporting.disagreement import Disagreement
 from cfmask.reporting.report import ShiftReport
 from cfmask.reporting.tables import footnotes, grids, heading, incomplete
-from cfmask.terminal import visible
 
 K = TypeVar("K")
 # More models than this cannot be told apart in one picture.

@@ -11,13 +11,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from cfmask.errors import InputError
+from cfmask.errors import InputError, visible
 from cfmask.evaluation.figures import MEAN, Curve, Difference, Fit, Row
 from cfmask.evaluation.metrics import described
 from cfmask.files import read_json, write_text, write_whole
 from cfmask.reporting.escapes import drawing, drawn
 from cfmask.reporting.stored_report import report_parts
-from cfmask.terminal import visible
 
 # Below this p-value an accuracy is marked as different.
 LEVEL = 0.05

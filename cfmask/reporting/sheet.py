@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cfmask.errors import visible
 from cfmask.files import write_whole
 from cfmask.reporting.escapes import drawing
-from cfmask.terminal import visible
 
 Columns = dict[str, Tensor]
 

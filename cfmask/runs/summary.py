@@ -35,6 +35,7 @@ class RunSummary:
         classes: K.
         train_images: images an epoch.
         val_images: images of each validation.
+        reading: how image files are read; empty where there are none.
         devices: processes that share a batch.
         batch_per_device: images of a forward pass.
         accumulate: forward passes of an optimiser step.
@@ -58,6 +59,7 @@ class RunSummary:
     classes: int
     train_images: int
     val_images: int
+    reading: str
     devices: int
     batch_per_device: int
     accumulate: int
@@ -101,7 +103,8 @@ class RunSummary:
             "head": self.head,
             "parameters": f"{_short(self.parameters)}, {_short(self.trainable)} trainable"
             + (f"; frozen teacher {_short(self.teacher)}" if self.teacher else ""),
-            "images": f"{self.train_images:,} to train on, {self.val_images:,} to choose the epoch",
+            "images": f"{self.train_images:,} to train on, {self.val_images:,} to choose the epoch"
+            + (f"; {self.reading}" if self.reading else ""),
             "batch": f"{self.batch} images a step: {self.batch_per_device} on a device at a time, "
             f"devices {self.devices}, passes accumulated {self.accumulate}",
             "steps": f"{self.steps:,}{epochs}",
@@ -169,6 +172,7 @@ def summarise(trainer: pl.Trainer, method: Method) -> RunSummary:
         classes=len(method.classifier.class_names),
         train_images=len(data.train_set),
         val_images=len(data.val_set),
+        reading=data.reading,
         devices=trainer.world_size,
         batch_per_device=data.batch_size,
         accumulate=trainer.accumulate_grad_batches,

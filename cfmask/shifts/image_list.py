@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-from torch.utils.data import Dataset
-
+from cfmask.decoding import READING
 from cfmask.errors import InputError
-from cfmask.images import Preprocess, read_image
 from cfmask.labels import class_numbers
 from cfmask.shift import Shift
-from cfmask.shifts.pictures import Samples
+from cfmask.shifts.pictures import Pictures, Samples
 
 FILES = ("metadata.csv", "index.csv")
 # Columns by what they hold; the first that is there is read.
@@ -26,31 +23,6 @@ GROUPS = ("group", "domain", "region")
 # This one is a group together with the class (Sagawa et al., 2020).
 WITH_CLASS = "place"
 SPLITS = {"0": "train", "1": "val", "2": "test", "valid": "val", "validation": "val"}
-
-
-class ListedImages(Dataset[tuple[Tensor, int]]):
-    """Image files with labels, read upright like those of folders.
-
-    Args:
-        samples: path and label of each.
-        preprocess: picture -> uint8 (3, H, W).
-    """
-
-    def __init__(self, samples: Samples, preprocess: Preprocess) -> None:
-        self.samples = samples
-        self.preprocess = preprocess
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image uint8 (3, H, W) and its label.
-
-        Raises:
-            InputError: the file is no readable image.
-        """
-        path, label = self.samples[index]
-        return self.preprocess(read_image(path, self.preprocess.decoder)), label
 
 
 @dataclass(frozen=True)
@@ -67,14 +39,14 @@ class ImageList:
     groups: tuple[str, ...]
     note: str
 
-    def shift(self, name: str, in_distribution: bool) -> Shift:
-        """The images as a set of that name."""
+    def shift(self, name: str, in_distribution: bool, as_stored: bool = False) -> Shift:
+        """The images as a set of that name, upright or as stored."""
         names = sorted(set(self.groups))
         return Shift(
             name,
-            partial(ListedImages, self.samples),
+            partial(Pictures, self.samples, as_stored=as_stored),
             in_distribution,
-            note=self.note,
+            note=f"{self.note}; {READING[as_stored]}",
             groups=tuple(map(names.index, self.groups)) if names else None,
             group_names=tuple(names),
         )

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cfmask.decoding import read_image, stored_size
 from cfmask.errors import InputError
 from cfmask.images import Preprocess
 from cfmask.shift import Size
@@ -29,7 +30,7 @@ from cfmask.shifts import imagenet_val
 from cfmask.shifts.combinations import ALEXNET_ERRORS, SEVERITIES
 from cfmask.shifts.imagenet import by_wordnet_id
 from cfmask.shifts.origin import Contents, Origin
-from cfmask.shifts.pictures import AsStored, Pictures, Samples, read_picture, stored_size
+from cfmask.shifts.pictures import AsStored, Pictures, Samples
 
 SIDE = 224
 # The published corruptions that are not in mCE.
@@ -70,10 +71,11 @@ class Corrupted(Pictures):
         """Image uint8 (3, 224, 224) and its label.
 
         Raises:
-            InputError: the file is no readable image.
+            UnreadableImage: the file is no readable image.
         """
         path, label = self.samples[index]
-        clean = CUT(read_picture(path)).permute(1, 2, 0).numpy()
+        whole = read_image(path, "pil", as_stored=True, misfit=CUT.misfit)
+        clean = CUT(whole).permute(1, 2, 0).numpy()
         # Seeded by the file, so that it matters neither what was read before nor by which process.
         seed = zlib.crc32(f"{self.corruption}/{self.severity}/{Path(path).name}".encode())
         own = {"seed": seed} if self.corruption in _TAKE_A_SEED else {}
@@ -120,7 +122,7 @@ def _numpy_seed(seed: int) -> Any:
 def _compressed(pixels: np.ndarray[Any, Any]) -> Tensor:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    with Image.open(file) as image:
+    with Image.open(file, formats=["JPEG"]) as image:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from cfmask.data.file_index import entries
+from cfmask.decoding import READING
 from cfmask.errors import InputError
 from cfmask.shifts.origin import Contents, several_classes
 from cfmask.shifts.pictures import Samples, labelled, pictures
@@ -17,12 +19,12 @@ DEVKIT = "ILSVRC2012_devkit_t12"
 PLACES = ("val", "imagenet/val", "imagenet-val", "ILSVRC2012_img_val")
 SOURCE = "https://www.image-net.org/download.php"
 LICENCE = "ImageNet terms of access: non-commercial research and education"
-AS_STORED = "RGB as stored, without EXIF orientation or transparency"
+AS_STORED = READING[True]
 
 
 def val(folder: Path, root: Path) -> Contents:
     """ImageNet val, in folders by WordNet id or flat with the labels of the devkit."""
-    if any(path.is_dir() and path.name != DEVKIT for path in folder.iterdir()):
+    if any(is_folder and name != DEVKIT for name, is_folder in entries(folder).items()):
         samples, complaint = labelled(folder, numbers(), "WordNet ids")
         note = "label = WordNet id of the folder"
     else:
@@ -67,7 +69,8 @@ def image_number(path: str) -> int:
 
 def all_pictures(folder: Path) -> list[str]:
     """Pictures of val, whether they lie flat or in class folders."""
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != DEVKIT)
+    kinds = entries(folder)
+    inner = sorted(folder / name for name in kinds if kinds[name] and name != DEVKIT)
     return [path for place in (folder, *inner) for path in pictures(place)]
 
 

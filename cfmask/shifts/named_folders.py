@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from cfmask.data.folders import Folder, class_folders
+from cfmask.data.file_index import class_folders, entries
+from cfmask.data.folders import Folder
+from cfmask.decoding import READING
 from cfmask.errors import InputError
 from cfmask.images import Preprocess
 from cfmask.labels import class_numbers
 from cfmask.shift import Request, Shift
-from cfmask.shifts.image_list import ListedImages, image_list, list_file, listed_classes
-from cfmask.shifts.pictures import Samples
+from cfmask.shifts.image_list import image_list, list_file, listed_classes
+from cfmask.shifts.pictures import Pictures, Samples
+from cfmask.wordnet import is_imagenet
 
 
 def folder_shifts(request: Request) -> list[Shift]:
@@ -20,7 +23,8 @@ def folder_shifts(request: Request) -> list[Shift]:
 
     In a set lie class folders, or folders of groups with class folders in them, or a list of
     images (`metadata.csv`, see `cfmask.shifts.image_list`). A list in `data_root` itself makes sets
-    of its splits instead. The order of the labels is told by `class_order`.
+    of its splits instead. The order of the labels is told by `class_order`. Images are brought
+    upright, but for those in all 1000 folders of ImageNet, which are read as stored.
 
     Raises:
         InputError: no such folder, no sets in it, or folders of other classes.
@@ -38,7 +42,8 @@ def folder_shifts(request: Request) -> list[Shift]:
     reference = next((name for name in ("id", "test", "val") if name in names), None)
     # What lies beside the one set that is asked for need not be a set.
     wanted = [request.only] if request.only in names else names
-    return [_set(root / name, classes, name == reference, note) for name in wanted]
+    stored = train.is_dir() and is_imagenet(class_folders(train))
+    return [_set(root / name, classes, name == reference, note, stored) for name in wanted]
 
 
 def class_order(train: Path, class_names: Sequence[str]) -> tuple[list[str], str]:
@@ -115,24 +120,23 @@ def _classes_of(folder: Path) -> list[str]:
 
 def _holds_folders(folder: Path, names: Sequence[str]) -> bool:
     """True if in each of these there are folders; hidden ones do not count."""
-    return all(
-        any(path.is_dir() and path.name[0] != "." for path in (folder / name).iterdir())
-        for name in names
-    )
+    return all(any(entries(folder / name).values()) for name in names)
 
 
-def _set(folder: Path, classes: Sequence[str], reference: bool, note: str) -> Shift:
+def _set(folder: Path, classes: Sequence[str], reference: bool, note: str, stored: bool) -> Shift:
     if list_file(folder):
         listed = image_list(folder, classes, "test")
         _refuse_nothing(listed.samples, folder)
-        return listed.shift(folder.name, reference)
+        return listed.shift(folder.name, reference, stored)
     inner = class_folders(folder)
     named = any(k is not None for k in class_numbers(inner, classes, str(folder)))
     grouped = not named and _holds_folders(folder, inner)
     places = [folder / name for name in inner] if grouped else [folder]
     # What is wrong with a folder shows now, not after hours of training.
     parts = [_samples(place, classes) for place in places]
-    load = partial(ListedImages, [sample for part in parts for sample in part])
+    stored = stored or is_imagenet(class_folders(places[0]))
+    load = partial(Pictures, [sample for part in parts for sample in part], as_stored=stored)
+    note = f"{note}; {READING[stored]}"
     if not grouped:
         return Shift(folder.name, load, reference, note=note)
     return Shift(

@@ -1,7 +1,7 @@
 """Picture files with labels, as they lie in the folders of the published sets.
 
-Pictures are decoded as published results have it: as RGB, with neither EXIF orientation nor
-transparency applied.
+Pictures of published sets are decoded as published results have it: as RGB, with neither EXIF
+orientation nor transparency applied.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from cfmask.data.folders import class_folders
+from cfmask.data.file_index import class_folders, entries
+from cfmask.decoding import ENDINGS, extent, read_image, stored_size
 from cfmask.errors import InputError
-from cfmask.images import Preprocess, as_bytes, extent, read_image
+from cfmask.images import Preprocess, as_bytes
 
 Samples = list[tuple[str, int]]
 
@@ -28,12 +27,16 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         samples: path and label of each.
         preprocess: picture -> uint8 (3, H, W).
         border: pixels to crop from each side before anything else is done.
+        as_stored: True for published sets; False brings pictures upright, on white.
     """
 
-    def __init__(self, samples: Samples, preprocess: Preprocess, border: int = 0) -> None:
+    def __init__(
+        self, samples: Samples, preprocess: Preprocess, border: int = 0, as_stored: bool = True
+    ) -> None:
         self.samples = samples
         self.preprocess = preprocess
         self.border = border
+        self.as_stored = as_stored
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -42,11 +45,12 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         """Image uint8 (3, H, W) and its label.
 
         Raises:
-            InputError: the file is no readable image.
+            UnreadableImage: the file is no readable image.
         """
         path, label = self.samples[index]
-        image = read_image(path, self.preprocess.decoder, as_stored=True, border=self.border)
-        return self.preprocess(image), label
+        look = self.preprocess
+        image = read_image(path, look.decoder, self.as_stored, self.border, look.misfit)
+        return look(image), label
 
 
 class AsStored(Pictures):
@@ -72,7 +76,8 @@ class AsStored(Pictures):
         """Image uint8 (3, H, W) and its label.
 
         Raises:
-            InputError: the file is no readable image, or of another size than the classifier's.
+            UnreadableImage: the file is no readable image.
+            InputError: it is of another size than the classifier's.
         """
         path, label = self.samples[index]
         image = read_image(path, self.preprocess.decoder, as_stored=True)
@@ -89,34 +94,14 @@ class AsStored(Pictures):
             )
 
 
-def stored_size(path: str) -> tuple[int, int] | None:
-    """(H, W) in pixels of a picture file by its first bytes; None if they are not a picture's."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, ValueError):
-        return None
-
-
-def read_picture(path: str, border: int = 0) -> Image.Image:
-    """Decode a picture with Pillow to RGB as it is stored, less a border.
-
-    Args:
-        path: the file.
-        border: pixels to crop from each side.
+def pictures(folder: Path) -> list[str]:
+    """Picture files of a folder, sorted, but for the hidden ones that some archives have.
 
     Raises:
-        InputError: the file is no readable image; the path is named.
+        InputError: the folder cannot be listed.
     """
-    image = read_image(path, "pil", as_stored=True, border=border)
-    assert isinstance(image, Image.Image)
-    return image
-
-
-def pictures(folder: Path) -> list[str]:
-    """Picture files of a folder, sorted, but for the hidden ones that some archives have."""
-    paths = (path for path in folder.iterdir() if not path.name.startswith("."))
-    return sorted(str(path) for path in paths if path.suffix.lower() in IMG_EXTENSIONS)
+    names = (name for name, is_folder in entries(folder).items() if not is_folder)
+    return sorted(str(folder / name) for name in names if name.lower().endswith(ENDINGS))
 
 
 def labelled(
