@@ -24,6 +24,8 @@ NO_READER = 141
 # What stands for the characters of our tables and sentences in ASCII, one each.
 _PLAIN = str.maketrans(dict(zip("–—−‐×·…†±²≤≥→“”„‘’\u00a0\u202f", '----x..+~2<>>"""\'\'  ')))
 _DEGRADED = "cfmask.degraded"
+# Columns of text in which any table is whole.
+WHOLE = 100_000
 
 
 def say(text: str) -> None:
@@ -36,12 +38,12 @@ def complain(text: str) -> None:
     print(visible(text), file=sys.stderr)
 
 
-def show_table(table: RenderableType, width: int = 160) -> None:
+def show_table(table: RenderableType, width: int = WHOLE) -> None:
     """Print a table of rich; text in it is never taken for markup.
 
     Args:
         table: what is printed.
-        width: columns where the output has no width of its own, so that no table is cut.
+        width: columns where the output has no width of its own; by default no table is cut.
     """
     _Screen(width=None if sys.stdout.isatty() else width).print(table)
 

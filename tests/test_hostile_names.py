@@ -25,6 +25,7 @@ from cfmask.exporting.model_card import model_card
 from cfmask.exporting.provenance import Provenance
 from cfmask.exporting.writing import export
 from cfmask.inference.predictions import PredictionFile
+from cfmask.reporting.charts import trade_off
 from cfmask.reporting.page import as_html
 from cfmask.reporting.sheet import draw
 from cfmask.reporting.tables import as_csv, as_latex, as_markdown
@@ -196,15 +197,15 @@ def test_names_are_drawn(tmp_path):
         draw(tmp_path / "sheet.png", {ALL[:20]: torch.rand(count, 3, 8, 8)}, NAMES[:-1])
         for name in ("_$\\frac$\x00", "日本語\udcff"):
             assert report(name).plot_trade_off(tmp_path / "plot.png")
-            assert Image.open(tmp_path / "plot.png").size == (676, 546)
+            assert Image.open(tmp_path / "plot.png").size == (736, 672)
     assert Image.open(tmp_path / "sheet.png").format == "PNG"
 
 
 def test_a_name_with_an_underscore_has_its_place_in_the_legend(tmp_path):
     found = report("_hidden")
-    figure = found._trade_off(list(found._points()))
-    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert texts[1:] == [" _hidden!", "WiSE-FT 0.5", " _hidden"]
+    (legend,) = trade_off(found).legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == [" _hidden!", "WiSE-FT 0.5", " _hidden"]
 
 
 @pytest.mark.parametrize("form", ["safetensors", "timm"])

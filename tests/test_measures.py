@@ -23,7 +23,7 @@ from cfmask.evaluation.estimates import (
 )
 from cfmask.evaluation.metrics import Judged, Metric
 from cfmask.reporting.page import as_html
-from cfmask.reporting.tables import grids
+from cfmask.reporting.tables import tables
 from cfmask.shift import Shift
 
 
@@ -316,9 +316,9 @@ def test_a_metric_of_ones_own_is_one_entry(tmp_path):
     # A report that is read again knows how it is shown, and which end of it is better.
     report.save(tmp_path / "report.json")
     again = ShiftReport.load(tmp_path / "report.json")
-    grid = next(grid for grid in grids(again) if grid.name == "brier")
-    assert (grid.metric.heading, grid.figure("a", "id")) == ("Brier score", f"{expected:.2f}")
-    assert grid.is_best("a", "id") == (again.value("b", "id", "brier") > expected)
+    table = next(table for table in tables(again) if table.name == "brier")
+    assert (table.title, table.rows[0][1].text) == ("Brier score", f"{expected:.2f}")
+    assert table.rows[0][1].best == (again.value("b", "id", "brier") > expected)
     # Answers that an evaluation without logits has kept are not enough.
     evaluate(shown, shifts, 32, store=tmp_path / "plain")
     assert measured(tmp_path / "plain").value("a", "id", "brier") == pytest.approx(expected)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from test_comparison import plant_run
 
+from cfmask import Request, find_shifts
 from cfmask.commands.eval_models import evaluate_run
 from cfmask.evaluation.metrics import METRICS
 from cfmask.evaluation.robustness import BUILT_IN
 
 PAGE = (Path(__file__).parents[1] / "docs" / "measures.md").read_text()
-BLOCKS = [
-    text for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.M | re.S) if not kind
-]
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.M | re.S)
+BLOCKS = [text for language, text in FENCED if not language]
 
 
 def test_every_command_of_the_page_runs(tmp_path, tiny_clip, monkeypatch, capsys):
@@ -28,6 +28,14 @@ def test_every_command_of_the_page_runs(tmp_path, tiny_clip, monkeypatch, capsys
         assert "Everything of this run" in capsys.readouterr().out
     assert (tmp_path / "runs" / "several" / "report.json").is_file()
     assert len(list((tmp_path / "runs" / "demo" / "predictions").glob("*.parquet"))) == 3
+
+
+def test_the_metric_of_ones_own_is_one(tiny_clip):
+    (text,) = (text for language, text in FENCED if language == "python")
+    shifts = find_shifts(["digits/id"], Request(class_names=tiny_clip.class_names, images=30))
+    names = {"models": {"a": tiny_clip}, "shifts": shifts}
+    exec(text, names)
+    assert 0 < names["report"].value("a", "id", "brier") < 2
 
 
 def test_the_page_names_every_measure():

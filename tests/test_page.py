@@ -16,8 +16,9 @@ from reports import NASTY, gallery, small_report, whole_report
 
 from cfmask import ShiftReport
 from cfmask.evaluation.figures import Curve, Row
-from cfmask.reporting.page import as_html, drawn_models
-from cfmask.reporting.tables import grids, heading
+from cfmask.reporting.charts import drawn_models
+from cfmask.reporting.page import as_html
+from cfmask.reporting.tables import tables
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 RENAME = {name: f"{name} {NASTY}" for name in ("tuned", "v2", "encoder", "class", "version")}
@@ -86,13 +87,10 @@ def squeezed(text: str) -> str:
 
 def test_the_tables_have_the_figures_of_the_report(page):
     report = whole_report()
-    for grid, table in zip(grids(report), page.tables):
-        assert table[0] == ["model", *(heading(report, shift) for shift in grid.shifts)]
-        for model, line in zip(grid.models, table[1:]):
-            assert line[0].startswith(model)
-            for shift, cell in zip(grid.shifts, line[1:]):
-                shown = grid.figure(model, shift), grid.interval(model, shift)
-                assert cell.replace("†", "") == "".join(shown)
+    for table, shown in zip(tables(report), page.tables):
+        assert shown[0] == [column.head for column in table.columns]
+        for row, line in zip(table.rows, shown[1:]):
+            assert line == [cell.text + cell.mark + cell.below for cell in row]
     accuracy = {line[0]: line for line in page.tables[0][1:]}
     assert accuracy["zero-shot"][1] == "70.045.7–88.1"
     assert accuracy["tuned"][2] == "25.0†8.7–49.1"
@@ -118,9 +116,9 @@ def test_a_comparison_of_two_reports_says_which_model_is_held_against_which():
     page = Page(as_html(replace(report, differences=[*report.differences, other], reference=None)))
     table = next(t for t in page.tables if t[0][2] == "points")
     assert [line[0] for line in table[1:]] == [
-        "tuned against zero-shot",
+        "tuned (against zero-shot)",
         "tuned",
-        "zero-shot against WiSE-FT 0.5",
+        "zero-shot (against WiSE-FT 0.5)",
     ]
     assert table[0][6] == "only the other right"
 
@@ -132,7 +130,22 @@ def test_further_measures_are_folded_and_named(page):
 def test_the_worst_classes_come_first(page):
     table = next(t for t in page.tables if t[0][1] == "class")
     assert table[1] == ["id (ID)", "seven", "5", "20.0", "20.0", "20.0"]
-    assert [line[1] for line in table[1:4]] == ["seven", "two", "three"]
+    # Four classes with 1, 3, 4 and 5 of 5 right: two are below the mean of all.
+    assert [line[1] for line in table[1:]] == ["seven", "two"] * 3
+
+
+@pytest.mark.parametrize(
+    ("correct", "listed"), [([5] * 4, []), ([2] * 4, []), ([5, 5, 5, 4], ["four"])]
+)
+def test_a_class_is_listed_as_worst_only_where_others_are_better(correct, listed):
+    report = whole_report()
+    for sets in report.details.values():
+        for counts in sets.values():
+            counts["classes"]["correct"] = correct
+    page = Page(as_html(report))
+    found = [line[1] for table in page.tables if table[0][1] == "class" for line in table[1:]]
+    assert found == listed * 3
+    assert ("worst" in page.attributes("id")) == bool(listed)
 
 
 def test_what_is_not_whole_is_marked_wherever_it_stands(page):

@@ -37,7 +37,7 @@ def _show(checks: Sequence[SetCheck]) -> None:
     """What is there, what is not, and the path of every image that cannot be decoded."""
     there = [check for check in checks if check.path is not None]
     if there:
-        show_table(check_table(checks), 200)
+        show_table(check_table(checks))
     for line in absent_lines(checks):
         say(f"not there: {line}")
     for check in checks:

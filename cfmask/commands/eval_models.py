@@ -11,27 +11,32 @@ from typing import Any
 
 from cfmask import processes
 from cfmask.commands.check_sets import check_data
-from cfmask.commands.parser import OneLineParser, as_lists, one_line_errors, print_table, quiet
+from cfmask.commands.parser import OneLineParser, as_lists, one_line_errors, print_report, quiet
 from cfmask.comparison.compare import compare, report_folder
 from cfmask.comparison.sources import is_run
 from cfmask.errors import InputError, unknown
 from cfmask.evaluation.metrics import METRICS
+from cfmask.reporting.report import ShiftReport
 from cfmask.runs.run_folder import CONFIG, RunFolder
 
 
-def evaluate_run(args: Sequence[str] | None = None) -> None:
+def evaluate_run(args: Sequence[str] | None = None) -> ShiftReport | None:
     """Evaluate models under shift: the whole of ``eval.py``.
 
     What is not given is taken from the first run folder.
 
     Args:
         args: command line without the program; the process's own by default.
+
+    Returns:
+        The report; None if sets were only checked.
     """
     quiet()
     args = sys.argv[1:] if args is None else list(args)
     args = as_lists(args, "--shifts", "--show")
     if "--check" in args:
-        return check_data(args)
+        check_data(args)
+        return None
     with one_line_errors(), processes.joined():
         parser = OneLineParser(
             prog="eval.py",
@@ -54,8 +59,8 @@ def evaluate_run(args: Sequence[str] | None = None) -> None:
         report = compare(**options)
         if processes.rank() == 0:
             folder = report_folder(options["what"], options["out"])
-            for metric in shown:
-                print_table(report.table(metric), folder)
+            print_report(report, folder, shown)
+        return report
 
 
 WHAT = (

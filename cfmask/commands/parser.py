@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from rich.table import Table
 
 import cfmask
 from cfmask.errors import InputError
 from cfmask.terminal import complain, printing, say, show_table
+
+if typing.TYPE_CHECKING:
+    from cfmask.reporting.report import ShiftReport
 
 
 class OneLineParser(ArgumentParser):
@@ -96,10 +98,12 @@ def _parts(arg: str, options: Sequence[str]) -> list[str]:
     return [option, value] if is_set and option in options else [arg]
 
 
-def print_table(table: Table, path: Path) -> None:
-    """Print a report and where its run lies."""
-    show_table(table)
-    say(f"Everything of this run is in {path}/")
+def print_report(report: ShiftReport, folder: Path, metrics: Sequence[str] = ("accuracy",)) -> None:
+    """Print the tables of a report and where all of it lies."""
+    for metric in metrics:
+        show_table(report.table(metric))
+        say("")
+    say(f"Everything of this run is in {folder}/")
 
 
 def quiet() -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from cfmask.commands.parser import OneLineParser, one_line_errors, quiet
 from cfmask.decoding import read_image
@@ -82,10 +82,9 @@ def _json(found: Sequence[tuple[str, list[tuple[str, float]]]]) -> str:
 
 
 def _print(found: Sequence[tuple[str, list[tuple[str, float]]]]) -> None:
-    table = Table(title="Likeliest classes, probability in %")
-    table.add_column("image")
-    for place in range(len(found[0][1])):
-        table.add_column(str(place + 1))
+    places = [str(place + 1) for place in range(len(found[0][1]))]
+    heads = [Column(head, overflow="fold") for head in ("image", *places)]
+    table = Table(*heads, title="Likeliest classes, probability in %")
     for file, best in found:
         table.add_row(
             visible(file), *(f"{visible(name)} {100 * share:.1f}" for name, share in best)

@@ -19,7 +19,7 @@ from cfmask.commands.parser import (
     input_error,
     load_public_classes,
     one_line_errors,
-    print_table,
+    print_report,
     quiet,
 )
 from cfmask.commands.train_words import prepared
@@ -27,6 +27,7 @@ from cfmask.comparison.compare import compare
 from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
 from cfmask.methods import MaskedDistillation, Method
+from cfmask.reporting.report import ShiftReport
 from cfmask.reporting.sheet import draw
 from cfmask.runs.faults import endings
 from cfmask.runs.gallery import GALLERY, ROWS, first_of_each_class, of_method
@@ -49,11 +50,14 @@ RECIPE = {
 UNFIT = (ValueError, TypeError, OverflowError, RuntimeError, MisconfigurationException)
 
 
-def train(args: Sequence[str] | None = None) -> None:
+def train(args: Sequence[str] | None = None) -> ShiftReport:
     """Fine-tune, then evaluate: the whole of ``train.py``.
 
     Args:
         args: command line without the program; the process's own by default.
+
+    Returns:
+        The report of the starting point, the tuned model and what lies between them.
     """
     quiet()
     with one_line_errors():
@@ -63,7 +67,7 @@ def train(args: Sequence[str] | None = None) -> None:
             with endings(cli.trainer, cli.folder):
                 cli.begin()
                 cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
-            _conclude(cli)
+            return _conclude(cli)
 
 
 def command_line(args: Sequence[str] | None = None) -> TrainCLI:
@@ -216,12 +220,13 @@ class TrainCLI(LightningCLI):
         return text
 
 
-def _conclude(cli: TrainCLI) -> None:
+def _conclude(cli: TrainCLI) -> ShiftReport:
     """Weights and pictures of a trained model, then its report, by all processes together."""
     processes.from_first(lambda: _finish(cli))
     report = compare([str(cli.folder.path)], **cli.config.evaluation.as_dict())
     if leads():
-        print_table(report.table(), cli.folder.path)
+        print_report(report, cli.folder.path)
+    return report
 
 
 def _finish(cli: TrainCLI) -> None:

@@ -1,17 +1,13 @@
 """Figures: charts of a report as inline SVG whose colours are those of the page around it.
 
-Colours are CSS variables (`--ink`, `--muted`, `--rule`, `--series-0` …), so that one picture serves
-light, dark and print. Model names stand in the page's legend, never in a picture.
+Model names stand in the page's legend, never in a picture of a page.
 """
 
 from __future__ import annotations
 
-import io
-import re
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,8 +19,10 @@ from scipy.special import expit, logit, ndtr, ndtri
 
 from cfmask.errors import visible
 from cfmask.evaluation.figures import Curve, Fit, Row
-from cfmask.reporting.escapes import drawing
-from cfmask.reporting.report import ShiftReport
+from cfmask.evaluation.results import Results
+from cfmask.files import write_whole
+from cfmask.reporting.escapes import drawing, drawn
+from cfmask.reporting.svg import GLYPHS, LIGHT, Draw, Ink, svg_of
 
 Scale = Literal["linear", "logit", "probit"]
 SCALES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
@@ -33,31 +31,10 @@ SCALES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "probit": (ndtri, ndtr),
 }
 TICKS = np.array([0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5]) / 100
-# Matplotlib wants colours; each stands for a variable of the page and is replaced by it.
-INK, MUTED, RULE, PAPER = "#010101", "#020202", "#030303", "#040404"
-SERIES = [f"#05050{i}" for i in range(6)]
-MARKERS = ["o", "s", "^", "D", "v", "P"]
-GLYPHS = ["●", "■", "▲", "◆", "▼", "✚"]
-VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"} | {
-    colour: f"series-{i}" for i, colour in enumerate(SERIES)
-}
+# More models than this cannot be told apart in one picture.
+MOST_MODELS = len(GLYPHS)
 # A bin of fewer images says too little to be drawn.
 LEAST_IN_BIN = 10
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cfmask",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": MUTED,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "grid.color": RULE,
-    "grid.linewidth": 0.4,
-}
 
 
 @dataclass(frozen=True)
@@ -75,14 +52,26 @@ class Point:
     y: Row
 
 
-def points(report: ShiftReport, shift: str, reference: str) -> list[Point]:
+def points(report: Results, shift: str, reference: str) -> list[Point]:
     """Models that have an accuracy on both sets, in the order of the report."""
     cells = {(row.model, row.shift): row for row in report.of("accuracy")}
     pairs = [(m, cells.get((m, reference)), cells.get((m, shift))) for m in report.models]
     return [Point(model, x, y) for model, x, y in pairs if x is not None and y is not None]
 
 
-def scatter(report: ShiftReport, shift: str, styles: dict[str, int], fit: Fit | None = None) -> str:
+def drawn_models(report: Results) -> dict[str, int]:
+    """Models that have a colour and a marker, with their number.
+
+    All but those inside a curve of more than three models, of which only the chosen one is drawn;
+    at most `MOST_MODELS`.
+    """
+    long = [curve for curve in report.curves if len(curve.models) > 3]
+    inside = {m for curve in long for m in curve.models[1:-1] if m != curve.chosen}
+    kept = [model for model in report.models if model not in inside]
+    return {model: i for i, model in enumerate(kept[:MOST_MODELS])}
+
+
+def scatter(report: Results, shift: str, styles: dict[str, int], fit: Fit | None = None) -> str:
     """Accuracy on the reference against accuracy on a shift set, with y = x.
 
     Args:
@@ -95,28 +84,66 @@ def scatter(report: ShiftReport, shift: str, styles: dict[str, int], fit: Fit | 
         SVG text; empty if no model has both figures.
     """
     reference = fit.reference if fit else report.reference
-    found = points(report, shift, reference) if reference else []
-    if not found:
+    if not reference or not points(report, shift, reference):
         return ""
-    scale: Scale = fit.transform if fit else "linear"
-    across, up = (visible(report.short(name or "")) for name in (reference, shift))
+    label = f"Accuracy on {report.short(reference)} against accuracy on {report.short(shift)}"
+    return svg_of(_scatter(report, shift, reference, styles, fit), (3.4, 3.1), label)
 
-    def draw(axes: Axes) -> None:
+
+def trade_off(report: Results) -> Figure | None:
+    """The first chart of the page, the mean under shift, with a legend, to stand alone.
+
+    Returns:
+        A figure of matplotlib; None if there is no reference or nothing under shift.
+    """
+    shift, reference = report.under_shift, report.reference
+    if not shift or not reference or not points(report, shift, reference):
+        return None
+    styles = drawn_models(report)
+    with drawing(), rc_context(LIGHT.style()):
+        figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        _scatter(report, shift, reference, styles, None)(axes, LIGHT)
+        for model, number in styles.items():
+            axes.plot([], [], **LIGHT.look(number), linestyle="none", label=drawn(model))
+        figure.legend(loc="outside upper left", ncols=2, frameon=False)
+    return figure
+
+
+def save_trade_off(report: Results, path: Path) -> bool:
+    """Write `trade_off` as a PNG; False if there is none."""
+    figure = trade_off(report)
+    if figure is None:
+        return False
+    with drawing(), rc_context(LIGHT.style()):
+        write_whole(path, lambda file: figure.savefig(file, dpi=160, format="png"))
+    return True
+
+
+def _scatter(
+    report: Results, shift: str, reference: str, styles: dict[str, int], fit: Fit | None
+) -> Draw:
+    """Draws the models that have both figures."""
+    found = points(report, shift, reference)
+    scale: Scale = fit.transform if fit else "linear"
+
+    def draw(axes: Axes, ink: Ink) -> None:
         limits = _limits(found, scale)
         _scaled(axes, limits, scale)
-        axes.plot(limits, limits, ":", color=MUTED, linewidth=1)
+        axes.plot(limits, limits, ":", color=ink.muted, linewidth=1)
         if fit:
-            _draw_fit(axes, fit, limits)
+            _draw_fit(axes, fit, limits, ink)
         for curve in report.curves:
-            _draw_path(axes, [p for m in curve.models for p in found if p.model == m])
+            _draw_path(axes, [p for m in curve.models for p in found if p.model == m], ink)
         for point in found:
-            _draw_point(axes, point, styles.get(point.model))
+            _draw_point(axes, point, limits, styles.get(point.model), ink)
+        across, up = (visible(report.short(name)) for name in (reference, shift))
         axes.set(xlabel=f"{across}, %", ylabel=f"{up}, %")
 
-    return _svg(draw, (3.4, 3.1), f"Accuracy on {across} against accuracy on {up}")
+    return draw
 
 
-def wise_curve(report: ShiftReport, curve: Curve, mean: str | None) -> str:
+def wise_curve(report: Results, curve: Curve, mean: str | None) -> str:
     """Accuracy by alpha: reference and mean under shift in full, single sets in grey.
 
     Args:
@@ -135,39 +162,39 @@ def wise_curve(report: ShiftReport, curve: Curve, mean: str | None) -> str:
         if kept:
             axes.plot(*zip(*kept), **style)
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: Axes, ink: Ink) -> None:
         for name in sets:
             if name not in strong:
-                line(axes, name, color=MUTED, linewidth=0.7, alpha=0.6)
+                line(axes, name, color=ink.muted, linewidth=0.7, alpha=0.6)
         for name, number in strong.items():
-            line(axes, name, **_look(number), markersize=4)
+            line(axes, name, **ink.look(number), markersize=4)
         if curve.chosen in curve.models:
             alpha = curve.alphas[curve.models.index(str(curve.chosen))]
-            axes.axvline(alpha, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+            axes.axvline(alpha, color=ink.text, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         axes.grid(axis="y")
         axes.set(xlabel="weight of the tuned model, α", ylabel="top-1 accuracy, %")
 
-    return _svg(draw, (4.6, 2.9), "Accuracy by weight of the tuned model")
+    return svg_of(draw, (4.6, 2.9), "Accuracy by weight of the tuned model")
 
 
-def reliability(report: ShiftReport, shift: str, styles: dict[str, int]) -> str:
+def reliability(report: Results, shift: str, styles: dict[str, int]) -> str:
     """Confidence against accuracy in equal-width bins, one line a model.
 
     Bins of fewer than `LEAST_IN_BIN` images are left out.
     """
     lines = {m: _bins(report.details.get(m, {}).get(shift, {}).get("bins", {})) for m in styles}
 
-    def draw(axes: Axes) -> None:
-        axes.plot([0, 100], [0, 100], ":", color=MUTED, linewidth=1)
+    def draw(axes: Axes, ink: Ink) -> None:
+        axes.plot([0, 100], [0, 100], ":", color=ink.muted, linewidth=1)
         for model, (confidence, accuracy) in lines.items():
-            look = {**_look(styles[model]), "linewidth": 1.2, "markersize": 3.5}
+            look = {**ink.look(styles[model]), "linewidth": 1.2, "markersize": 3.5}
             axes.plot(100 * confidence, 100 * accuracy, clip_on=False, **look)
         axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
         axes.set(xlabel="confidence, %", ylabel="accuracy, %")
 
     if not any(len(confidence) for confidence, _ in lines.values()):
         return ""
-    return _svg(draw, (2.6, 2.5), f"Reliability diagram of {report.short(shift)}")
+    return svg_of(draw, (2.6, 2.5), f"Reliability diagram of {report.short(shift)}")
 
 
 def _bins(bins: dict[str, list[Any]]) -> tuple[Any, Any]:
@@ -177,11 +204,6 @@ def _bins(bins: dict[str, list[Any]]) -> tuple[Any, Any]:
     )
     kept = count >= LEAST_IN_BIN
     return confidence[kept] / count[kept], correct[kept] / count[kept]
-
-
-def _look(number: int) -> dict[str, Any]:
-    number %= len(SERIES)
-    return {"color": SERIES[number], "marker": MARKERS[number]}
 
 
 def _limits(found: Sequence[Point], scale: Scale) -> tuple[float, float]:
@@ -214,79 +236,41 @@ def _scaled(axes: Axes, limits: tuple[float, float], scale: Scale) -> None:
     axes.set_axisbelow(True)
 
 
-def _draw_fit(axes: Axes, fit: Fit, limits: tuple[float, float]) -> None:
+def _draw_fit(axes: Axes, fit: Fit, limits: tuple[float, float], ink: Ink) -> None:
     """The fitted line: full where its models lie, dashed beyond."""
     forward, back = SCALES[fit.transform]
     low, high = forward(np.clip(np.array(limits) / 100, 1e-4, 1 - 1e-4))
     x = np.linspace(low, high, 200)
     share, y = 100 * back(x), 100 * back(fit.slope * x + fit.intercept)
-    axes.plot(share, y, "--", color=MUTED, linewidth=0.9)
+    axes.plot(share, y, "--", color=ink.muted, linewidth=0.9)
     least, most = 0.0 if fit.low is None else fit.low, 1.0 if fit.high is None else fit.high
     inside = (share >= 100 * least) & (share <= 100 * most)
-    axes.plot(share[inside], y[inside], color=MUTED, linewidth=1.3)
+    axes.plot(share[inside], y[inside], color=ink.muted, linewidth=1.3)
 
 
-def _draw_path(axes: Axes, path: Sequence[Point]) -> None:
-    axes.plot(
-        [100 * p.x.value for p in path],
-        [100 * p.y.value for p in path],
-        color=MUTED,
-        linewidth=0.8,
-        zorder=1.5,
-    )
+def _draw_path(axes: Axes, path: Sequence[Point], ink: Ink) -> None:
+    across, up = ([100 * row.value for row in rows] for rows in zip(*((p.x, p.y) for p in path)))
+    axes.plot(across, up, color=ink.muted, linewidth=0.8, zorder=1.5)
 
 
-def _draw_point(axes: Axes, point: Point, number: int | None) -> None:
-    """A model with its intervals; a small dot if it has no style of its own."""
-    x, y = 100 * point.x.value, 100 * point.y.value
+def _draw_point(
+    axes: Axes, point: Point, limits: tuple[float, float], number: int | None, ink: Ink
+) -> None:
+    """A model with its intervals; a small dot if it has no style of its own.
+
+    A marker at the edge is whole, and one that a scale without 100 % has no place for is at it.
+    """
+    x, y = (float(np.clip(100 * row.value, *limits)) for row in (point.x, point.y))
     if number is None:
-        axes.plot(x, y, "o", color=MUTED, markersize=2.5)
+        axes.plot(x, y, "o", color=ink.muted, markersize=2.5, clip_on=False)
         return
-    axes.errorbar(
-        x,
-        y,
-        xerr=_reach(point.x),
-        yerr=_reach(point.y),
-        **_look(number),
-        linestyle="none",
-        markersize=5.5,
-        elinewidth=1,
-        zorder=3,
-    )
+    across, up = (np.clip(_ends(row), *limits) for row in (point.x, point.y))
+    look = ink.look(number)
+    axes.plot(across, [y, y], color=look["color"], linewidth=1, zorder=3)
+    axes.plot([x, x], up, color=look["color"], linewidth=1, zorder=3)
+    axes.plot(x, y, **look, linestyle="none", markersize=5.5, zorder=3, clip_on=False)
 
 
-def _reach(row: Row) -> list[list[float]]:
-    """How far the interval reaches below and above the figure, in per cent."""
-    low = row.value if row.low is None else row.low
-    high = row.value if row.high is None else row.high
-    # A mean of perfect accuracies may be above 1 by the last bit.
-    return [[max(0.0, 100 * (row.value - low))], [max(0.0, 100 * (high - row.value))]]
-
-
-def _svg(draw: Callable[[Axes], None], size: tuple[float, float], label: str) -> str:
-    """SVG text of what `draw` puts on the axes, for the body of a page."""
-    stream = io.StringIO()
-    with drawing(), rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
-    return _for_page(stream.getvalue(), label)
-
-
-def _for_page(svg: str, label: str) -> str:
-    """An SVG file as an element: themed, without fixed size, namespaces or ids of others."""
-    label = visible(label)
-    body = svg[svg.index("<svg") :]
-    opening, _, rest = body.partition(">")
-    (box,) = re.findall(r'viewBox="[^"]*"', opening)
-    rest = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", rest, count=1, flags=re.S)
-    rest = re.sub(r"font-family: [^;\"]*;?", "", rest)
-    rest = re.sub(r' id="(?:[\w.]+_\d+)"', "", rest)
-    # A number of the picture and its label keeps the names of its parts apart from those of others.
-    own = f"{zlib.crc32((label + rest).encode()):x}"
-    rest = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>c{own}-", rest)
-    for colour, name in VARIABLES.items():
-        rest = rest.replace(colour, f"var(--{name})")
-    rest = re.sub(r"\s+", " ", rest)
-    return f'<svg class="chart" role="img" aria-label="{escape(label)}" {box}>{rest.strip()}'
+def _ends(row: Row) -> list[float]:
+    """Both ends of the interval in per cent; the figure itself where it has none."""
+    return [100 * (row.value if end is None else end) for end in (row.low, row.high)]

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from cfmask.evaluation.results import Results
 from cfmask.files import write_text
 from cfmask.reporting.disagreement import Disagreement
 from cfmask.reporting.page import as_html
-from cfmask.reporting.report import ShiftReport
 from cfmask.reporting.tables import as_csv, as_latex, as_markdown
 
-Publishers = dict[str, Callable[[ShiftReport], str]]
+Publishers = dict[str, Callable[[Results], str]]
 
 # Suffix of the file -> its text.
 PUBLISHERS: Publishers = {
@@ -27,7 +27,7 @@ PUBLISHERS: Publishers = {
 
 
 def publish(
-    report: ShiftReport,
+    report: Results,
     folder: Path,
     gallery: Sequence[Disagreement] = (),
     name: str = "report",

@@ -1,4 +1,4 @@
-"""Tables: a report's figures, models by sets -> CSV, Markdown and LaTeX text.
+"""Tables: a report's figures, models by sets -> tables, and the files that they make.
 
 Figures are rounded here and nowhere else; the CSV holds them whole.
 """
@@ -7,63 +7,94 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from cfmask.evaluation.figures import Row
+from cfmask.evaluation.figures import MEAN, Row
 from cfmask.evaluation.metrics import METRICS, Metric, described
+from cfmask.evaluation.results import LEVEL, Results
 from cfmask.reporting.escapes import csv_cell, latex, markdown
-from cfmask.reporting.report import LEVEL, ShiftReport
+from cfmask.reporting.rendering import BELOW, Cell, Column, Table
 from cfmask.shifts.combinations import COMBINATIONS
 
 # After the name of a set that is not whole, and after a figure that chance does not explain.
 INCOMPLETE, DIFFERS = "*", "†"
+# Columns of the long form: a line for each figure.
+FIELDS = ("model", "shift", "metric", "value", "low", "high", "correct", "total", "note")
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Figures of one metric.
+def metrics_of(report: Results) -> list[str]:
+    """Names of the metrics that have figures, in the order of `METRICS` and then of the report."""
+    found = dict.fromkeys(row.metric for row in report.rows)
+    return [*(name for name in METRICS if name in found), *(n for n in found if n not in METRICS)]
 
-    Attributes:
-        metric: how they are shown.
-        name: of the metric.
-        models: names of the rows.
-        shifts: names of the columns.
-        cells: figure by (model, shift); not every model need have every set.
+
+def tables(report: Results) -> list[Table]:
+    """A table for each metric that has figures.
+
+    Sets that are parts of a large collection are left to the CSV and the JSON.
     """
+    return [table_of(report, name) for name in metrics_of(report)]
 
-    metric: Metric
-    name: str
-    models: list[str]
-    shifts: list[str]
-    cells: dict[tuple[str, str], Row]
 
-    @property
-    def short(self) -> str:
-        """The title, to stand in a line with others."""
-        title = self.metric.title
-        return title if title[:2].isupper() else title[:1].lower() + title[1:]
+def table_of(report: Results, name: str = "accuracy") -> Table:
+    """Models by sets: the figures of a metric with their intervals; without rows if it has none."""
+    metric, shifts = described(name, report.protocol), report.columns(name)
+    cells = {(row.model, row.shift): row for row in report.of(name)}
+    models = [model for model in report.models if any((model, s) in cells for s in shifts)]
+    partly = incomplete(report)
+    columns = [
+        Column(heading(report, s), partly=s in partly, rank=_rank(report, s, place))
+        for place, s in enumerate(shifts, 1)
+    ]
+    best = _best(metric, cells)
+    rows = [
+        [
+            Cell(model, remark=_chosen(report, model)),
+            *(_cell(report, metric, cells.get((model, s)), (model, s) in best) for s in shifts),
+        ]
+        for model in models
+    ]
+    notes = footnotes(report, name, BELOW)
+    return Table(
+        metric.heading, [Column("model", True), *columns], [rows], notes, name, metric.meaning
+    )
 
-    def figure(self, model: str, shift: str) -> str:
-        """Text of a figure; empty if there is none."""
-        row = self.cells.get((model, shift))
-        return "" if row is None else self.metric.text(row.value)
 
-    def interval(self, model: str, shift: str) -> str:
-        """Text of a figure's interval, low to high; empty if there is none."""
-        row = self.cells.get((model, shift))
-        if row is None or row.low is None or row.high is None:
-            return ""
-        return f"{self.metric.text(row.low)}–{self.metric.text(row.high)}"
+def _rank(report: Results, shift: str, place: int) -> int:
+    """What goes first where there is no room: combinations but for the mean, then the last sets."""
+    if shift == report.reference:
+        return 0
+    if shift == MEAN:
+        return 1
+    is_set = shift in report.protocol.get("sets", {})
+    return place + 1 if is_set else 1000 + place
 
-    def is_best(self, model: str, shift: str) -> bool:
-        """Whether no model of several has a better figure on the set."""
-        column = [self.cells[m, shift].value for m in self.models if (m, shift) in self.cells]
-        row, better = self.cells.get((model, shift)), self.metric.better * direction(shift)
-        if row is None or better == 0 or len(column) < 2:
-            return False
-        return row.value * better == max(value * better for value in column)
+
+def _chosen(report: Results, model: str) -> str:
+    """A remark on a model that was chosen out of a curve that was asked for."""
+    long = [curve for curve in report.curves if len(curve.models) > 3 and curve.chosen == model]
+    return f"chosen by {report.short(long[0].chosen_on or '')}" if long else ""
+
+
+def _cell(report: Results, metric: Metric, row: Row | None, best: bool) -> Cell:
+    if row is None:
+        return Cell("")
+    ends = [metric.text(end) for end in (row.low, row.high) if end is not None]
+    mark = DIFFERS if report.differs(row) else ""
+    return Cell(metric.text(row.value), mark, "–".join(ends), best=best, hint=row.note)
+
+
+def _best(metric: Metric, cells: Mapping[tuple[str, str], Row]) -> set[tuple[str, str]]:
+    """Model and set of each figure that none of several models betters."""
+    found = set()
+    for shift in dict.fromkeys(shift for _, shift in cells):
+        column = {model: row.value for (model, s), row in cells.items() if s == shift}
+        better = metric.better * direction(shift)
+        most = max(value * better for value in column.values())
+        if better and len(column) > 1:
+            found |= {(model, shift) for model, value in column.items() if value * better == most}
+    return found
 
 
 def direction(shift: str) -> int:
@@ -76,25 +107,7 @@ def direction(shift: str) -> int:
     return int(min(weights) > 0) - int(max(weights) < 0)
 
 
-def grids(report: ShiftReport) -> list[Grid]:
-    """One grid for each metric, in the order of `METRICS` and then of the report.
-
-    Sets that are parts of a large collection are left to the CSV and the JSON.
-    """
-    found = dict.fromkeys(row.metric for row in report.rows)
-    order = [name for name in METRICS if name in found]
-    return [_grid(report, name) for name in [*order, *(m for m in found if m not in METRICS)]]
-
-
-def _grid(report: ShiftReport, metric: str) -> Grid:
-    rows = [row for row in report.rows if row.metric == metric]
-    models = list(dict.fromkeys(row.model for row in rows))
-    cells = {(row.model, row.shift): row for row in rows}
-    shown = described(metric, report.protocol)
-    return Grid(shown, metric, models, report.columns(metric), cells)
-
-
-def incomplete(report: ShiftReport) -> dict[str, str]:
+def incomplete(report: Results) -> dict[str, str]:
     """Sets and combinations that are not whole, with what is wrong; empty if all are.
 
     Returns:
@@ -121,93 +134,66 @@ def _missing(rule: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def heading(report: ShiftReport, shift: str) -> str:
+def heading(report: Results, shift: str) -> str:
     """Name of a set as a column's head: the reference and sets that are not whole are marked."""
     mark = INCOMPLETE if shift in incomplete(report) else ""
     return f"{report.short(shift)}{mark}" + " (ID)" * (shift == report.reference)
 
 
-def footnotes(report: ShiftReport, place: str = "In brackets") -> list[str]:
-    """What must be said below a table, one sentence an entry; `place` is where intervals stand."""
-    parts = incomplete(report).items()
-    notes = [f"{INCOMPLETE} {report.short(name)} is not whole: {words}." for name, words in parts]
-    if any(map(report.differs, report.rows)):
+def footnotes(report: Results, metric: str | None = None, place: str = "In brackets") -> list[str]:
+    """What must be said below tables, one sentence an entry.
+
+    Args:
+        report: what the tables show.
+        metric: of the one table; None for all of them.
+        place: where the intervals stand.
+    """
+    rows = report.rows if metric is None else report.of(metric)
+    shown = {row.shift for row in rows}
+    parts = {name: words for name, words in incomplete(report).items() if name in shown}
+    notes = [
+        f"{INCOMPLETE} {report.short(name)} is not whole: {words}." for name, words in parts.items()
+    ]
+    if any(map(report.differs, rows)):
         test = f"exact McNemar test on the same images, p < {LEVEL}"
         notes.append(f"{DIFFERS} {report.against()} ({test}).")
     interval = report.protocol.get("interval")
-    return [*notes, f"{place}: its interval, {interval}."] if interval else notes
+    if interval and any(row.low is not None for row in rows):
+        notes.append(f"{place}: its interval, {interval}.")
+    return notes
 
 
-def as_csv(report: ShiftReport) -> str:
-    """One line a figure, values whole and as fractions, with counts and completeness."""
+def records(report: Results) -> list[dict[str, Any]]:
+    """A record for each figure, its value whole and as a fraction, with counts and completeness."""
+    partly = incomplete(report)
+    return [
+        {name: getattr(row, name) for name in FIELDS} | {"complete": row.shift not in partly}
+        for row in report.rows
+    ]
+
+
+def as_csv(report: Results) -> str:
+    """The records, one a line."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    fields = ("model", "shift", "metric", "value", "low", "high", "correct", "total", "note")
-    writer.writerow([*fields, "complete"])
-    partly = incomplete(report)
-    for row in report.rows:
-        values = [getattr(row, name) for name in fields]
-        whole = "false" if row.shift in partly else "true"
-        writer.writerow([*map(csv_cell, values), whole])
+    writer.writerow([*FIELDS, "complete"])
+    for record in records(report):
+        values = [csv_cell(record[name]) for name in FIELDS]
+        writer.writerow([*values, str(record["complete"]).lower()])
     return stream.getvalue()
 
 
-def as_markdown(report: ShiftReport) -> str:
+def as_markdown(report: Results) -> str:
     """A table for each metric, then the footnotes."""
-    parts = [_markdown_table(report, grid) for grid in grids(report)]
+    parts = [table.markdown() for table in tables(report)]
     notes = [f"- {markdown(note)}" for note in footnotes(report)]
     return "\n\n".join([*parts, "\n".join(notes)]).rstrip() + "\n"
 
 
-def _markdown_table(report: ShiftReport, grid: Grid) -> str:
-    head = ["model", *(markdown(heading(report, shift)) for shift in grid.shifts)]
-    lines = [head, ["---", *("---:" for _ in grid.shifts)]]
-    for model in grid.models:
-        cells = [_bracketed(report, grid, model, shift, "**{}**") for shift in grid.shifts]
-        lines.append([markdown(model), *cells])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"**{markdown(grid.metric.heading)}**\n\n{table}"
-
-
-def _bracketed(report: ShiftReport, grid: Grid, model: str, shift: str, bold: str) -> str:
-    """Figure, in bold if it is the best, its mark, and its interval in brackets."""
-    figure, interval = grid.figure(model, shift), grid.interval(model, shift)
-    shown = bold.format(figure) if grid.is_best(model, shift) else figure
-    row = grid.cells.get((model, shift))
-    shown += DIFFERS if row is not None and report.differs(row) else ""
-    return f"{shown} [{interval}]" if interval else shown
-
-
-def as_latex(report: ShiftReport) -> str:
+def as_latex(report: Results) -> str:
     r"""A `tabular` in the manner of booktabs for each metric; rows can be taken one by one."""
-    lines = [r"% Needs \usepackage{booktabs}."]
-    for grid in grids(report):
-        lines += ["", f"% {latex(grid.metric.heading)}", *_latex_table(report, grid)]
+    parts = [table.latex() for table in tables(report)]
     notes = [f"% {latex(note)}" for note in footnotes(report)]
-    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
-
-
-def _latex_table(report: ShiftReport, grid: Grid) -> Iterator[str]:
-    yield rf"\begin{{tabular}}{{l{'r' * len(grid.shifts)}}}"
-    yield r"\toprule"
-    yield _latex_row(["model", *(heading(report, shift) for shift in grid.shifts)])
-    yield r"\midrule"
-    for model in grid.models:
-        cells = [_latex_cell(report, grid, model, shift) for shift in grid.shifts]
-        yield " & ".join([_row_start(latex(model)), *cells]) + r" \\"
-    yield r"\bottomrule"
-    yield r"\end{tabular}"
-
-
-def _latex_row(texts: Sequence[str]) -> str:
-    return " & ".join(map(latex, texts)) + r" \\"
-
-
-def _latex_cell(report: ShiftReport, grid: Grid, model: str, shift: str) -> str:
-    cell = latex(_bracketed(report, grid, model, shift, "\ue000{}\ue001"))
-    return cell.replace("\ue000", r"\textbf{").replace("\ue001", "}")
-
-
-def _row_start(cell: str) -> str:
-    """A first cell that is no argument of the line break before it."""
-    return f"{{}}{cell}" if cell[:1] in ("[", "*") else cell
+    return (
+        "\n\n".join([r"% Needs \usepackage{booktabs}.", *parts, "\n".join(notes)]).rstrip() + "\n"
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 from torch.utils.data import DataLoader, Dataset
 
 from cfmask.errors import InputError, unknown
@@ -272,7 +272,8 @@ def _unreadable(contents: Contents, name: str, workers: int, progress: bool) -> 
 
 def check_table(checks: Sequence[SetCheck]) -> Table:
     """The sets that are there, as a table for the terminal."""
-    table = Table("set", "images found / expected", "classes", "folder", "wrong")
+    heads = ("set", "images found / expected", "classes", "folder", "wrong")
+    table = Table(*(Column(head, overflow="fold") for head in heads))
     for check in checks:
         if check.path is not None:
             cells = (check.name, *_sizes(check), str(check.path), _wrong(check))

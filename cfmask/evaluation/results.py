@@ -1,0 +1,183 @@
+"""Results: figures of models on sets with their protocol, and their JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cfmask.errors import InputError
+from cfmask.evaluation.figures import MEAN, Curve, Difference, Fit, Row
+from cfmask.evaluation.stored_report import report_parts
+from cfmask.files import read_json, write_text
+
+# Below this p-value an accuracy is marked as different.
+LEVEL = 0.05
+
+R = TypeVar("R", bound="Results")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a report holds: figures and the protocol they were taken by.
+
+    Attributes:
+        rows: the figures.
+        protocol: what a reader needs to know to compare them.
+        reference: name of the in-distribution set, if there is one.
+        details: model -> set -> counts behind the figures. "classes" holds "names", "correct" and
+            "total" of the classes that the set has; "groups" the same of its groups, if it has
+            any; "bins" holds "count", "confidence" (sum) and "correct" of 15 equal-width bins of
+            confidence.
+        differences: every other model against the first, on every set; after that, against the
+            one that it was tuned from, where that is another.
+        fits: lines that effective robustness is held against.
+        curves: WiSE-FT curves.
+        run: versions, hardware, processes, images, seconds, images per second, command or config.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    reference: str | None = None
+    details: dict[str, dict[str, dict[str, dict[str, list[Any]]]]] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    fits: list[Fit] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    run: dict[str, Any] = field(default_factory=dict)
+
+    def row(self, model: str, shift: str, metric: str = "accuracy") -> Row:
+        """The figure of a model on a set or combination.
+
+        Args:
+            model: name of its row.
+            shift: name of the set, which may lack its family if one family alone has such a set.
+            metric: its name.
+
+        Raises:
+            KeyError: it is not there, or several families have such a set.
+        """
+        own = {row.shift: row for row in self.of(metric) if row.model == model}
+        alike = [name for name in own if shift in (name, name.partition("/")[2])]
+        if shift in own:
+            return own[shift]
+        if len(alike) > 1:
+            raise KeyError(f"{metric} of {model} on {shift}: {' or '.join(alike)}")
+        for name in alike:
+            return own[name]
+        raise KeyError(f"{metric} of {model} on {shift}")
+
+    def value(self, model: str, shift: str, metric: str = "accuracy") -> float:
+        """Value of `row`; a KeyError if it is not there."""
+        return self.row(model, shift, metric).value
+
+    def of(self, metric: str) -> list[Row]:
+        """All rows of a metric."""
+        return [row for row in self.rows if row.metric == metric]
+
+    def short(self, shift: str) -> str:
+        """Name of a set as tables show it: without its family, where the reference has the same.
+
+        Where there is no reference the first set stands for it. Sets of other families keep
+        theirs, so that no two columns have one name.
+        """
+        home = self.reference or next(iter(self.protocol.get("sets", {})), "")
+        family, _, name = shift.partition("/")
+        alone = name and family == home.partition("/")[0]
+        return name if alone and all(row.shift != name for row in self.rows) else shift
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models: in the order of the rows, those of a curve by their alpha."""
+        names = list(dict.fromkeys(row.model for row in self.rows))
+        for curve in self.curves:
+            own = [name for name in curve.models if name in names]
+            for place, name in zip(sorted(map(names.index, own)), own):
+                names[place] = name
+        return names
+
+    @property
+    def incomplete(self) -> list[str]:
+        """Names of the sets that are not the published ones.
+
+        Their number of images or classes is another, or some images could not be read.
+        """
+        sets = self.protocol.get("sets", {})
+        return [
+            name
+            for name, rule in sets.items()
+            if not rule.get("size", {}).get("complete", True) or rule.get("unreadable")
+        ]
+
+    def columns(self, metric: str = "accuracy") -> list[str]:
+        """Sets and combinations that tables show, the reference first.
+
+        Parts of large collections are left out.
+        """
+        sets = self.protocol.get("sets", {})
+        names = list(dict.fromkeys(row.shift for row in self.of(metric)))
+        names.sort(key=lambda name: name != self.reference)
+        return [name for name in names if not sets.get(name, {}).get("part_of")]
+
+    @property
+    def shift_sets(self) -> list[str]:
+        """Sets that tables show and that are not in distribution."""
+        sets = self.protocol.get("sets", {})
+        names = [name for name in self.columns() if name in sets]
+        return [name for name in names if not sets[name].get("in_distribution")]
+
+    @property
+    def under_shift(self) -> str | None:
+        """What sums up the figures under shift: their mean, or the only shift set."""
+        names = self.shift_sets
+        return MEAN if MEAN in self.columns() else names[0] if len(names) == 1 else None
+
+    def baseline(self, model: str) -> str | None:
+        """The row that a model's accuracies are marked against: its starting point, or the first.
+
+        None for the first itself, and for models that are compared with none.
+        """
+        firsts = [pair.first for pair in self.differences if pair.second == model]
+        return firsts[-1] if firsts else None
+
+    def differs(self, row: Row) -> bool:
+        """Whether an accuracy differs from the baseline's by more than chance (McNemar)."""
+        if row.metric != "accuracy":
+            return False
+        own = [d for d in self.differences if (d.second, d.shift) == (row.model, row.shift)]
+        first = self.baseline(row.model) if own else None
+        return any(d.first == first and d.p_value < LEVEL for d in own)
+
+    def against(self) -> str:
+        """What a mark of `differs` says: from whom, and where several, which rows from whom."""
+        rows: dict[str, list[str]] = {}
+        for model in dict.fromkeys(row.model for row in self.of("accuracy") if self.differs(row)):
+            rows.setdefault(self.baseline(model) or "", []).append(model)
+        if len(rows) == 1:
+            return f"differs from {next(iter(rows))}"
+        return "differs from " + " or ".join(
+            f"{first} (in {', '.join(models)})" for first, models in rows.items()
+        )
+
+    def worst_classes(self, model: str, shift: str, count: int = 5) -> list[tuple[str, int, int]]:
+        """Name, right ones and images of the classes with the lowest accuracy, lowest first."""
+        classes = self.details[model][shift].get("classes", {})
+        rows = list(zip(*(classes.get(key, []) for key in ("names", "correct", "total"))))
+        return sorted(rows, key=lambda row: row[1] / row[2])[:count]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON; an older file is replaced only when done."""
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls: type[R], path: Path) -> R:
+        """Read what `save` wrote, or what an older version did.
+
+        Raises:
+            InputError: no such file, or another kind of file.
+        """
+        content = read_json(path)
+        try:
+            return cls(**report_parts(content))
+        except ValueError as error:
+            raise InputError(f"Expected a report in {path}, but {error}.") from error
