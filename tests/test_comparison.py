@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -315,6 +316,28 @@ def test_a_run_from_elsewhere_does_not_say_where_to_write(runs, tmp_path, monkey
     evaluate_run([run, "--out", str(tmp_path / "here")])
     assert (tmp_path / "here" / "report.json").is_file()
     assert not (tmp_path / "runs").exists()
+
+
+USUAL = "AttentionRelevance(), the default of its architecture"
+
+
+@pytest.mark.parametrize(
+    ("relevance", "said"),
+    [
+        ({"class_path": "cfmask.AttentionRollout"}, "AttentionRollout(), as the run has it"),
+        ({"class_path": "lies_here.Mine"}, f"{USUAL}, because that of the run cannot be made here"),
+        (None, f"{USUAL};"),
+    ],
+)
+def test_the_page_explains_as_the_run_does(runs, tmp_path, relevance, said, monkeypatch):
+    run = Path(configured(runs, tmp_path / "run", {}))
+    (run / "lies_here.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(run)
+    model = {"init_args": {"relevance": relevance}}
+    (run / "config.yaml").write_text(yaml.safe_dump({"model": model}))
+    compare([str(run)], None, SETS[1:], wise="", images=60, pictures=1)
+    assert f"for the true class, by {said}" in (run / "report.html").read_text()
+    assert "lies_here" not in sys.modules
 
 
 @pytest.mark.parametrize(

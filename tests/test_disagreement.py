@@ -8,15 +8,19 @@ import torch
 
 from cfmask import (
     AttentionRelevance,
+    AttentionRollout,
     GradCAM,
     InputError,
     OpenClipClassifier,
+    Relevance,
+    ShiftReport,
     UnreadableImage,
     digits,
 )
 from cfmask.comparison.examples import disagreements, gallery
 from cfmask.data.datamodule import Tensors
 from cfmask.inference.wise import Blend, WeightLine
+from cfmask.reporting.page import as_html
 from cfmask.shift import Shift
 
 COUNT = 60
@@ -187,6 +191,35 @@ def test_a_gallery_is_of_the_ends_of_a_line(pair, drawn):
     del models["half"]
     del models["zero-shot"]
     assert shown(gallery(models, [shift_of(drawn)])) == {("other", "tuned")}
+
+
+class HasNone(Relevance):
+    """A relevance without maps of these images, as saved ones have none of a test set."""
+
+    def __init__(self) -> None:
+        self.path = "maps.safetensors"
+
+    def explain(self, classifier, images, labels):
+        raise InputError("Expected saved relevance for all images.")
+
+
+def test_a_gallery_explains_by_the_relevance_of_the_run_and_says_so(pair, drawn):
+    models, sets = {"zero-shot": pair[0], "tuned": pair[1]}, [shift_of(drawn)]
+    item = gallery(models, sets, 1, {"tuned": AttentionRollout()})[0]
+    batch = drawn.images[item.index : item.index + 1].float() / 255
+    label = drawn.labels[item.index].view(1)
+    for model, answer in zip(pair, (item.first, item.second)):
+        expected = AttentionRollout().explain(model, batch, label)[1][0]
+        assert torch.allclose(answer.relevance, expected, atol=1e-5)
+        assert answer.explainer == "AttentionRollout(), as the run has it"
+    usual = gallery(models, sets, 1)[0]
+    fallen = gallery(models, sets, 1, {"zero-shot": HasNone()})[0]
+    assert torch.equal(fallen.second.relevance, usual.second.relevance)
+    assert usual.second.explainer == "AttentionRelevance(), the default of its architecture"
+    reason = ", because HasNone(path=maps.safetensors) of the run has no map"
+    assert fallen.second.explainer == usual.second.explainer + reason
+    page = as_html(ShiftReport(), [item, fallen])
+    assert f"by AttentionRollout(), as the run has it; {fallen.first.explainer}; the" in page
 
 
 def test_there_is_no_gallery_of_models_that_cannot_be_compared(pair, small_cnn, drawn):

@@ -9,11 +9,12 @@ from typing import Any
 
 from cfmask import processes
 from cfmask.comparison.evaluate import evaluate
-from cfmask.comparison.examples import gallery
-from cfmask.comparison.sources import is_run, labels_of, models_of
+from cfmask.comparison.examples import Explainer, gallery
+from cfmask.comparison.sources import Found, is_run, labels_of, models_of
 from cfmask.decoding import Decoder
 from cfmask.errors import InputError
 from cfmask.evaluation.protocol import protocol_of
+from cfmask.files import read_text
 from cfmask.inference.inference import Model, described
 from cfmask.inference.predictions import parquet
 from cfmask.inference.readable import Unreadable
@@ -21,6 +22,7 @@ from cfmask.inference.wise import Blend, alphas_of
 from cfmask.precision import Precision, settled
 from cfmask.reporting.publish import publish
 from cfmask.reporting.report import ShiftReport
+from cfmask.runs.parts import masking_of
 from cfmask.runs.run_folder import CONFIG, RunFolder
 from cfmask.shift import Request, Shift
 from cfmask.shifts.catalogue import find_shifts
@@ -110,13 +112,29 @@ def compare(
     for path, old in earlier.items():
         report = joined(report, old, path)
     report.run.update(_configs(sources))
-    if processes.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        report.run.update(_skipped(sources))
+    report.run.update(_skipped(sources))
+
+    def write() -> None:
         report.save(folder / REPORT)
         report.plot_trade_off(folder / "trade_off.png")
-        publish(report, folder, gallery(models, found, pictures))
+        publish(report, folder, gallery(models, found, pictures, _explainers(rows, trust)))
+
+    processes.from_first(write)
     return report
+
+
+def _explainers(rows: Found, trust: bool) -> dict[str, Explainer]:
+    """Relevance of the rows whose run was configured with one."""
+    found: dict[str, Explainer] = {}
+    for row, run in rows.runs.items():
+        try:
+            relevance = masking_of(RunFolder(run), trust).relevance
+        # A report does without what another machine has, or what nobody trusts, and says so.
+        except InputError as error:
+            found[row] = error
+        else:
+            found |= {row: relevance} if relevance is not None else {}
+    return found
 
 
 def report_folder(what: Sequence[str], out: str | None) -> Path:
@@ -129,9 +147,7 @@ def report_folder(what: Sequence[str], out: str | None) -> Path:
 def _configs(sources: Sequence[str]) -> dict[str, str]:
     """Text of the config of each run folder, under a name for the report."""
     runs = [what for what in sources if is_run(what)]
-    return {
-        f"config of {Path(run).resolve().name}": (Path(run) / CONFIG).read_text() for run in runs
-    }
+    return {f"config of {Path(run).resolve().name}": read_text(Path(run) / CONFIG) for run in runs}
 
 
 def _skipped(sources: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -5,7 +5,9 @@ Letters: B images, (H, W) pixels, (h, w) patch grid.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -17,13 +19,19 @@ from cfmask.evaluation.answers import Answers, LabelRule
 from cfmask.images import to_unit
 from cfmask.inference.readable import Readable
 from cfmask.inference.wise import Blend
-from cfmask.relevance import default_relevance
+from cfmask.relevance import Relevance, default_relevance
 from cfmask.reporting.disagreement import Answer, Disagreement
 from cfmask.shift import Shift
 
+# The relevance of a run, or why it cannot be made.
+Explainer = Relevance | InputError
+
 
 def gallery(
-    models: Mapping[str, Classifier | Blend], shifts: Sequence[Shift], count: int = 4
+    models: Mapping[str, Classifier | Blend],
+    shifts: Sequence[Shift],
+    count: int = 4,
+    explainers: Mapping[str, Explainer] = MappingProxyType({}),
 ) -> list[Disagreement]:
     """Disagreements for a report: those of a starting point and the model tuned from it.
 
@@ -32,6 +40,8 @@ def gallery(
             among them, else the first two.
         shifts: the sets; those that are parts of a large collection are left out.
         count: most images of a set.
+        explainers: relevance of a row's own run, or why it cannot be made; it explains both models,
+            and that of the tuned one comes first.
 
     Returns:
         What `disagreements` finds; nothing if there are no two models of the same classes and
@@ -46,7 +56,9 @@ def gallery(
         return []
     first, second = names
     few = [shift for shift in shifts if not shift.part_of]
-    return disagreements(whole[first], whole[second], few, count, names=(first, second))
+    explainer = explainers.get(second) or explainers.get(first)
+    both = whole[first], whole[second]
+    return disagreements(*both, few, count, names=(first, second), explainer=explainer)
 
 
 def disagreements(
@@ -57,6 +69,7 @@ def disagreements(
     limit: int = 500,
     batch_size: int = 100,
     names: tuple[str, str] = ("pretrained", "tuned"),
+    explainer: Explainer | None = None,
 ) -> list[Disagreement]:
     """Images of each set on which exactly one of two models is right.
 
@@ -72,6 +85,8 @@ def disagreements(
         limit: most images of a set that are looked at.
         batch_size: images at a time.
         names: of the rows of both models.
+        explainer: makes the relevance, or why it cannot be made; where it has none of an image
+            (saved maps are of training images), the default of the model's architecture does.
 
     Raises:
         InputError: the models have other classes or other preprocessing; labels outside the head.
@@ -81,15 +96,21 @@ def disagreements(
             f"Expected two models of the same classes and preprocessing to compare by images, but "
             f"got {first.name} and {second.name}; compare their counts instead."
         )
+    models = dict(zip(names, (first, second)))
     return [
         found
         for shift in shifts
-        for found in _of_one_set(dict(zip(names, (first, second))), shift, count, limit, batch_size)
+        for found in _of_one_set(models, shift, count, limit, batch_size, explainer)
     ]
 
 
 def _of_one_set(
-    models: Mapping[str, Classifier], shift: Shift, count: int, limit: int, batch_size: int
+    models: Mapping[str, Classifier],
+    shift: Shift,
+    count: int,
+    limit: int,
+    batch_size: int,
+    explainer: Explainer | None,
 ) -> list[Disagreement]:
     """Up to half of `count` that the first model has right, then as many of the second."""
     half = (count + 1) // 2
@@ -97,7 +118,9 @@ def _of_one_set(
     for index, image, label, hits in _differing(list(models.values()), shift, limit, batch_size):
         kind = kept[hits[0]]
         if len(kind) < half:
-            first, second = (_answer(*model, shift, image, label) for model in models.items())
+            first, second = (
+                _answer(*model, shift, image, label, explainer) for model in models.items()
+            )
             name = _label(next(iter(models.values())), shift, label)
             kind.append(Disagreement(shift.name, index, name, image, first, second))
         if all(len(kind) == half for kind in kept.values()):
@@ -133,29 +156,58 @@ def _batch(model: Classifier, images: Tensor) -> Tensor:
     return to_unit(images.to(next(model.parameters()).device))
 
 
-def _answer(name: str, model: Classifier, shift: Shift, image: Tensor, label: int) -> Answer:
+def _answer(
+    name: str,
+    model: Classifier,
+    shift: Shift,
+    image: Tensor,
+    label: int,
+    explainer: Explainer | None,
+) -> Answer:
     """The answer to one image, with the relevance of the likeliest accepted class."""
     images = image.unsqueeze(0)
     said = _judged(model, images, torch.tensor([label]), shift)
+    batch, accepted = _batch(model, images), _accepted(shift, label)
+    relevance, words = _explained(model, batch, accepted, explainer)
     return Answer(
         model=name,
         name=model.class_names[int(said.best[0, 0])],
         confidence=float(said.confidence[0]),
         right=bool(said.correct[0]),
-        relevance=_relevance(model, _batch(model, images), _accepted(shift, label)),
+        relevance=relevance,
+        explainer=words,
     )
 
 
-def _relevance(model: Classifier, batch: Tensor, accepted: Sequence[int]) -> Tensor | None:
-    """Relevance (h, w) by the family's own way; None for an encoder that has none."""
+def _explained(
+    model: Classifier, batch: Tensor, accepted: Sequence[int], explainer: Explainer | None
+) -> tuple[Tensor | None, str]:
+    """Relevance (h, w) of the likeliest accepted class, None if there is none; what made it."""
     with torch.no_grad():
         logits = model(batch)[0]
-    likeliest = max(accepted, key=lambda k: float(logits[k]))
-    try:
-        label = torch.tensor([likeliest], device=batch.device)
-        return default_relevance(model).explain(model, batch, label)[1][0].cpu()
-    except InputError:
-        return None
+    label = torch.tensor([max(accepted, key=lambda k: float(logits[k]))], device=batch.device)
+    usual, reason, ways = default_relevance(model), "", []
+    if isinstance(explainer, Relevance):
+        ways.append((explainer, f"{_words(explainer)}, as the run has it"))
+        reason = f", because {_words(explainer)} of the run has no map"
+    elif explainer is not None:
+        reason = f", because that of the run cannot be made here ({explainer})"
+    ways.append((usual, f"{_words(usual)}, the default of its architecture{reason}"))
+    for way, words in ways:
+        # An encoder may have nothing that a relevance reads.
+        with contextlib.suppress(InputError):
+            return way.explain(model, batch, label)[1][0].detach().float().cpu(), words
+    return None, ""
+
+
+def _words(relevance: Relevance) -> str:
+    """The class of a relevance with its plain settings."""
+    plain = {k: v for k, v in vars(relevance).items() if k[0] != "_" and v and _is_plain(v)}
+    return f"{type(relevance).__name__}({', '.join(f'{k}={v}' for k, v in plain.items())})"
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float | dict)
 
 
 def _accepted(shift: Shift, label: int) -> tuple[int, ...]:

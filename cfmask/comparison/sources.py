@@ -46,10 +46,12 @@ class Found:
     Attributes:
         models: by the name of their row.
         starts: row of a tuned model, or of one between -> row of the starting point of its run.
+        runs: row of a run folder -> the folder.
     """
 
     models: dict[str, Model]
     starts: dict[str, str]
+    runs: dict[str, str]
 
 
 def labels_of(shifts: Sequence[str], data_root: Path | None) -> Labels:
@@ -134,6 +136,7 @@ def models_of(
     own = next((Labels(c.class_names) for c in brought.values()), None)
     models: dict[str, Model] = {}
     starts: dict[str, str] = {}
+    runs: dict[str, str] = {}
     for what in sources:
         if is_run(what):
             prefix = f"{_short(what, sources)}: " if len(sources) > 1 else ""
@@ -141,13 +144,14 @@ def models_of(
             models[start] = first
             models.update(others)
             starts |= dict.fromkeys((name for name, _ in others), start)
+            runs |= dict.fromkeys((name for name, _ in others), what)
         elif what in brought:
             models[what] = brought[what]
         else:
             asked = labels()
             names = asked if own is None else Labels(own.names, asked.templates)
             models[what] = named_classifier(what, names)
-    return Found(models, starts)
+    return Found(models, starts, runs)
 
 
 def _short(what: str, sources: Sequence[str]) -> str:

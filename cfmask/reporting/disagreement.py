@@ -20,6 +20,7 @@ class Answer:
         confidence: probability of the answer, in [0, 1]; see `LabelRule`.
         right: whether the set accepts it.
         relevance: float (h, w) in [0, 1], of the true class's logit; None if the model gives none.
+        explainer: what made it, in words.
     """
 
     model: str
@@ -27,6 +28,7 @@ class Answer:
     confidence: float
     right: bool
     relevance: Tensor | None
+    explainer: str = ""
 
 
 @dataclass(frozen=True)

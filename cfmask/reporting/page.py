@@ -55,6 +55,7 @@ def as_html(report: Results, gallery: Sequence[Disagreement] = ()) -> str:
         "worst": worst_table(report, styles),
         "judged": judged_model(report, styles),
         "pictures": _grouped(_pictures(gallery), lambda item: item["found"].shift),
+        "explainers": _explainers(gallery),
         "protocol": list(_sentences(report)),
         "sets": sets_table(report),
         "facts": list(_facts(report.run)),
@@ -151,6 +152,12 @@ def _pictures(gallery: Sequence[Disagreement]) -> Iterator[dict[str, Any]]:
             for answer in (found.first, found.second)
         ]
         yield {"found": found, "image": _data_uri(found.image), "answers": answers}
+
+
+def _explainers(gallery: Sequence[Disagreement]) -> list[str]:
+    """What made the maps of the gallery, each once."""
+    answers = [answer for found in gallery for answer in (found.first, found.second)]
+    return list(dict.fromkeys(answer.explainer for answer in answers if answer.explainer))
 
 
 def _overlay(image: Tensor, relevance: Tensor) -> Tensor:
