@@ -7,6 +7,7 @@ import difflib
 import itertools
 import json
 import logging
+import os
 import re
 import signal
 import sys
@@ -19,11 +20,15 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 import cfmask
-from cfmask.errors import InputError
+from cfmask.commands.blame import input_error, users_bug
+from cfmask.commands.config_files import read_config, refuse_pipes, set_yaml_loader
 from cfmask.terminal import complain, printing, say, show_table
 
 if typing.TYPE_CHECKING:
     from cfmask.reporting.report import ShiftReport
+
+# Characters of a line that a reader still takes in.
+MOST = 1500
 
 
 class OneLineParser(ArgumentParser):
@@ -35,6 +40,7 @@ class OneLineParser(ArgumentParser):
     def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
         """See `ArgumentParser.parse_args`."""
         words = [*(sys.argv[1:] if args is None else args), "--"]
+        refuse_pipes(words)
         switches = {
             name: getattr(action, "_typehint", None)
             for name, action in self._option_string_actions.items()
@@ -50,8 +56,18 @@ class OneLineParser(ArgumentParser):
         ]
         return super().parse_args(bare, *more, **options)
 
+    def parse_path(self, path: Any, *more: Any, **options: Any) -> Any:
+        """See `ArgumentParser.parse_path`."""
+        text = read_config(path)
+        if text is None:
+            return super().parse_path(path, *more, **options)
+        return self.parse_string(text, os.path.basename(path), *more, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong and exit."""
+        """Print what is wrong and exit; a bug in the user's own code is raised."""
+        bug = users_bug(ex)
+        if bug is not None:
+            raise bug
         fail(_brief(message, {option.lstrip("-") for option in self._option_string_actions}))
 
 
@@ -75,6 +91,9 @@ def load_public_classes() -> None:
     """Import every public class: short names are known of imported classes alone."""
     for name in cfmask.__all__:
         getattr(cfmask, name)
+
+
+set_yaml_loader()
 
 
 def as_lists(args: Sequence[str], *options: str) -> list[str]:
@@ -123,7 +142,7 @@ def one_line_errors() -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if not str(error).startswith("DataLoader worker (pid"):
                 raise
             # Other workers end now too, and torch would raise the error again at any of them.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -132,8 +151,12 @@ def one_line_errors() -> Iterator[None]:
                 "Expected enough memory for all of them; give fewer workers, and go on with "
                 "--resume true if this was training."
             )
-        except UnicodeDecodeError as error:
-            fail(f"Expected a config file of UTF-8 text, but got bytes that are none: {error}.")
+        except OSError as error:
+            cause = input_error(error)
+            # Without the name of a file nobody could mend it.
+            if cause is None and (error.filename is None or users_bug(error)):
+                raise
+            fail(str(cause or f"Cannot use {error.filename}: {error.strerror}."))
         except ValueError as error:
             cause = input_error(error)
             if cause is None:
@@ -141,16 +164,10 @@ def one_line_errors() -> Iterator[None]:
             fail(str(cause))
 
 
-def input_error(error: BaseException | None) -> InputError | None:
-    """The InputError behind an error, if there is one."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
 def fail(message: str) -> NoReturn:
     """Print one line and end with exit code 2."""
-    complain(f"error: {message}")
+    # Some libraries quote all that they were given.
+    complain(f"error: {message[:MOST]}{'…' * (len(message) > MOST)}")
     raise SystemExit(2)
 
 

@@ -14,9 +14,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from cfmask import processes
 from cfmask.checkpoint import PRETRAINED, check_comes_back, load_classifier, read_checkpoint
 from cfmask.classifier import Classifier
+from cfmask.commands.blame import input_error, users_bug
 from cfmask.commands.parser import (
     OneLineParser,
-    input_error,
     load_public_classes,
     one_line_errors,
     print_report,
@@ -91,8 +91,10 @@ def command_line(args: Sequence[str] | None = None) -> TrainCLI:
             args=prepared(sys.argv[1:] if args is None else args),
         )
     except UNFIT as error:
-        if isinstance(error, UnicodeDecodeError) or input_error(error):
-            raise
+        found = input_error(error) or users_bug(error)
+        if found:
+            # With its own cause, and without all that jsonargparse says of it.
+            raise found  # noqa: B904
         line = " ".join(str(error).split())
         raise InputError(f"Cannot build a run from these settings: {line}") from error
 

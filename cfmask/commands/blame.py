@@ -1,0 +1,57 @@
+"""Blame: whether an error says what is wrong with the input, or is a bug in somebody's code."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType
+
+from cfmask.errors import InputError
+
+# Where code lies that is not the user's own.
+_PLACES = (*map(sysconfig.get_path, ("stdlib", "platstdlib")), str(Path(__file__).parents[1]))
+_LIBRARIES = ("site-packages", "dist-packages")
+
+
+def input_error(error: BaseException | None) -> InputError | None:
+    """The InputError that an error was made of, if there is one."""
+    return next((cause for cause in _causes(error) if isinstance(cause, InputError)), None)
+
+
+def users_bug(error: BaseException | None) -> BaseException | None:
+    """What was raised in the user's own code, or below it; None if that had no part in an error.
+
+    Args:
+        error: as caught, with a traceback from there; no InputError.
+    """
+    if input_error(error):
+        return None
+    found = [cause for cause in _causes(error) if any(map(_is_users, _codes(cause)))]
+    return found[-1] if found else None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from; not what was only being handled at the time."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _codes(error: BaseException) -> Iterator[CodeType]:
+    """Code that an error came through, from outside inwards, without the place of the catch."""
+    trace = error.__traceback__.tb_next if error.__traceback__ else None
+    while trace is not None:
+        yield trace.tb_frame.f_code
+        trace = trace.tb_next
+
+
+def _is_users(code: CodeType) -> bool:
+    """Whether code is neither of this package nor of an installed library."""
+    path = Path(code.co_filename)
+    # Generated code, as of dataclasses, has no file, and compiled code a relative one; a notebook's
+    # has none either.
+    if not path.is_absolute():
+        return path.name.startswith(("<stdin", "<ipython"))
+    own = any(path.is_relative_to(place) for place in _PLACES)
+    return not own and not set(_LIBRARIES) & set(path.parts)
