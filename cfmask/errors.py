@@ -53,6 +53,21 @@ def _own_line(message: str) -> str:
     return message.rstrip().rpartition("\n")[2].partition(": ")[2]
 
 
+def at_least(least: int, number: int, what: str) -> None:
+    """Refuse a number below its least.
+
+    Args:
+        least: the least that makes sense.
+        number: what was given.
+        what: it counts.
+
+    Raises:
+        InputError: it is below.
+    """
+    if number < least:
+        raise InputError(f"Expected at least {least} {what}, but got {number}.")
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     """Error for a name that is not among the known ones, with the nearest of them."""
     names = list(known)

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-from cfmask.errors import InputError
+from cfmask.errors import UNFIT, InputError, one_line
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Of torch's errors, those of its writer of files, which it gives no class of their own.
@@ -26,15 +26,7 @@ _UNFINISHED = re.compile(r"\..*\.[0-9a-f]{12}\.partial", re.DOTALL)
 # A config is far below all of these; one that is above is there to fill the memory.
 BYTES, VALUES, DEPTH = 10_000_000, 100_000, 100
 # What the readers of YAML and JSON raise at text that they cannot take.
-UNFIT = (
-    yaml.YAMLError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+_NO_TEXT = (*UNFIT, yaml.YAMLError)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -137,7 +129,7 @@ def _said(path: Path) -> Iterator[None]:
 
 
 def _unwritten(path: Path, error: Exception) -> InputError:
-    line = " ".join(str(error).split())[:200]
+    line = one_line(error, 200)
     room = ""
     if not isinstance(error, OSError) or error.errno in FULL:
         with contextlib.suppress(OSError):
@@ -212,7 +204,7 @@ def read_json(path: Path) -> Any:
     text = read_text(path)
     try:
         return json.loads(text)
-    except UNFIT as error:
+    except _NO_TEXT as error:
         raise InputError(f"Expected JSON in {path}, but {_brief(error)}.") from error
 
 
@@ -243,7 +235,7 @@ def parse_yaml(text: str, load: Callable[[str], Any] = yaml.safe_load) -> Any:
         if root is not None:
             _measure(root, {}, DEPTH)
         return load(text)
-    except UNFIT as error:
+    except _NO_TEXT as error:
         raise yaml.YAMLError(_brief(error)) from error
 
 
@@ -266,5 +258,5 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], left: int) -> t
 
 
 def _brief(error: Exception) -> str:
-    line = " ".join(str(error).split())[:200]
+    line = one_line(error, 200)
     return line if isinstance(error, yaml.YAMLError) else f"{type(error).__name__}: {line}"

@@ -89,6 +89,12 @@ def printing() -> Iterator[None]:
         raise end
 
 
+def reader_is_gone() -> bool:
+    """Whether a command prints where nobody reads any more, as after ``| head -1``."""
+    fault = sys.stdout.fault if isinstance(sys.stdout, _Output) else None
+    return fault is not None and fault.errno == errno.EPIPE
+
+
 def _fill_gaps() -> None:
     """Keep the numbers of streams that are closed from files that are opened later."""
     for number in range(3):

@@ -52,4 +52,4 @@ def real_labels() -> tuple[tuple[int, ...], ...]:
 
 
 def _timm_file(name: str) -> str:
-    return (files("timm") / "data" / "_info" / name).read_text()
+    return (files("timm") / "data" / "_info" / name).read_text("utf-8")

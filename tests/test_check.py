@@ -132,6 +132,18 @@ def test_decoding_names_exactly_the_broken_images(tmp_path, workers):
     assert "empty.jpg" in line
 
 
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    plant_one(tmp_path, "r")
+    (tmp_path / "imagenet-r" / synsets()[1] / "x.jpg").symlink_to("nowhere")
+    (line,) = [p for p in one(tmp_path, "r").problems if "cannot be opened" in p]
+    assert "x.jpg" in line
+
+
+def test_workers_are_not_negative(tmp_path):
+    with pytest.raises(InputError, match="at least 0 workers, but got -1"):
+        check_sets(tmp_path, workers=-1)
+
+
 def test_a_set_that_cannot_be_listed_says_why(tmp_path):
     plant_one(tmp_path, "objectnet")
     shutil.rmtree(tmp_path / "objectnet-1.0" / "mappings")

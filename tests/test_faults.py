@@ -138,15 +138,16 @@ def test_another_error_is_not_taken_for_too_little_memory(tmp_path, monkeypatch)
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path, capsys, monkeypatch):
-    sync, calls = os.fsync, []
+    save, calls = torch.save, []
 
-    def full(handle):
-        calls.append(handle)
-        if len(calls) == 7:
+    def full(content, file, *rest):
+        calls.append(file)
+        if len(calls) == 3:
+            file.write(bytes(1000))
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        sync(handle)
+        save(content, file, *rest)
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(torch, "save", full)
     line = fails(capsys, "--config", DEMO, f"--run={tmp_path / 'run'}", *STEPS)
     assert "best.ckpt: [Errno 28] No space left on device" in line
     names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]

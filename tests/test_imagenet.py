@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from imagenet_trees import (
     ORIGINS,
     SIDE,
@@ -201,6 +202,22 @@ def test_flat_val_without_labels_is_refused(tmp_path):
     assert "ILSVRC2012_devkit_t12" in refusal(tmp_path, "imagenet/val")
     plant_devkit(tmp_path, [])
     assert "00000001" in refusal(tmp_path, "imagenet/val")
+
+
+@pytest.mark.parametrize("place", ["scipy.io.loadmat", "torch.load"])
+def test_a_lack_of_memory_is_no_damaged_devkit(tmp_path, monkeypatch, place):
+    plant_flat(tmp_path, [1])
+    plant_devkit(tmp_path, VAL)
+    if place == "torch.load":
+        shutil.rmtree(tmp_path / "ILSVRC2012_devkit_t12")
+        torch.save(({}, [synsets()[k] for k in VAL]), tmp_path / "meta.bin")
+
+    def fail(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(place, fail)
+    with pytest.raises(MemoryError):
+        find(tmp_path, "imagenet/val")
 
 
 @pytest.mark.parametrize("content", [b"", b"x y z", b"1001\n"])

@@ -107,6 +107,13 @@ DAMAGE = {
 }
 
 
+def test_workers_are_not_negative(class_photos, packed, tmp_path):
+    with pytest.raises(InputError, match="at least 0 workers, but got -1"):
+        pack(class_photos, tmp_path / "x", workers=-1)
+    with pytest.raises(InputError, match="at least 0 workers, but got -1"):
+        verify(packed, -1)
+
+
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_verification_names_the_damaged_shard(packed, tmp_path, kind):
     folder = copied(packed, tmp_path / "shards")

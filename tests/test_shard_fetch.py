@@ -71,7 +71,7 @@ def test_a_fetched_shard_with_another_checksum_is_refused(packed, server, tmp_pa
     folder, url, _ = server
     copied(packed, folder / "set")
     flip(folder / "set" / "shard-000002.tar", 700)
-    with pytest.raises(InputError, match=r"shard-000002\.tar with the checksum"):
+    with pytest.raises(InputError, match=r"shard-000002\.tar.* the checksum"):
         fetch(f"{url}/set", tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("shard-000002.tar*"))
 
@@ -106,3 +106,66 @@ def test_s3_is_read_with_the_program_of_its_makers(packed, tmp_path, monkeypatch
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert len(fetch("s3://bucket/set", tmp_path / "cache")) == 25
+
+
+DAMAGE = {
+    "a page of a web server": lambda file: file.write_bytes(b"<html>404 not found</html>"),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:700]),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("name", [INDEX, "shard-000002.tar"])
+def test_a_bad_download_is_not_kept(packed, server, tmp_path, kind, name):
+    folder, url, _ = server
+    copied(packed, folder / "set")
+    DAMAGE[kind](folder / "set" / name)
+    with pytest.raises(InputError, match=rf"Fetched .*{name}, but it is damaged: "):
+        fetch(f"{url}/set", tmp_path / "cache")
+    (folder / "set" / name).write_bytes((packed / name).read_bytes())
+    assert len(fetch(f"{url}/set", tmp_path / "cache")) == 25
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_bad_shard_without_an_index_is_not_kept(server, tmp_path, kind):
+    folder, url, _ = server
+    write(folder / "a.tar", {"x.png": png(), "x.cls": b"1"})
+    sound = (folder / "a.tar").read_bytes()
+    DAMAGE[kind](folder / "a.tar")
+    with pytest.raises(InputError, match=r"Fetched .*/a\.tar, but it is damaged: "):
+        fetch(f"{url}/a.tar", tmp_path / "cache")
+    (folder / "a.tar").write_bytes(sound)
+    assert len(fetch(f"{url}/a.tar", tmp_path / "cache")) == 1
+
+
+@pytest.mark.parametrize("kind", ["cut", "a flipped byte"])
+@pytest.mark.parametrize("name", [INDEX, "shard-000002.tar"])
+def test_a_file_that_is_damaged_later_is_fetched_again(packed, server, tmp_path, kind, name):
+    folder, url, asked = server
+    copied(packed, folder / "set")
+    home = fetch(f"{url}/set", tmp_path / "cache").folder
+    asked.clear()
+    if kind == "a flipped byte":
+        flip(home / name, 0)
+    else:
+        DAMAGE[kind](home / name)
+    assert len(fetch(f"{url}/set", tmp_path / "cache")) == 25
+    assert asked == [f"/set/{name}"]
+    assert (home / name).read_bytes() == (packed / name).read_bytes()
+
+
+def test_a_damaged_note_of_what_is_sound_costs_a_look(packed, server, tmp_path):
+    folder, url, asked = server
+    copied(packed, folder / "set")
+    home = fetch(f"{url}/set", tmp_path / "cache").folder
+    asked.clear()
+    for content in (b"[1]", b"no json", b'{"index.json": 3}'):
+        (home / ".sound.json").write_bytes(content)
+        assert len(fetch(f"{url}/set", tmp_path / "cache")) == 25
+    assert asked == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(InputError, match=r"Cannot write to .*cache"):
+        fetch("http://127.0.0.1:9/set", tmp_path / "cache")

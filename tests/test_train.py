@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,8 +90,6 @@ def test_eval_gives_the_same_report_from_the_folder_alone(demo, capsys):
 
 
 def test_eval_takes_other_sets_and_alphas(demo, tmp_path, capsys):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(demo, copy)
     evaluate_run([str(copy), "--shifts", '["digits/id","digits/sketch"]', "--wise=0,0.5,1"])
@@ -122,6 +121,66 @@ def test_the_saved_config_gives_the_same_run(demo, tmp_path):
     assert (tmp_path / "again" / "weights.safetensors").read_bytes() == (
         demo / "weights.safetensors"
     ).read_bytes()
+
+
+def untrained(monkeypatch, error: type[BaseException]) -> None:
+    """Have the first step of any training fail."""
+
+    def step(self, batch, index):
+        raise error("a step")
+
+    monkeypatch.setattr("cfmask.methods.base.Method.training_step", step)
+
+
+def whole(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    kept = [path for path in files if path.name not in (".lock", ".holder")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+
+
+def test_a_finished_runs_command_reports_again_from_what_is_there(demo, tmp_path, monkeypatch):
+    copy = Path(shutil.copytree(demo, tmp_path / "copy"))
+    untrained(monkeypatch, AssertionError)
+    report = ShiftReport.load(demo / "report.json")
+    before = whole(copy)
+    for name in ("report.json", "report.html"):
+        (copy / name).unlink()
+    train(["--config", str(copy / "config.yaml"), f"--run={copy}"])
+    again = ShiftReport.load(copy / "report.json")
+    assert again.rows == report.rows
+    assert set(again.run["reused"]) == set(again.protocol["sets"])
+    changed = {name for name, content in whole(copy).items() if content != before[name]}
+    assert changed <= {"config.yaml", "report.json", "report.html"}
+
+
+def test_other_settings_of_the_evaluation_are_used_and_kept(demo, tmp_path, monkeypatch):
+    copy = Path(shutil.copytree(demo, tmp_path / "copy"))
+    untrained(monkeypatch, AssertionError)
+    run_demo(copy, "--resume", "--evaluation.images=10", "--evaluation.shifts=[digits/id]")
+    assert {row.total for row in ShiftReport.load(copy / "report.json").of("accuracy")} == {10}
+    assert yaml.safe_load((copy / "config.yaml").read_text())["evaluation"]["images"] == 10
+
+
+def test_a_replacement_that_fails_at_its_first_step_leaves_the_finished_run(
+    demo, tmp_path, monkeypatch
+):
+    copy = Path(shutil.copytree(demo, tmp_path / "copy"))
+    (copy / "notes.txt").write_text("a note")
+    before = whole(copy)
+    untrained(monkeypatch, RuntimeError)
+    with pytest.raises(RuntimeError, match="a step"):
+        run_demo(copy, "--overwrite", "--model.lr=1e-3")
+    assert whole(copy) == before
+
+
+def test_a_replacement_leaves_the_users_own_files_and_says_so(demo, tmp_path, capsys):
+    copy = Path(shutil.copytree(demo, tmp_path / "copy"))
+    (copy / "notes.txt").write_text("a note")
+    run_demo(copy, "--overwrite", "--model.lr=1e-3", "--trainer.max_epochs=1")
+    assert f"{copy} keeps what no run wrote: notes.txt" in capsys.readouterr().out
+    assert (copy / "notes.txt").read_text() == "a note"
+    assert not list(copy.rglob("*.replaced"))
+    assert not (copy / "gallery" / "epoch_1.png").exists()
 
 
 def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:

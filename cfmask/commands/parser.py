@@ -137,10 +137,13 @@ def quiet() -> None:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """An InputError inside ends the process with its one line and exit code 2."""
+    """An InputError inside ends the process with its one line and exit code 2, Ctrl-C with 130."""
     with printing():
         try:
             yield
+        except KeyboardInterrupt as error:
+            complain("stopped by SIGINT")
+            raise SystemExit(128 + signal.SIGINT) from error
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker (pid"):
                 raise

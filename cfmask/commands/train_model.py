@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+from jsonargparse import SUPPRESS
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -29,10 +30,13 @@ from cfmask.errors import InputError
 from cfmask.methods import MaskedDistillation, Method
 from cfmask.reporting.report import ShiftReport
 from cfmask.reporting.sheet import draw
-from cfmask.runs.faults import endings
+from cfmask.runs.equipment import callbacks_of, loggers_of
+from cfmask.runs.faults import as_input_errors, endings
 from cfmask.runs.gallery import GALLERY, ROWS, first_of_each_class, of_method
+from cfmask.runs.metrics_file import MetricsLogger
 from cfmask.runs.resume import CheckpointFiles, StepCheckpoints, leads
 from cfmask.runs.run_folder import RunFolder
+from cfmask.runs.stopping import Stopping
 from cfmask.runs.trainer import Trainer
 from cfmask.shift import Request
 from cfmask.shifts.catalogue import find_shifts
@@ -45,26 +49,38 @@ RECIPE = {
     "enable_model_summary": False,
 }
 
+# Lightning offers them to methods that bring none; runs of version 0.1 name them as null.
+NOT_OURS = ("optimizer", "lr_scheduler")
 
 # What Lightning, jsonargparse and constructors raise at values that they cannot take.
 UNFIT = (ValueError, TypeError, OverflowError, RuntimeError, MisconfigurationException)
 
 
-def train(args: Sequence[str] | None = None) -> ShiftReport:
-    """Fine-tune, then evaluate: the whole of ``train.py``.
+def train(args: Sequence[str] | None = None) -> ShiftReport | None:
+    """Fine-tune, then evaluate: the whole of ``cfmask train``.
+
+    A run that lies in its folder finished is evaluated again, not trained.
 
     Args:
         args: command line without the program; the process's own by default.
 
     Returns:
-        The report of the starting point, the tuned model and what lies between them.
+        The report of the starting point, the tuned model and what lies between them; None of a run
+        that only tries whether all works.
     """
     quiet()
     with one_line_errors():
         cli = command_line(args)
+        if cli.finished:
+            with cli.folder.held(), processes.joined():
+                cli.folder.keep_config(cli.config_text())
+                return _report(cli)
         cli.check()
+        if cli.trial:
+            _try(cli)
+            return None
         with cli.folder.held():
-            with endings(cli.trainer, cli.folder):
+            with endings(cli.trainer, cli.folder, cli.stopping):
                 cli.begin()
                 cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
             return _conclude(cli)
@@ -88,6 +104,7 @@ def command_line(args: Sequence[str] | None = None) -> TrainCLI:
             save_config_callback=None,
             trainer_class=Trainer,
             trainer_defaults=RECIPE,
+            auto_configure_optimizers=False,
             args=prepared(sys.argv[1:] if args is None else args),
         )
     except UNFIT as error:
@@ -143,6 +160,8 @@ class TrainCLI(LightningCLI):
             help="steps with a loss or gradient that is not finite to leave out before the run "
             "stops; 0 stops at the first",
         )
+        for name in NOT_OURS:
+            parser.add_argument(f"--{name}", type=Any, default=None, help=SUPPRESS)
         parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
         parser.link_arguments("run", "checkpoints.run")
         parser.add_function_arguments(compare, "evaluation", skip={"what", "out", "trust"})
@@ -165,25 +184,68 @@ class TrainCLI(LightningCLI):
                     f"Expected settings by name under {group}, but got {self.config[group]!r}; see "
                     "--help."
                 )
+        for name in NOT_OURS:
+            if self.config[name] is not None:
+                raise InputError(
+                    f"Expected no {name}: a method makes its own, from --model.lr, weight_decay, "
+                    "betas and warmup. For another, override configure_optimizers in a method of "
+                    "your own."
+                )
+        wanted = self.config.trainer
+        self.trial = bool(wanted.fast_dev_run)
+        self.saving = wanted.enable_checkpointing is not False
+        self.folder = RunFolder(self.config.run)
+        self.finished = not self.trial and self._is_finished()
+
+    def _is_finished(self) -> bool:
+        """Whether the run is to be evaluated alone; the first process refuses other folders."""
+        text, overwrite = self.config_text(), self.config.overwrite
+        if not leads():
+            return not overwrite and self.folder.is_finished(text)
+        finished = self.folder.check(text, overwrite, self.config.resume)
+        others = self.folder.others() if overwrite else []
+        if others:
+            say(f"{self.folder.path} keeps what no run wrote: {', '.join(others)}")
+        return finished
+
+    def instantiate_classes(self) -> None:
+        """See `LightningCLI.instantiate_classes`; a finished run needs no model and no data."""
+        if not self.finished:
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Trainer that logs and saves in the run folder, once this is known to be free."""
-        self.folder = RunFolder(self.config.run)
-        if leads():
-            self.folder.check(self.config_text(), self.config.overwrite, self.config.resume)
-        wanted = self.config_init.trainer
+        """Trainer that logs and saves in the run folder, as far as its own options allow."""
+        self.stopping = Stopping()
+        wanted, run = self.config_init.trainer, None if self.trial else self.folder.path
+        progress = wanted.enable_progress_bar is not False
+        given = [*_listed(wanted.callbacks), self.stopping]
+        saved = self.folder.drop_replaced
         if wanted.precision == "auto" and self.config.resume:
             # Another machine goes on in the precision in which the run began.
             wanted.precision = self.folder.precision() or "auto"
         return super().instantiate_trainer(
-            logger=self.folder.loggers(),
-            callbacks=[*(wanted.callbacks or []), *self.folder.callbacks()],
-            plugins=[*_listed(wanted.plugins), CheckpointFiles()],
+            logger=loggers_of(run, wanted.logger) if run else None,
+            callbacks=callbacks_of(run, given, progress, self.saving),
+            plugins=[*_listed(wanted.plugins), CheckpointFiles(saved)],
             **kwargs,
         )
 
+    def _instantiate_trainer(
+        self, config: dict[str, Any], callbacks: list[pl.Callback]
+    ) -> pl.Trainer:
+        """Lightning adds the checkpoints by steps, which not every run wants."""
+        wanted = callbacks if self.saving and not self.trial else []
+        return super()._instantiate_trainer(config, wanted)
+
     def check(self) -> None:
         """All that can be wrong, before anything is written or trained."""
+        wanted = self.config.trainer
+        for name in ("max_epochs", "max_steps", "limit_train_batches"):
+            if wanted[name] == 0:
+                raise InputError(
+                    f"Expected at least one step of training, but got --trainer.{name} 0; cfmask "
+                    "eval evaluates models as they are."
+                )
         self.model.check(self.datamodule)
         check_comes_back(self.model.classifier)
         wanted = self.config.evaluation
@@ -204,7 +266,10 @@ class TrainCLI(LightningCLI):
         if self.checkpoint:
             self.model.start_from(load_classifier(self.folder.path, PRETRAINED))
             step = read_checkpoint(self.checkpoint, mapped=True)["global_step"]
-            self.folder.rewind_metrics(self.trainer.loggers[1], step)
+            for logger in self.trainer.loggers:
+                if isinstance(logger, MetricsLogger):
+                    logger.rewind(step)
+            self.folder.keep_config(self.config_text())
             return
         asked = self.config.probe
         if self.model.wants_probe() if asked == "auto" else asked:
@@ -216,7 +281,7 @@ class TrainCLI(LightningCLI):
     def config_text(self) -> str:
         """The whole configuration as YAML, but for where it is kept and how it was begun."""
         config = self.config.clone()
-        for key in ("config", "overwrite", "resume"):
+        for key in ("config", "overwrite", "resume", *NOT_OURS):
             config.pop(key, None)
         text: str = self.parser.dump(config, skip_link_targets=True, skip_none=False)
         return text
@@ -225,16 +290,32 @@ class TrainCLI(LightningCLI):
 def _conclude(cli: TrainCLI) -> ShiftReport:
     """Weights and pictures of a trained model, then its report, by all processes together."""
     processes.from_first(lambda: _finish(cli))
+    return _report(cli)
+
+
+def _report(cli: TrainCLI) -> ShiftReport:
     report = compare([str(cli.folder.path)], **cli.config.evaluation.as_dict())
-    if leads():
+    if processes.rank() == 0:
         print_report(report, cli.folder.path)
     return report
 
 
 def _finish(cli: TrainCLI) -> None:
-    tuned = cli.folder.finish()
     cli.folder.note_skipped(cli.datamodule.skipped)
+    tuned = cli.folder.finish(None if cli.saving else cli.model.classifier)
+    cli.folder.drop_replaced()
     _gallery(cli, tuned, cli.folder)
+
+
+def _try(cli: TrainCLI) -> None:
+    """The few steps of Lightning's fast_dev_run, which leave nothing behind."""
+    with as_input_errors(cli.trainer, cli.folder):
+        cli.trainer.fit(cli.model, cli.datamodule)
+    if leads():
+        say(
+            f"fast_dev_run: {cli.trainer.global_step} steps and a validation ended well; nothing "
+            "is written."
+        )
 
 
 def _listed(value: Any) -> list[Any]:

@@ -26,7 +26,7 @@ from cfmask.data.file_index import FileIndex
 from cfmask.data.folders import Folder, class_folders, hold_out
 from cfmask.data.unreadable import Skipping, Unreadable, refuse_unreadable
 from cfmask.decoding import READING, Decoder
-from cfmask.errors import InputError
+from cfmask.errors import InputError, at_least
 from cfmask.images import Preprocess, RandomCrop, to_unit
 from cfmask.processes import gathered
 
@@ -53,10 +53,8 @@ class TrainingData(pl.LightningDataModule, ABC):
         unreadable: Unreadable = "fail",
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise InputError(f"Expected a batch size of at least 1, but got {batch_size}.")
-        if workers < 0:
-            raise InputError(f"Expected at least 0 workers, but got {workers}.")
+        at_least(1, batch_size, "images a step (batch_size)")
+        at_least(0, workers, "workers")
         self.decoder = decoder
         self.unreadable = unreadable
         self.skipped: list[str] = []

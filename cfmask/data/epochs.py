@@ -23,6 +23,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from cfmask.errors import InputError
 
 log = logging.getLogger(__name__)
+# Signals that tell a run to stop; by name, as some systems lack some of them.
+STOPS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -159,8 +163,9 @@ class EpochLoader(DataLoader[tuple[Tensor, int]]):
 
 
 def start_worker(number: int) -> None:
-    """Begin a process that reads images: SIGTERM is for the run, which needs them to its end."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Begin a process that reads images: what stops a run is for the run, which needs it still."""
+    for stop in STOPS:
+        signal.signal(stop, signal.SIG_IGN)
     pl_worker_init_function(number)
 
 

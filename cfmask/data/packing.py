@@ -20,7 +20,8 @@ from cfmask.data.file_index import FileIndex
 from cfmask.data.shard_index import INDEX, Shard, ShardIndex, checksum, scan
 from cfmask.data.shards import ShardImages
 from cfmask.data.unreadable import refuse_unreadable
-from cfmask.errors import InputError
+from cfmask.decoding import image_file
+from cfmask.errors import InputError, UnreadableImage, at_least
 from cfmask.files import whole_folder
 from cfmask.images import Preprocess
 
@@ -40,8 +41,8 @@ def pack(folder: Path, out: Path, shard_size: int = 1000, workers: int = 0) -> S
     Raises:
         InputError: no images, some that cannot be read, an `out` that holds files, a full disk.
     """
-    if shard_size < 1:
-        raise InputError(f"Expected at least 1 image a shard, but got {shard_size}.")
+    at_least(1, shard_size, "image a shard (shard_size)")
+    at_least(0, workers, "workers")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"Expected a new or empty folder for the shards, but {out} holds files.")
     files = FileIndex.of(folder)
@@ -66,7 +67,9 @@ def _write(path: Path, files: FileIndex, indices: Sequence[int], first: int) -> 
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number, index in enumerate(indices, first):
             source = Path(files.path(index))
-            _add(tar, f"{number:09}{source.suffix.lower()}", source.read_bytes())
+            with image_file(source) as file:
+                data = file.read()
+            _add(tar, f"{number:09}{source.suffix.lower()}", data)
             _add(tar, f"{number:09}.cls", str(int(files.owners[index])).encode())
     found = scan(path)
     return Shard(**{**vars(found), "sha256": checksum(path)})
@@ -90,6 +93,7 @@ def verify(folder: Path, workers: int = 0) -> ShardIndex:
     Raises:
         InputError: what is wrong first, with the shard.
     """
+    at_least(0, workers, "workers")
     index = ShardIndex.load(folder)
     for shard in track(index.shards, "Checksums", transient=True, disable=not sys.stderr.isatty()):
         path = folder / shard.name
@@ -129,6 +133,6 @@ class _Complaints(Dataset[str]):
     def __getitem__(self, index: int) -> str:
         try:
             self.images[index]
-        except InputError as error:
+        except UnreadableImage as error:
             return str(error)
         return ""

@@ -101,13 +101,17 @@ class ShardIndex:
         write_text(folder / INDEX, json.dumps(content))
 
     @classmethod
-    def load(cls, folder: Path) -> ShardIndex:
+    def load(cls, folder: Path, file: Path | None = None) -> ShardIndex:
         """Read index.json.
+
+        Args:
+            folder: of the shards.
+            file: the index, if it has not got its name in the folder yet.
 
         Raises:
             InputError: it is not there, or is no index.
         """
-        file = folder / INDEX
+        file = file or folder / INDEX
         if not file.is_file():
             raise InputError(f"Expected {INDEX} in {folder}; write it with cfmask pack.")
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cfmask.errors import InputError
+from cfmask.files import read_json
 
 # Names by tensor shape, as a state dict has them.
 Shapes = Mapping[str, tuple[int, ...]]
@@ -154,8 +154,9 @@ def uses_quick_gelu(path: Path) -> bool | None:
                 return any(re.search(rb"QuickGELU|1\.702", archive.read(name)) for name in code)
     config = path.parent / "open_clip_config.json"
     if config.is_file():
-        model = json.loads(config.read_text()).get("model_cfg", {})
-        return bool(model.get("quick_gelu", False))
+        whole = read_json(config)
+        model = whole.get("model_cfg") if isinstance(whole, dict) else None
+        return isinstance(model, dict) and bool(model.get("quick_gelu", False))
     return _tag_of(f"{path.parent.name}/{path.name}")
 
 

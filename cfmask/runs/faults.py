@@ -3,53 +3,72 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from cfmask.errors import InputError
-from cfmask.files import FULL
+from cfmask.files import FULL, read_json
 from cfmask.runs.run_folder import RunFolder
+from cfmask.runs.stopping import Stopping
 from cfmask.runs.summary import SUMMARY
+from cfmask.terminal import complain
 
-# 128 + SIGTERM, as a shell says of a process that the signal ended.
-STOPPED = 143
+# 128 + SIGTERM and + SIGINT, as a shell says of a process that the signal ended.
+STOPPED, INTERRUPTED = 143, 130
+NOTHING = "there was no checkpoint, and nothing is kept"
 # PyTorch has an error of its own for GPUs alone.
 NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
 
 
 @contextlib.contextmanager
-def endings(trainer: pl.Trainer, folder: RunFolder) -> Iterator[None]:
-    """Context of a training that turns faults of the machine into their line.
+def endings(trainer: pl.Trainer, folder: RunFolder, stopping: Stopping) -> Iterator[None]:
+    """Context of a training that turns its early ends into their line.
 
     Args:
         trainer: that trains inside.
-        folder: of the run; removed if the run ends before its first checkpoint.
+        folder: of the run; its beginning is undone if the run ends before its first checkpoint.
+        stopping: that has told the run to stop, if anything has.
 
     Raises:
         InputError: a full disk, too little memory, or what the training itself raised.
-        SystemExit: code 143 after SIGTERM, with a checkpoint to go on from.
+        SystemExit: after a signal, with the code that a shell gives it.
     """
     try:
-        with _as_input_errors(trainer, folder):
+        with as_input_errors(trainer, folder):
             yield
-    except InputError:
+    except BaseException as error:
+        if isinstance(error, SIGTERMException):
+            _stop(trainer, folder, stopping, error)
+        kept = bool(folder.checkpoints())
         folder.clear_unless_trained()
+        # Lightning answers a second Ctrl-C by an exit with code 1.
+        if isinstance(
+            error.__context__ if isinstance(error, SystemExit) else error, KeyboardInterrupt
+        ):
+            then = "go on from the last checkpoint with --resume true" if kept else NOTHING
+            complain(f"stopped at once by SIGINT; {then}")
+            raise SystemExit(INTERRUPTED) from error
         raise
-    except SIGTERMException as error:
-        print(
-            f"stopped by SIGTERM after step {trainer.global_step}; the checkpoint is written, go "
-            "on with --resume true",
-            file=sys.stderr,
-        )
-        raise SystemExit(STOPPED) from error
+    if stopping.agreed:
+        _stop(trainer, folder, stopping, None)
+
+
+def _stop(
+    trainer: pl.Trainer, folder: RunFolder, stopping: Stopping, error: BaseException | None
+) -> NoReturn:
+    """Say that the run was told to stop, and end."""
+    kept = bool(folder.checkpoints())
+    then = "the checkpoint is written, go on with --resume true" if kept else NOTHING
+    reason = stopping.reason or "another process"
+    complain(f"stopped by {reason} after step {trainer.global_step}; {then}")
+    folder.clear_unless_trained()
+    raise SystemExit(stopping.code or STOPPED) from error
 
 
 def smaller_batch(summary: Mapping[str, Any], available: int) -> str:
@@ -79,9 +98,17 @@ def smaller_batch(summary: Mapping[str, Any], available: int) -> str:
 
 
 @contextlib.contextmanager
-def _as_input_errors(trainer: pl.Trainer, folder: RunFolder) -> Iterator[None]:
+def as_input_errors(trainer: pl.Trainer, folder: RunFolder) -> Iterator[None]:
+    """Context of a training that turns faults of the machine and of settings into one line.
+
+    Raises:
+        InputError: a full disk, too little memory, settings that Lightning refuses late.
+    """
     try:
         yield
+    except MisconfigurationException as error:
+        line = " ".join(str(error).split())
+        raise InputError(f"Cannot train with these settings: {line}") from error
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -100,9 +127,10 @@ def _out_of_memory(trainer: pl.Trainer, folder: RunFolder) -> str:
     device = trainer.strategy.root_device
     available = _memory_of(device)
     file = folder.path / SUMMARY
-    if not file.is_file():
+    try:
+        summary = read_json(file)
+    except InputError:
         return f"Out of memory on {device}, which has {available / 1e9:.2g} GB."
-    summary = json.loads(file.read_text())
     return (
         f"Out of memory on {device}, which has {available / 1e9:.2g} GB, with "
         f"{summary['batch_per_device']} images a batch, {summary['accumulate']} accumulated: "

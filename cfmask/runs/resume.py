@@ -6,11 +6,11 @@ step depends on the seed and on where the step stands, so that no random state h
 
 from __future__ import annotations
 
+import math
 import os
-import signal
-import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,27 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cfmask.checkpoint import damage, read_checkpoint
 from cfmask.data.epochs import EpochLoader, mixed, run_seed
 from cfmask.errors import InputError
 from cfmask.files import write_whole
+from cfmask.runs.stopping import Stopping, any_device, within_step
 
 # Newest names first where two checkpoints are of the same step.
 ENDS = ("last.ckpt", "best.ckpt")
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Lightning's checkpoint files, written whole or not at all and read as plain data only."""
+    """Lightning's checkpoint files, written whole or not at all and read as plain data only.
+
+    Args:
+        saved: called after each.
+    """
+
+    def __init__(self, saved: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.saved = saved
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -40,6 +48,7 @@ class CheckpointFiles(TorchCheckpointIO):
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, lambda partial: _save(checkpoint, partial))
+        self.saved()
 
     def load_checkpoint(
         self,
@@ -69,17 +78,45 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.last = folder / ENDS[0]
+        self._last_step = -1
+        self._usual: tuple[Any, Any] | None = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Validate as before, where the run did not end after all."""
+        if self._usual:
+            trainer.check_val_every_n_epoch, trainer.val_check_batch = self._usual
+            self._usual = None
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Have the end of the run validated too: the best epoch is chosen among all."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if _ends_run(trainer) and trainer.enable_validation:
+            self._usual = trainer.check_val_every_n_epoch, trainer.val_check_batch
+            trainer.check_val_every_n_epoch, trainer.val_check_batch = 1, batch_idx + 1
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the best, then the last, which knows of the best; Lightning saves it less often."""
         super().on_validation_end(trainer, pl_module)
-        if not (trainer.sanity_checking or getattr(trainer, "fast_dev_run", False)):
-            trainer.save_checkpoint(self.last)
+        if not trainer.sanity_checking:
+            self._save_last(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the last, if there was no validation to save it after."""
-        if not trainer.enable_validation:
-            trainer.save_checkpoint(self.last)
+        if self._last_step != trainer.global_step:
+            self._save_last(trainer)
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.last)
+        self._last_step = trainer.global_step
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the state of a checkpoint, with its paths as paths of this folder.
@@ -112,9 +149,6 @@ class BestCheckpoint(ModelCheckpoint):
 class StepCheckpoints(Checkpoint):
     """Checkpoints within an epoch, by steps and by time, and one when the run is told to stop.
 
-    SIGTERM (as of a scheduler that takes the machine back) ends the run after the step that is
-    being made, on all devices after the same one, with a checkpoint.
-
     Args:
         every_steps: optimiser steps from one checkpoint to the next; 0 for none by steps.
         every_minutes: minutes from one checkpoint to the next; 0 for none by time.
@@ -138,19 +172,12 @@ class StepCheckpoints(Checkpoint):
         self.every_minutes = every_minutes
         self.keep = keep
         self.folder = checkpoints_of(run)
-        self.told_to_stop = False
-        self._stop_next = False
         self._saved_at = time.monotonic()
+        self._validated_step = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen for SIGTERM in place of Lightning, which would stop where nothing can be saved."""
+        """The first minutes begin."""
         self._saved_at = time.monotonic()
-        if threading.current_thread() is threading.main_thread():
-            # Lightning puts back the handlers that were there before the run.
-            signal.signal(signal.SIGTERM, self._on_sigterm)
-
-    def _on_sigterm(self, number: int, frame: Any) -> None:
-        self.told_to_stop = True
 
     def on_train_batch_end(
         self,
@@ -160,36 +187,34 @@ class StepCheckpoints(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save if it is time to."""
-        if _within_step(trainer, batch_idx) or _before_validation(trainer, batch_idx):
+        """Save if it is time to, but not where a validation or the epoch's end comes next."""
+        if within_step(trainer, batch_idx) or _validates_next(trainer, batch_idx):
             return
-        if _any_device(trainer, self.told_to_stop or self._due(trainer.global_step)):
-            self._save(trainer)
-            self._stop_next = _any_device(trainer, self.told_to_stop)
+        if not trainer.is_last_batch:
+            self._save_if_due(trainer)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop if told to, now that the metrics of the step before are written too."""
-        if self._stop_next:
-            raise SIGTERMException
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that this step has its checkpoint; see `BestCheckpoint`."""
+        self._validated_step = trainer.global_step
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop if told to; the checkpoint of the epoch's end is there."""
-        if _any_device(trainer, self.told_to_stop):
-            raise SIGTERMException
+        """Save if it is time to and the epoch was not validated."""
+        if self._validated_step != trainer.global_step:
+            self._save_if_due(trainer)
+
+    def _save_if_due(self, trainer: pl.Trainer) -> None:
+        stops = any(isinstance(c, Stopping) and c.agreed for c in trainer.callbacks)  # type: ignore[attr-defined]
+        if any_device(trainer, stops or self._due(trainer.global_step)):
+            trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:09d}.ckpt")
+            self._saved_at = time.monotonic()
+            if trainer.is_global_zero:
+                for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+                    old.unlink()
 
     def _due(self, step: int) -> bool:
         waited = time.monotonic() - self._saved_at
         by_time = self.every_minutes > 0 and waited >= 60 * self.every_minutes
         return by_time or (self.every_steps > 0 and step % self.every_steps == 0)
-
-    def _save(self, trainer: pl.Trainer) -> None:
-        trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:09d}.ckpt")
-        self._saved_at = time.monotonic()
-        if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
-                old.unlink()
 
 
 class Position(Callback):
@@ -256,22 +281,20 @@ def _put_aside(path: Path) -> None:
     path.rename(path.with_suffix(".damaged"))
 
 
-def _within_step(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """True while gradients are being accumulated, which no checkpoint holds."""
-    return (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+def _ends_run(trainer: pl.Trainer) -> bool:
+    """True after the last step of a run, and where something has asked for its end."""
+    by_steps = 0 < trainer.max_steps <= trainer.global_step
+    epochs = trainer.max_epochs
+    by_epochs = epochs is not None and 0 < epochs <= trainer.current_epoch + 1
+    return by_steps or (by_epochs and trainer.is_last_batch) or trainer.should_stop
 
 
-def _before_validation(trainer: pl.Trainer, batch_idx: int) -> bool:
+def _validates_next(trainer: pl.Trainer, batch_idx: int) -> bool:
     """True where validation comes next: a run that went on from there would leave it out."""
-    every = trainer.val_check_batch
-    if trainer.check_val_every_n_epoch is None:
-        batch_idx = trainer.fit_loop.epoch_loop.total_batch_idx
-    return trainer.is_last_batch or (bool(every) and (batch_idx + 1) % float(every or 1) == 0)
-
-
-def _any_device(trainer: pl.Trainer, wanted: bool) -> bool:
-    """Whether any device wants it, the same answer on all."""
-    if trainer.world_size == 1:
-        return wanted
-    decided: bool = trainer.strategy.reduce_boolean_decision(wanted, all=False)
-    return decided
+    epochs, batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    if not trainer.enable_validation or (epochs and (trainer.current_epoch + 1) % epochs):
+        return False
+    if trainer.should_stop or batches is None or math.isinf(batches):
+        return trainer.should_stop or trainer.is_last_batch
+    seen = batch_idx if epochs else trainer.fit_loop.epoch_loop.total_batch_idx
+    return (seen + 1) % batches == 0

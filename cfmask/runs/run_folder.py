@@ -3,122 +3,201 @@
 from __future__ import annotations
 
 import contextlib
-import csv
+import errno
 import json
 import os
-import shutil
 import socket
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import yaml
-from pytorch_lightning.callbacks import RichProgressBar
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
 
 from cfmask.checkpoint import PRETRAINED, WEIGHTS, load_classifier, save_classifier
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
-from cfmask.runs.gallery import GALLERY, EpochGallery
-from cfmask.runs.resume import BestCheckpoint, Position, checkpoints_of, leads, newest
-from cfmask.runs.summary import SUMMARY, Announce
+from cfmask.files import read_json, read_text, read_yaml, write_text
+from cfmask.runs import replacement
+from cfmask.runs.replacement import MARKER
+from cfmask.runs.resume import checkpoints_of, leads, newest
+from cfmask.runs.summary import SUMMARY
+from cfmask.version import __version__
 
 CONFIG = "config.yaml"
 LOCK = ".lock"
+HOLDER = ".holder"
 SKIPPED = "skipped.txt"
-# Settings that a run may change when it goes on: they do not touch the training.
-FREE = ("run", "evaluation", "checkpoints", "skip_nonfinite")
+# Settings that a run may change when it goes on: they do not touch the weights.
+FREE = (
+    "run",
+    "evaluation",
+    "checkpoints",
+    "skip_nonfinite",
+    "data.init_args.workers",
+    "trainer.logger",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.log_every_n_steps",
+    "trainer.default_root_dir",
+    "trainer.profiler",
+)
+MADE_BY = "made by"
 
 
 class RunFolder:
     """The folder of one run.
 
     Holds config.yaml, weights.safetensors (tuned), pretrained.safetensors (the starting point),
-    checkpoints/ (for going on), tensorboard/ and metrics.csv, report.json and the pictures.
+    checkpoints/ (for going on), tensorboard/ and csv/metrics.csv, report.json and the pictures, and
+    cfmask.json, which marks it. Whatever else lies there is never touched.
 
     Args:
-        path: the folder; nothing is written before `start`.
+        path: the folder; nothing is written before `held`.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def check(self, config: str, overwrite: bool, resume: bool = False) -> None:
-        """Refuse a folder that holds another run, an unfinished one, or one at work.
+    def check(self, config: str, overwrite: bool, resume: bool = False) -> bool:
+        """Refuse a folder that holds another run, an unfinished one, one at work, or other files.
+
+        A replacement that was killed is undone first, or ended if the newer run has a checkpoint.
 
         Args:
             config: the YAML text of the run that is to begin.
             overwrite: True allows to replace what is there.
             resume: True allows an unfinished run, if it has the same settings.
 
+        Returns:
+            Whether this very run lies there finished, and is not to be replaced.
+
         Raises:
-            InputError: the folder holds files that are not a run's, another run's, or those of an
-                unfinished run that nobody wants to resume.
+            InputError: no folder can be there, or it holds files that are not a run's, another
+                run's, or those of an unfinished run that nobody wants to resume.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            return
-        file = self.path / CONFIG
-        if not file.is_file() and [path.name for path in self.path.iterdir()] != [LOCK]:
-            raise InputError(
-                f"Expected a new folder or a run folder, but {self.path} holds other files."
-            )
+        with self._writable():
+            if not self._names():
+                self._check_parent()
+                return False
+            if not self._is_ours():
+                raise InputError(
+                    f"Expected a new folder or a run folder, but {self.path} holds other files; "
+                    "give another --run."
+                )
         with self.held():
-            pass
-        if overwrite or not file.is_file():
-            return
-        other = _difference(_settings(file.read_text()), _settings(config))
+            self.settle()
+        if overwrite:
+            return False
+        if self._has_come_to_something() and not (self.path / CONFIG).is_file():
+            raise InputError(
+                f"Expected {CONFIG} with the run in {self.path}, but it is gone; put it back, or "
+                "start again with --overwrite true."
+            )
+        if self.is_finished(config):
+            return True
+        if not resume and self.checkpoints():
+            raise InputError(
+                f"{self.path} holds an unfinished run; go on with --resume true, or start again "
+                "with --overwrite true."
+            )
+        return False
+
+    def is_finished(self, config: str) -> bool:
+        """Whether the run of these settings lies here with its weights.
+
+        Raises:
+            InputError: a run of other settings lies here.
+        """
+        if not (self.path / CONFIG).is_file():
+            return False
+        other = _difference(_settings(self.config()), _settings(yaml.safe_load(config)))
         if other:
             raise InputError(
                 f"{self.path} holds a run of another config ({other}); give another --run, or "
                 "--overwrite true."
             )
-        if not resume and self.checkpoints() and not (self.path / WEIGHTS).is_file():
-            raise InputError(
-                f"{self.path} holds an unfinished run; go on with --resume true, or start again "
-                "with --overwrite true."
-            )
+        return (self.path / WEIGHTS).is_file()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Keep every other process from running here, until the context or the process ends.
 
         Raises:
-            InputError: another process runs here.
+            InputError: another process runs here, or nothing can be written here.
         """
-        if os.name != "posix" or not leads():
+        if not leads():
             yield
             return
-        import fcntl
-
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK).open("a+") as file:
+        lock, holder = FileLock(self.path / LOCK, timeout=0), self.path / HOLDER
+        with self._writable():
+            self.path.mkdir(parents=True, exist_ok=True)
             try:
-                # The system frees it when a process dies, and its workers do not inherit it.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
+                # The system frees it when the process dies, also by SIGKILL.
+                lock.acquire()
+            except Timeout as error:
+                name = holder.read_text() if holder.is_file() else "another process"
                 raise InputError(
-                    f"Expected no other run in {self.path}, but {file.read() or error} is at work "
-                    "there; wait for it, or give another --run."
+                    f"Expected no other run in {self.path}, but {name} is at work there; wait for "
+                    "it, or give another --run."
                 ) from error
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        try:
             yield
+        finally:
+            lock.release()
 
     @rank_zero_only
     def start(self, config: str, classifier: Classifier) -> None:
-        """Clear what an older run left, then write the config and the starting point."""
-        for path in self.path.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
-        (self.path / CONFIG).write_text(config)
+        """Put aside what an older run left, then write the marker, the start and the config."""
+        if replacement.written(self.path):
+            if not _is_marker(self.path / MARKER):
+                self._mark()
+            replacement.put_aside(self.path)
+        self._mark()
         save_classifier(classifier, self.path / PRETRAINED)
+        self.keep_config(config)
+
+    @rank_zero_only
+    def keep_config(self, config: str) -> None:
+        """Write the YAML text of the run's settings."""
+        write_text(self.path / CONFIG, config)
+
+    @rank_zero_only
+    def settle(self) -> None:
+        """End a replacement: the newer run stays if it has come to something, or gives way.
+
+        What a killed run left half-written goes, but for what others write here, such as reports.
+        """
+        replacement.remove(replacement.unfinished(self.path, ["checkpoints"]), self.path)
+        if (self.path / (MARKER + replacement.ASIDE)).exists() and self._has_come_to_something():
+            replacement.drop_aside(self.path)
+        else:
+            replacement.bring_back(self.path)
+
+    @rank_zero_only
+    def drop_replaced(self) -> None:
+        """Delete the run that was put aside, now that this one has a checkpoint."""
+        if self._has_come_to_something():
+            replacement.drop_aside(self.path)
+
+    @rank_zero_only
+    def clear_unless_trained(self) -> None:
+        """Undo the beginning of a run that ended before its first checkpoint."""
+        if self._has_come_to_something():
+            return
+        if replacement.aside(self.path):
+            self.settle()
+            return
+        names = [self.path / LOCK, self.path / HOLDER]
+        replacement.remove([*replacement.written(self.path), *names], self.path)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+    def others(self) -> list[str]:
+        """Names of the files and folders here that no run wrote."""
+        return [name for name in replacement.others(self.path) if name not in (LOCK, HOLDER)]
 
     def checkpoints(self) -> list[Path]:
         """Files from which the run could go on, whole or not."""
@@ -128,97 +207,125 @@ class RunFolder:
         """The newest checkpoint that is whole; see `cfmask.runs.resume.newest`."""
         return newest(checkpoints_of(self.path))
 
-    @rank_zero_only
-    def clear_unless_trained(self) -> None:
-        """Remove the folder if the run ended before its first checkpoint."""
-        if not self.checkpoints():
-            shutil.rmtree(self.path, ignore_errors=True)
+    def _newest_there(self) -> Path:
+        found = self.newest()
+        if found is None:
+            raise InputError(f"Expected a whole checkpoint in {self.path}, but there is none left.")
+        return found
 
-    def loggers(self) -> list[Any]:
-        """A TensorBoard logger and one for CSV."""
-        return [
-            TensorBoardLogger(self.path, name=None, version="tensorboard"),
-            CSVLogger(self.path, name=None, version="csv"),
-        ]
-
-    @rank_zero_only
-    def rewind_metrics(self, logger: Any, step: int) -> None:
-        """Keep the metrics of the first steps for a run that goes on; Lightning would drop all.
+    def finish(self, trained: Classifier | None = None) -> Classifier:
+        """Write weights.safetensors, which makes the run a finished one, and give the classifier.
 
         Args:
-            logger: the CSV logger, which has written nothing yet.
-            step: optimiser steps of the checkpoint.
+            trained: the weights; None takes those of the best epoch, or of the end if no epoch was
+                validated.
         """
-        file = self.path / "csv" / "metrics.csv"
-        rows = list(csv.DictReader(file.read_text().splitlines())) if file.is_file() else []
-        kept = [row for row in rows if int(row["step"]) < step]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            logger.experiment.metrics += [{k: v for k, v in row.items() if v} for row in kept]
-        logger.save()
-
-    def callbacks(self) -> list[pl.Callback]:
-        """Summary, progress bar, seeds, checkpoints of the last and of the best epoch."""
-        return [
-            Announce(self.path / SUMMARY),
-            EpochGallery(self.path / GALLERY),
-            RichProgressBar(leave=True),
-            Position(),
-            BestCheckpoint(checkpoints_of(self.path)),
-        ]
-
-    def finish(self) -> Classifier:
-        """Write the weights of the best epoch as weights.safetensors and give the classifier."""
-        best = checkpoints_of(self.path) / "best.ckpt"
-        tuned = load_classifier(best if best.is_file() else best.with_name("last.ckpt"))
-        save_classifier(tuned, self.path / WEIGHTS)
-        return tuned
+        if trained is None:
+            best = checkpoints_of(self.path) / "best.ckpt"
+            trained = load_classifier(best if best.is_file() else self._newest_there())
+        save_classifier(trained, self.path / WEIGHTS)
+        return trained
 
     def note_skipped(self, images: list[str]) -> None:
         """Write the lines about training images that could not be read, if there are any."""
         if images:
-            (self.path / SKIPPED).write_text("\n".join(images) + "\n")
+            write_text(self.path / SKIPPED, "\n".join(images) + "\n")
 
     def skipped(self) -> list[str]:
         """These lines."""
         file = self.path / SKIPPED
-        return file.read_text().splitlines() if file.is_file() else []
+        return read_text(file).splitlines() if file.is_file() else []
 
     def precision(self) -> str | None:
         """The precision in which an unfinished run began; None if there is none to go on with."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(InputError, KeyError, TypeError):
             if self.checkpoints():
-                return str(json.loads((self.path / SUMMARY).read_text())["precision"])
+                return str(read_json(self.path / SUMMARY)["precision"])
         return None
 
     def config(self) -> dict[str, Any]:
         """The run's configuration.
 
         Raises:
-            InputError: not a run folder.
+            InputError: not a run folder, or a config that is no YAML of settings.
         """
         file = self.path / CONFIG
         if not file.is_file():
             raise InputError(f"Expected a run folder with {CONFIG}, but got {self.path}.")
-        content: dict[str, Any] = yaml.safe_load(file.read_text())
+        content = read_yaml(file)
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+            raise InputError(f"Expected settings by name in {file}, but it holds none.")
         return content
 
+    def _names(self) -> list[str]:
+        """What lies in the folder, but for the lock; nothing if it is not there."""
+        if not self.path.exists():
+            return []
+        return sorted({path.name for path in self.path.iterdir()} - {LOCK, HOLDER})
 
-def _settings(config: str) -> dict[str, Any]:
+    def _check_parent(self) -> None:
+        """Raise an OSError where the folder could not be made or be written to."""
+        nearest = next(path for path in (self.path, *self.path.parents) if path.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is a file")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"{nearest} is read-only")
+
+    def _is_ours(self) -> bool:
+        """Whether this project made the folder; older versions left no marker."""
+        marker, start = self.path / MARKER, self.path / PRETRAINED
+        marked = _is_marker(marker) or marker.with_name(MARKER + replacement.ASIDE).is_file()
+        return marked or (start.is_file() and (self.path / CONFIG).is_file())
+
+    def _mark(self, facts: Mapping[str, Any] | None = None) -> None:
+        content = {MADE_BY: f"cfmask {__version__}", **(facts or {})}
+        write_text(self.path / MARKER, json.dumps(content, indent=1) + "\n")
+
+    def _has_come_to_something(self) -> bool:
+        return bool(self.checkpoints()) or (self.path / WEIGHTS).is_file()
+
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[None]:
+        """Context of the first touch of the folder, in which its path may turn out unusable."""
+        line = f"Expected --run to be a folder to write to, but {self.path}"
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise InputError(f"{line} is a file; give another --run.")
+            if self.path.is_symlink() and not self.path.exists():
+                raise InputError(f"{line} is a link to nothing; mend it, or give another --run.")
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(f"{line} cannot be: {reason}; give another --run.") from error
+
+
+def _is_marker(file: Path) -> bool:
+    """Whether this project wrote the file."""
+    try:
+        content = read_json(file)
+    except InputError:
+        return False
+    return isinstance(content, dict) and str(content.get(MADE_BY, "")).startswith("cfmask ")
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a config that make the training, flat: `a.b.c` -> value."""
-    content = yaml.safe_load(config)
-    return _flat({key: value for key, value in content.items() if key not in FREE})
+    return {key: value for key, value in _flat(config) if not _is_free(key)}
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        inner = value if isinstance(value, dict) and value else None
-        flat |= _flat(inner, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return flat
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The first settings in which two runs differ, in words."""
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     texts = [f"{key} is {old.get(key)} there and {new.get(key)} here" for key in keys[:2]]

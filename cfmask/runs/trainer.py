@@ -19,13 +19,25 @@ class Trainer(pl.Trainer):
     """
 
     def __init__(
-        self, *, precision: Literal["auto"] | _PRECISION_INPUT | None = None, **settings: Any
+        self,
+        *,
+        precision: Literal["auto"] | _PRECISION_INPUT | None = None,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | str | None = None,
+        **settings: Any,
     ) -> None:
         """Build the trainer.
 
         Args:
             precision: as Lightning names it; `auto` is bf16-mixed where a GPU or the processor
                 multiplies matrices in bf16, else 32-true.
+            limit_train_batches: batches of an epoch; a number with a point is the share of them.
+            limit_val_batches: batches of a validation, or the share of them.
+            overfit_batches: batches to train and validate on, or the share of them.
+            val_check_interval: batches from one validation to the next, or the share of an epoch,
+                or a time as `00:00:30:00`.
             settings: Lightning's own.
         """
         self.why = ""
@@ -33,7 +45,16 @@ class Trainer(pl.Trainer):
             unit = bf16_unit(_kind(settings.get("accelerator", "auto")))
             self.why = f"auto: {unit or 'no instructions for bf16'}"
             precision = "bf16-mixed" if unit else "32-true"
-        super().__init__(precision=precision, **settings)
+        # Lightning's own types of these reach the command line in an order that depends on what was
+        # imported before, and 1 as 1.0 is all of the batches.
+        super().__init__(
+            precision=precision,
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            overfit_batches=overfit_batches,
+            val_check_interval=val_check_interval,
+            **settings,
+        )
 
 
 def _kind(accelerator: object) -> str:

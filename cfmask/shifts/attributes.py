@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cfmask.data.folders import class_folders
 from cfmask.errors import InputError
+from cfmask.files import read_text
 from cfmask.shifts import imagenet_val
 from cfmask.shifts.imagenet_val import AS_STORED, all_pictures
 from cfmask.shifts.origin import Contents, Origin
@@ -72,11 +73,11 @@ def _annotations(root: Path) -> dict[str, tuple[int, int]]:
             "(imagenet_x/annotations)."
         )
     try:
-        with (home / X_PROTOTYPES).open() as file:
+        with (home / X_PROTOTYPES).open(encoding="utf-8") as file:
             prototypes = {row["file_name"] for row in csv.DictReader(file)}
-        rows = map(json.loads, (home / X_FACTORS).read_text().splitlines())
+        rows = map(json.loads, read_text(home / X_FACTORS).splitlines())
         facts = {row["file_name"]: (_head_class(row["class"]), _top(row)) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"Cannot read the annotations in {home}: {error!r:.200}.") from error
     return {name: fact for name, fact in facts.items() if name not in prototypes}
 
@@ -127,7 +128,7 @@ def imagenet_e(folder: Path, root: Path, edited: bool) -> Contents:
 def _edit_labels(file: Path) -> dict[str, int]:
     """Head class by the name of the image, less its ending; the lines are name, tab, number."""
     try:
-        lines = [line.split("\t") for line in file.read_text().splitlines() if line.strip()]
+        lines = [line.split("\t") for line in read_text(file).splitlines() if line.strip()]
         return {Path(name).stem: _head_class(int(number)) for name, number in lines}
     except (OSError, ValueError) as error:
         raise InputError(

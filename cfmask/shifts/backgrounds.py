@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import partial
 from pathlib import Path
 
 from cfmask.data.folders import class_folders
 from cfmask.errors import InputError
+from cfmask.files import read_json
 from cfmask.shift import Size
 from cfmask.shifts.imagenet_val import AS_STORED
 from cfmask.shifts.origin import Contents, Origin
@@ -96,7 +96,7 @@ def _accepted(folder: Path, root: Path) -> dict[int, tuple[int, ...]]:
             f"from {IN9_SOURCE}."
         )
     try:
-        number = {int(head): int(k) for head, k in json.loads(file.read_text()).items()}
+        number = {int(head): int(k) for head, k in read_json(file).items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"Cannot read {file}: {error!r:.200}.") from error
     if set(number) != set(range(len(synsets()))) or set(number.values()) - {-1} != set(range(9)):

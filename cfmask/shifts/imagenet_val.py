@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from cfmask.checkpoint import BROKEN
 from cfmask.data.file_index import entries
 from cfmask.decoding import READING
 from cfmask.errors import InputError
+from cfmask.files import read_text
 from cfmask.shifts.origin import Contents, several_classes
 from cfmask.shifts.pictures import Samples, labelled, pictures
 from cfmask.wordnet import numbers, real_labels, subset, synsets
@@ -109,24 +110,36 @@ def devkit_labels(folder: Path, root: Path) -> list[int] | None:
     """
     for base in (folder, folder.parent, root):
         data, meta = base / DEVKIT / "data", base / "meta.bin"
-        try:
-            if data.is_dir():
-                return _head_classes(_devkit_wnids(data))
-            if meta.is_file():
-                return _head_classes(torch.load(meta, weights_only=True)[1])
-        except Exception as error:  # the readers of both formats have errors of their own
-            raise InputError(f"Cannot read the labels in {base}: {error!r:.200}.") from error
+        if data.is_dir() or meta.is_file():
+            wnids = _devkit_wnids(data) if data.is_dir() else _torchvision_wnids(meta)
+            unknown = [wnid for wnid in wnids if wnid not in numbers()]
+            if unknown:
+                raise _damaged(base, f"{unknown[0]!r:.60} is no class of ImageNet")
+            return [numbers()[wnid] for wnid in wnids]
     return None
-
-
-def _head_classes(wnids: Sequence[str]) -> list[int]:
-    return [numbers()[wnid] for wnid in wnids]
 
 
 def _devkit_wnids(data: Path) -> list[str]:
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
-    table = loadmat(data / "meta.mat", squeeze_me=True)["synsets"]
-    wnid = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
-    truth = (data / "ILSVRC2012_validation_ground_truth.txt").read_text().split()
-    return [wnid[int(number)] for number in truth]
+    try:
+        table = loadmat(data / "meta.mat", squeeze_me=True)["synsets"]
+        wnid = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
+        truth = read_text(data / "ILSVRC2012_validation_ground_truth.txt").split()
+        return [wnid[int(number)] for number in truth]
+    except InputError:
+        raise
+    except (MatReadError, *BROKEN) as error:
+        raise _damaged(data, repr(error)) from error
+
+
+def _torchvision_wnids(meta: Path) -> list[str]:
+    try:
+        return [str(wnid) for wnid in torch.load(meta, weights_only=True)[1]]
+    except BROKEN as error:
+        raise _damaged(meta, repr(error)) from error
+
+
+def _damaged(place: Path, why: str) -> InputError:
+    return InputError(f"Cannot read the labels in {place}: {why:.200}. Unpack the devkit again.")

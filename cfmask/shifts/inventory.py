@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Column, Table
 from torch.utils.data import DataLoader, Dataset
 
-from cfmask.errors import InputError, unknown
+from cfmask.errors import InputError, at_least, unknown
 from cfmask.images import Preprocess
 from cfmask.shift import Size, qualified
 from cfmask.shifts.imagenet_val import devkit_labels
@@ -83,6 +83,7 @@ def check_sets(
     Raises:
         InputError: no such folder, or an unknown name.
     """
+    at_least(0, workers, "workers")
     if not root.is_dir():
         raise InputError(f"Expected data_root to be a folder with image sets, but got {root}.")
     checks = []
@@ -185,9 +186,18 @@ def _problems(contents: Contents, origin: Origin, path: Path, root: Path) -> Ite
     yield from _miscounted(contents, origin)
     if contents.accepts is None:
         yield from _misplaced(contents.samples, path, root)
-    empty = [image for image, _ in contents.samples if os.path.getsize(image) == 0]
-    if empty:
-        yield f"empty files: {_some(empty)}"
+    sizes = {image: _bytes(image) for image, _ in contents.samples}
+    for kind, size in (("empty files", 0), ("files that cannot be opened", None)):
+        if found := [image for image in sizes if sizes[image] == size]:
+            yield f"{kind}: {_some(found)}"
+
+
+def _bytes(path: str) -> int | None:
+    """Size of a file; None for a link that leads nowhere and the like."""
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return None
 
 
 def _miscounted(contents: Contents, origin: Origin) -> Iterable[str]:
@@ -259,6 +269,7 @@ class _Broken(Dataset[str]):
     def __getitem__(self, index: int) -> str:
         try:
             self.images[index]
+        # A set that is read as stored refuses images of another size, which belong here too.
         except InputError:
             return self.samples[index][0]
         return ""

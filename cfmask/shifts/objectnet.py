@@ -64,7 +64,7 @@ def _classes(mappings: Path) -> tuple[dict[str, tuple[int, ...]], frozenset[str]
             for folder, name in folders.items()
             if name in several
         }
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"Cannot read ObjectNet's classes in {mappings}: {error!r}.") from error
     return overlap, frozenset(folders) - frozenset(overlap)
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cfmask import digits
+from cfmask.files import write_text
 from cfmask.precision import bf16_unit
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -223,7 +224,7 @@ def write_weights(model: nn.Module, out: Path) -> None:
         "model_cfg": CONFIG,
         "preprocess_cfg": {"mean": MEAN.flatten().tolist(), "std": STD.flatten().tolist()},
     }
-    (out / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_text(out / "open_clip_config.json", json.dumps(config, indent=2) + "\n")
 
 
 MEAN = torch.full((3, 1, 1), 0.5)
