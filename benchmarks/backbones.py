@@ -1,25 +1,32 @@
 """Which relevance, mask and fill work on which backbone: ``python benchmarks/backbones.py``.
 
-Every cell is run, on a small random model of the same structure, and the page `docs/backbones.md`
-is written from what came of it. Relevances, masks and fills are those that `cfmask` exports.
+Every cell is trained by the command, two steps and a report, with a small random model of the same
+structure, and the page `docs/backbones.md` is written from what came of it. What works together
+is trained together, as several counterfactuals of one run; what fails is told apart by halving.
+Relevances, masks and fills are those that `cfmask` exports.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import json
 import logging
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
+import timm
 import torch
 from torch import nn
 
 import cfmask
-from cfmask import Classifier, Counterfactual, InputError, Relevance
+from cfmask import Classifier, Relevance, load_classifier
+from cfmask.commands.train_model import train
 from cfmask.counterfactual import Fill, PatchMask
 from cfmask.families.pretrained import TINY_CLIP
 
@@ -92,9 +99,9 @@ def build(kind: Kind, folder: Path, size: tuple[int, int] | None = None) -> Clas
     torch.manual_seed(0)
     if isinstance(kind.stands_in, str):
         names = ["cat", "dog"]
-        timm: Classifier = cfmask.TimmClassifier(kind.stands_in, False, names, image_size=size)
-        randomise(timm)
-        return timm.eval()
+        model: Classifier = cfmask.TimmClassifier(kind.stands_in, False, names, image_size=size)
+        randomise(model)
+        return model.eval()
     if not (folder / "open_clip_config.json").exists():
         write_clip(kind.stands_in, folder)
     clip = cfmask.OpenClipClassifier(str(folder), None, ["cat", "dog"], ["a {}"], image_size=size)
@@ -128,7 +135,7 @@ def randomise(model: nn.Module) -> None:
 def parts(base: type) -> dict[str, Any]:
     """One object of every class that `cfmask` exports below `base` and that needs no argument."""
     found = {}
-    for name, part in vars(cfmask).items():
+    for name, part in ((name, getattr(cfmask, name)) for name in cfmask.__all__):
         if inspect.isclass(part) and issubclass(part, base) and not inspect.isabstract(part):
             given = inspect.signature(part).parameters.values()
             if all(p.default is not p.empty or p.kind == p.VAR_POSITIONAL for p in given):
@@ -138,38 +145,92 @@ def parts(base: type) -> dict[str, Any]:
 
 # What comes of (relevance, mask, fill): nothing if it works, or the line that says why not.
 Outcomes = dict[tuple[str, str, str], str]
+Cell = tuple[str, str]
+# Rows of the table: cells, and the reasons of what does not work.
+Rows = list[tuple[list[str], tuple[str, ...]]]
+
+TWO_STEPS = [
+    "--data=DigitsData", "--data.train_images=4", "--data.val_images=4", "--data.batch_size=2",
+    "--probe=false", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
+    "--trainer.precision=32-true",
+    "--evaluation.shifts=[digits/id]", "--evaluation.images=4", "--evaluation.pictures=0",
+]  # fmt: skip
 
 
-def outcomes(classifier: Classifier) -> Outcomes:
-    """Run every relevance with every mask and fill."""
-    found: Outcomes = {}
-    images, labels = torch.rand(2, 3, *classifier.image_size), torch.tensor([0, 1])
-    for name, relevance in parts(Relevance).items():
-        why = ""
+def outcomes(kind: Kind, folder: Path, relevances: Sequence[str] = ()) -> Outcomes:
+    """Train every relevance, or the named ones, with every mask and fill."""
+    chosen, found = model_options(kind, folder), {}
+    # What one encoder refuses lies side by side.
+    masks = sorted(parts(PatchMask).items(), key=lambda item: item[1].needs_relevance)
+    fills = sorted(parts(Fill).items(), key=lambda item: item[1].removes)
+    cells = [(mask, fill) for mask, _ in masks for fill, _ in fills]
+    removing = {fill for fill, part in fills if part.removes}
+    cells.sort(key=lambda cell: cell[1] in removing)
+    for relevance in relevances or parts(Relevance):
+
+        def command(cells: Sequence[Cell], relevance: str = relevance) -> str:
+            return train_two_steps([*chosen, f"--model.relevance={relevance}"], cells)
+
+        for (mask, fill), line in told_apart(command, cells).items():
+            found[relevance, mask, fill] = line
+    order = [(r, m, f) for r in relevances or parts(Relevance) for m in parts(PatchMask)
+             for f in parts(Fill)]  # fmt: skip
+    return {cell: found[cell] for cell in order}
+
+
+def told_apart(command: Callable[[Sequence[Cell]], str], cells: Sequence[Cell]) -> dict[Cell, str]:
+    """The line of each cell, of a command that says nothing only if all its cells work."""
+    line = command(cells)
+    if not line or len(cells) == 1:
+        return dict.fromkeys(cells, line)
+    half = len(cells) // 2
+    return told_apart(command, cells[:half]) | told_apart(command, cells[half:])
+
+
+def model_options(kind: Kind, folder: Path) -> list[str]:
+    """Options of the command for the model of a kind, whose weights are written to `folder`."""
+    classifier, size = "--model.classifier", json.dumps(kind.size)
+    if isinstance(kind.stands_in, str):
+        weights = folder / "timm.pt"
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(0)
+        net = timm.create_model(kind.stands_in)
+        randomise(net)
+        torch.save(net.state_dict(), weights)
+        options = ["TimmClassifier", kind.stands_in, str(weights)]
+    else:
+        build(kind, folder)
+        options = ["OpenClipClassifier", str(folder), "null"]
+    names = (classifier, f"{classifier}.model", f"{classifier}.pretrained")
+    chosen = [f"{name}={value}" for name, value in zip(names, options)]
+    if not isinstance(kind.stands_in, str):
+        chosen.append(f'{classifier}.templates=["a {{}}"]')
+    return ["--model=MaskedDistillation", *chosen, f"{classifier}.image_size={size}"]
+
+
+def train_two_steps(options: Sequence[str], cells: Sequence[Cell]) -> str:
+    """One run of the command with all these masks and fills: nothing, or its line of error."""
+    made = [
+        {"class_path": "Counterfactual", "init_args": {"mask": mask, "fill": fill}}
+        for mask, fill in cells
+    ]
+    said = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        words = [*options, f"--model.counterfactual={json.dumps(made)}", *TWO_STEPS]
         try:
-            _, maps = relevance.explain(classifier, images, labels)
-        except InputError as error:
-            why, maps = str(error), torch.zeros(2, *classifier.grid)
-        for mask_name, mask in parts(PatchMask).items():
-            for fill_name, fill in parts(Fill).items():
-                blind = why if mask.needs_relevance else ""
-                line = blind or run(classifier, Counterfactual(mask, fill), images, maps)
-                found[name, mask_name, fill_name] = line.replace(classifier.name, "this model")
-    return found
-
-
-def run(
-    classifier: Classifier, counterfactual: Counterfactual, images: torch.Tensor, maps: torch.Tensor
-) -> str:
-    """Features of counterfactual images: nothing if they came, or the line that says why not."""
-    try:
-        filled, replaced = counterfactual(images, maps)
-        with torch.no_grad():
-            hidden = replaced if counterfactual.fill.removes else None
-            features = classifier.features(filled, hidden)
-    except InputError as error:
-        return str(error)
-    assert features.isfinite().all() and len(features) == len(images)
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+                train([*words, f"--run={run}"])
+        except SystemExit as end:
+            assert end.code == 2, said.getvalue()
+            # Refused, and before anything was written.
+            assert not run.exists()
+            model = next(word for word in options if ".classifier.model=" in word)
+            name = model.partition("=")[2]
+            line = next(x for x in said.getvalue().splitlines() if x.startswith("error: "))
+            return line.removeprefix("error: ").replace(name, "this model")
+        tuned = load_classifier(run)
+        assert all(value.isfinite().all() for value in tuned.state_dict().values())
     return ""
 
 
@@ -204,22 +265,21 @@ def read_from(classifier: Classifier) -> str:
     return words[classifier.tokens.pooled] if classifier.tokens else "a feature map"
 
 
-def table_rows(name: str, folder: Path) -> list[tuple[list[str], tuple[str, ...]]]:
+def table_rows(name: str, folder: Path, relevances: Sequence[str] = ()) -> Rows:
     """Rows of the table for one kind: cells, and the reasons of what does not work."""
-    kind = KINDS[name]
-    classifier = build(kind, folder / name.replace(" ", "_"))
-    first = [name, kind.examples, read_from(classifier)]
-    found = rows(outcomes(classifier)).items()
+    kind, folder = KINDS[name], folder / name.replace(" ", "_")
+    first = [name, kind.examples, read_from(build(kind, folder))]
+    found = rows(outcomes(kind, folder, relevances)).items()
     return [([*first, ", ".join(who), *cells], reasons) for who, (cells, reasons) in found]
 
 
-def page(folder: Path) -> str:
-    """The page, made by running everything."""
+def page(found: Mapping[str, Rows]) -> str:
+    """The page, made from the rows of every kind."""
     head = ["backbone", "such as", "feature read from", "relevance", *parts(Fill), "note"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     notes: dict[str, int] = {}
-    for name in KINDS:
-        for cells, reasons in table_rows(name, folder):
+    for rows in found.values():
+        for cells, reasons in rows:
             marks = [str(notes.setdefault(reason, len(notes) + 1)) for reason in reasons]
             lines.append(f"| {' | '.join([*cells, ', '.join(marks)])} |")
     numbered = [f"{number}. {reason}" for reason, number in notes.items()]
@@ -231,9 +291,9 @@ def page(folder: Path) -> str:
 TEXT_OF_PAGE = """# Backbones
 
 Which relevance, mask and fill work on which backbone. `python benchmarks/backbones.py` writes this
-page: it runs every cell, on a small random model of the same structure. The masks are
-{masks}: "yes" holds for all of them, else those that work are named
-(`RandomMask` reads no relevance). The notes are the errors that the commands print for the others.
+page: every cell is a run of `train.py`, two steps and a report, with a small random model of the
+same structure. The masks are {masks}: "yes" holds for all of them, else those that work are named
+(`RandomMask` reads no relevance). The notes are the errors that the command prints for the others.
 
 {table}
 
@@ -281,7 +341,8 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        PAGE.write_text(page(Path(folder)))
+        found = {name: table_rows(name, Path(folder)) for name in KINDS}
+    PAGE.write_text(page(found))
     print(f"Written to {PAGE}")
 
 
