@@ -73,6 +73,7 @@ def test_input_that_ones_own_code_refuses_is_one_line(own, capsys):
         ["--model.size=abc"],
         ["--model.sice=1"],
         ["--model.classifier.image_size=[0, 0]"],
+        ["--trainer.accumulate_grad_batches=0"],
         ["--trainer.devices=0"],
         ["--trainer.max_epochs=-7"],
         ["--trainer.precision=17"],

@@ -246,6 +246,11 @@ class TrainCLI(LightningCLI):
                     f"Expected at least one step of training, but got --trainer.{name} 0; cfmask "
                     "eval evaluates models as they are."
                 )
+        if wanted.accumulate_grad_batches < 1:
+            raise InputError(
+                "Expected --trainer.accumulate_grad_batches to be at least 1, but got "
+                f"{wanted.accumulate_grad_batches}."
+            )
         self.model.check(self.datamodule)
         check_comes_back(self.model.classifier)
         wanted = self.config.evaluation

@@ -137,12 +137,12 @@ class RunFolder:
                 # The system frees it when the process dies, also by SIGKILL.
                 lock.acquire()
             except Timeout as error:
-                name = holder.read_text() if holder.is_file() else "another process"
+                name = read_text(holder) if holder.is_file() else "another process"
                 raise InputError(
                     f"Expected no other run in {self.path}, but {name} is at work there; wait for "
                     "it, or give another --run."
                 ) from error
-            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            write_text(holder, f"process {os.getpid()} on {socket.gethostname()}")
         try:
             yield
         finally:
