@@ -504,6 +504,23 @@ class OfMyOwn(torch.utils.data.Dataset):
         return torch.full((3, 4, 4), index, dtype=torch.uint8), index
 
 
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ({"batch_size": 0}, "at least 1 images at a time"),
+        ({"workers": -1}, "at least 0 workers"),
+        ({"unreadable": "skip"}, "unreadable 'skip'"),
+    ],
+)
+def test_settings_of_reading_are_checked_before_anything_is_read(wrong, what):
+    with pytest.raises(InputError, match=what):
+        evaluate({"m": models()["good"]}, [Shift("x", no_set)], **wrong)
+
+
+def no_set(look):
+    raise AssertionError("the set was made")
+
+
 def answers_to(data: OfMyOwn, tmp_path: Path, unreadable: str = "wrong") -> ShiftReport:
     shift = Shift("x", lambda look: data)
     return evaluate({"m": models()["good"]}, [shift], unreadable=unreadable, store=tmp_path / "a")

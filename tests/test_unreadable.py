@@ -95,6 +95,14 @@ def test_training_data_names_unreadable_images_before_anything_else(tmp_path):
     assert "bee/0.png" in str(caught.value)
 
 
+def test_the_older_word_for_stop_is_taken_and_others_are_refused(tmp_path):
+    data = FolderData(str(photos(tmp_path)), workers=0, unreadable="fail")
+    with pytest.raises(InputError, match="2 of 20"):
+        data.prepare(SMALL)
+    with pytest.raises(InputError, match=r"unreadable 'wrong'\. Nearest: stop, skip"):
+        FolderData(str(tmp_path), unreadable="wrong")
+
+
 def test_unreadable_validation_images_are_named_too(tmp_path):
     plant(photos(tmp_path, ()) / "val", {"ant": 1})
     (tmp_path / "val/ant/0.png").write_bytes(b"")

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -26,7 +26,7 @@ from cfmask.data.file_index import FileIndex
 from cfmask.data.folders import Folder, class_folders, hold_out
 from cfmask.data.unreadable import Skipping, Unreadable, refuse_unreadable
 from cfmask.decoding import READING, Decoder
-from cfmask.errors import InputError, at_least
+from cfmask.errors import InputError, at_least, unknown
 from cfmask.images import Preprocess, RandomCrop, to_unit
 from cfmask.processes import gathered
 
@@ -50,11 +50,13 @@ class TrainingData(pl.LightningDataModule, ABC):
         batch_size: int,
         workers: int,
         decoder: Decoder = "fast",
-        unreadable: Unreadable = "fail",
+        unreadable: Unreadable = "stop",
     ) -> None:
         super().__init__()
         at_least(1, batch_size, "images a step (batch_size)")
         at_least(0, workers, "workers")
+        if unreadable not in get_args(Unreadable):
+            raise unknown("choice of unreadable", unreadable, ("stop", "skip"))
         self.decoder = decoder
         self.unreadable = unreadable
         self.skipped: list[str] = []
@@ -189,7 +191,7 @@ class FolderData(TrainingData):
         seed: of the hold-out.
         decoder: "fast", or "pil" for exactly the pixels of Pillow, slower.
         crop: augmentation of training images; None trains on what is evaluated.
-        unreadable: `fail` looks at all files before training and names those that cannot be read;
+        unreadable: `stop` looks at all files before training and names those that cannot be read;
             `skip` takes the next image in place of one that cannot, and counts them.
     """
 
@@ -203,7 +205,7 @@ class FolderData(TrainingData):
         seed: int = 0,
         decoder: Decoder = "fast",
         crop: RandomCrop | None = None,
-        unreadable: Unreadable = "fail",
+        unreadable: Unreadable = "stop",
     ) -> None:
         super().__init__(batch_size, workers, decoder, unreadable)
         self.root = Path(root)
@@ -234,7 +236,7 @@ class FolderData(TrainingData):
     @rank_zero_only
     def _look_at(self, index: FileIndex, preprocess: Preprocess) -> None:
         """Refuse unreadable images, in the first process alone and once for a large folder."""
-        if self.unreadable == "fail" and not index.sound:
+        if self.unreadable != "skip" and not index.sound:
             paths = [index.path(i) for i in range(len(index))]
             refuse_unreadable(paths, self.workers, progress=True, misfit=preprocess.misfit)
             replace(index, sound=True).keep()

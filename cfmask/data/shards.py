@@ -103,7 +103,7 @@ class ShardData(TrainingData):
         seed: of the hold-out.
         decoder: "fast", or "pil" for exactly the pixels of Pillow, slower.
         crop: augmentation of training images; None trains on what is evaluated.
-        unreadable: `fail` ends the run at an image that cannot be read; `skip` takes the next one
+        unreadable: `stop` ends the run at an image that cannot be read; `skip` takes the next one
             and counts them. `cfmask pack DIR --verify true` finds them all before.
     """
 
@@ -119,7 +119,7 @@ class ShardData(TrainingData):
         seed: int = 0,
         decoder: Decoder = "fast",
         crop: RandomCrop | None = None,
-        unreadable: Unreadable = "fail",
+        unreadable: Unreadable = "stop",
     ) -> None:
         super().__init__(batch_size, workers, decoder, unreadable)
         self.val_images = val_images

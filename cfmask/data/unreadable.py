@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from cfmask.decoding import Misfit, header, image_file, read_image
 from cfmask.errors import InputError, UnreadableImage
 
-Unreadable = Literal["fail", "skip"]
+# What to do; `fail` is the older word for `stop`.
+Unreadable = Literal["stop", "skip", "fail"]
 
 # So many in a row are no accident.
 ROW = 100

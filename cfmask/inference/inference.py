@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from rich.progress import (
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Subset
 from cfmask import processes
 from cfmask.classifier import Classifier
 from cfmask.decoding import Decoder
-from cfmask.errors import InputError
+from cfmask.errors import InputError, at_least, unknown
 from cfmask.evaluation.answers import Answers, LabelRule
 from cfmask.images import to_unit
 from cfmask.inference.answer_store import AnswerStore, file_name, key_of, model_key, set_key
@@ -99,6 +99,10 @@ class Inference:
         progress: bool,
         logits: bool = False,
     ) -> None:
+        at_least(1, batch_size, "images at a time (batch_size)")
+        at_least(0, workers, "workers")
+        if unreadable not in get_args(Unreadable):
+            raise unknown("choice of unreadable", unreadable, get_args(Unreadable))
         self.models = models
         self.batch_size = batch_size
         self.workers = workers
