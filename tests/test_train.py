@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,11 +206,33 @@ def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("--model.counterfactual.mask.threshold=1.5", ["threshold in [0, 1]", "1.5"]),
         ("--data.batch_size=1", ["at least 2 images"]),
         ("--model.lr=fast", ["lr", "fast"]),
+        ("--model.weight_decay=-1", ["weight decay of at least 0", "-1"]),
+        ("--model.betas=[0.9,1.5]", ["betas in [0, 1)", "1.5"]),
+        ("--evaluation.wise=2", ["alphas in [0, 1]", "'2'"]),
+        ("--evaluation.fit=nope", ["a fit among builtin", "nope"]),
+        ("--evaluation.shifts=[]", ["one shift set", "none"]),
+        ("--evaluation.images=0", ["image of each built-in set", "0"]),
+        ("--evaluation.batch_size=0", ["batch_size", "0"]),
+        ("--evaluation.workers=-1", ["workers", "-1"]),
+        ("--evaluation.pictures=-1", ["pictures", "-1"]),
+        ("--evaluation.precision=int8", ["precision", "int8"]),
+        ("--evaluation.decoder=jpeg", ["decoder", "jpeg"]),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(option, words, tmp_path, capsys):
     line = fails(capsys, "--config", DEMO, f"--run={tmp_path / 'run'}", *FAST, option)
     assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_predictions_that_could_not_be_written_are_refused_before_training(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    line = fails(
+        capsys, "--config", DEMO, f"--run={tmp_path / 'run'}", *FAST, "--evaluation.predictions"
+    )
+    assert "pyarrow" in line
     assert not (tmp_path / "run").exists()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -24,7 +23,7 @@ from cfmask.commands.parser import (
     quiet,
 )
 from cfmask.commands.train_words import prepared
-from cfmask.comparison.compare import compare
+from cfmask.comparison.compare import check_run, compare
 from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
 from cfmask.methods import MaskedDistillation, Method
@@ -38,8 +37,6 @@ from cfmask.runs.resume import CheckpointFiles, StepCheckpoints, leads
 from cfmask.runs.run_folder import RunFolder
 from cfmask.runs.stopping import Stopping
 from cfmask.runs.trainer import Trainer
-from cfmask.shift import Request
-from cfmask.shifts.catalogue import find_shifts
 from cfmask.terminal import say
 
 RECIPE = {
@@ -253,11 +250,7 @@ class TrainCLI(LightningCLI):
             )
         self.model.check(self.datamodule)
         check_comes_back(self.model.classifier)
-        wanted = self.config.evaluation
-        root = Path(wanted.data_root) if wanted.data_root else None
-        names = self.model.classifier.class_names
-        request = Request(root, names, wanted.images, wanted.seed, wanted.allow_incomplete)
-        find_shifts(wanted.shifts, request)
+        check_run(self.model.classifier, self.config.evaluation.as_dict())
         self.datamodule.prepare(self.model.classifier.preprocess)
 
     def begin(self) -> None:

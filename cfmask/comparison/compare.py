@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cfmask import processes
-from cfmask.comparison.evaluate import evaluate
+from cfmask.classifier import Classifier
+from cfmask.comparison.evaluate import checked_reference, evaluate
 from cfmask.comparison.examples import Explainer, gallery
 from cfmask.comparison.sources import Found, is_run, labels_of, models_of
 from cfmask.decoding import Decoder
-from cfmask.errors import InputError
+from cfmask.errors import InputError, at_least
 from cfmask.evaluation.protocol import protocol_of
 from cfmask.files import read_text
 from cfmask.inference.inference import Model, described
@@ -87,6 +88,7 @@ def compare(
     Raises:
         InputError: what cannot be found, read or compared.
     """
+    _check_numbers(images, batch_size, workers, pictures)
     earlier = {name: ShiftReport.load(Path(name)) for name in what if _is_report(name)}
     sources = [name for name in what if name not in earlier]
     if not sources:
@@ -121,6 +123,33 @@ def compare(
 
     processes.from_first(write)
     return report
+
+
+def check_run(classifier: Classifier, settings: Mapping[str, Any]) -> None:
+    """Refuse what `compare` would refuse of a run, before the run is trained.
+
+    Args:
+        classifier: that will be tuned.
+        settings: arguments of `compare` by name.
+
+    Raises:
+        InputError: what cannot be found, read or compared.
+    """
+    _check_numbers(*(settings[name] for name in ("images", "batch_size", "workers", "pictures")))
+    between = [alpha for alpha in alphas_of(settings["wise"]) if 0 < alpha < 1]
+    root = Path(settings["data_root"]) if settings["data_root"] else None
+    drawn = settings["images"], settings["seed"], settings["allow_incomplete"]
+    found = find_shifts(settings["shifts"], Request(root, classifier.class_names, *drawn))
+    checked_reference(2 + len(between), found, settings["fit"])
+    if settings["predictions"]:
+        parquet()
+
+
+def _check_numbers(images: int, batch_size: int, workers: int, pictures: int) -> None:
+    at_least(1, images, "image of each built-in set (images)")
+    at_least(1, batch_size, "image at a time (batch_size)")
+    at_least(0, workers, "workers")
+    at_least(0, pictures, "pictures")
 
 
 def _explainers(rows: Found, trust: bool) -> dict[str, Explainer]:

@@ -77,11 +77,7 @@ def evaluate(
             combination, a set without images, labels outside the head, an image that cannot be
             read, logits that are no numbers.
     """
-    if not models or not shifts:
-        raise InputError("Expected at least one model and one shift set to evaluate, but got none.")
-    names = _names(shifts)
-    reference = next((shift.name for shift in shifts if shift.in_distribution), None)
-    check_fit(fit, len(models), names, reference)
+    reference = checked_reference(len(models), shifts, fit)
     device = next(classifier_of(next(iter(models.values()))).parameters()).device
     used = settled(precision, device.type)
     how = (batch_size, workers, used, decoder, unreadable)
@@ -111,6 +107,26 @@ def evaluate(
         curves_of(models, single, reference),
         run_facts(tally.images, tally.seconds, tally.reused),
     )
+
+
+def checked_reference(models: int, shifts: Sequence[Shift], fit: str) -> str | None:
+    """Name of the reference set, if there is one, of a report that can be made.
+
+    Args:
+        models: how many there are.
+        shifts: the sets.
+        fit: see `evaluate`.
+
+    Raises:
+        InputError: none of models or of sets, names that cannot stand in a report, or a fit that
+            cannot be made.
+    """
+    if not models or not shifts:
+        raise InputError("Expected at least one model and one shift set to evaluate, but got none.")
+    names = _names(shifts)
+    reference = next((shift.name for shift in shifts if shift.in_distribution), None)
+    check_fit(fit, models, names, reference)
+    return reference
 
 
 def _names(shifts: Sequence[Shift]) -> list[str]:

@@ -70,6 +70,10 @@ class Method(pl.LightningModule, ABC):
         super().__init__()
         if lr <= 0:
             raise InputError(f"Expected a learning rate above 0, but got {lr}.")
+        if not (weight_decay >= 0 and math.isfinite(weight_decay)):
+            raise InputError(f"Expected a weight decay of at least 0, but got {weight_decay}.")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise InputError(f"Expected betas in [0, 1), but got {betas[0]} and {betas[1]}.")
         if not 0 <= warmup <= 1:
             raise InputError(f"Expected warmup in [0, 1], but got {warmup}.")
         self.classifier = classifier
