@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cfmask.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from cfmask.checkpoint import average, interpolate, load_classifier, save_classifier
+    from cfmask.checkpoint import average, interpolate, load_classifier, save_classifier, start_from
     from cfmask.classifier import Classifier, Layout, Tokens
     from cfmask.comparison.evaluate import evaluate
     from cfmask.counterfactual import (
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from cfmask.data.shards import ShardData
     from cfmask.errors import InputError, UnreadableImage
     from cfmask.evaluation.metrics import Judged, Metric
+    from cfmask.families.module import ModuleClassifier
     from cfmask.families.openclip import OpenClipClassifier
+    from cfmask.families.saved import SavedClassifier
     from cfmask.families.timm import TimmClassifier
     from cfmask.images import Preprocess, RandomCrop
     from cfmask.methods.base import Method
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
 
 # Module by public name.
 _HOMES = {
-    "checkpoint": ("average", "interpolate", "load_classifier", "save_classifier"),
+    "checkpoint": ("average", "interpolate", "load_classifier", "save_classifier", "start_from"),
     "classifier": ("Classifier", "Layout", "Tokens"),
     "comparison.evaluate": ("evaluate",),
     "counterfactual": (
@@ -78,7 +80,9 @@ _HOMES = {
     "data.shards": ("ShardData",),
     "errors": ("InputError", "UnreadableImage"),
     "evaluation.metrics": ("Judged", "Metric"),
+    "families.module": ("ModuleClassifier",),
     "families.openclip": ("OpenClipClassifier",),
+    "families.saved": ("SavedClassifier",),
     "families.timm": ("TimmClassifier",),
     "images": ("Preprocess", "RandomCrop"),
     "methods.base": ("Method",),

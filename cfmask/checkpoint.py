@@ -14,6 +14,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cfmask.classifier import Classifier
 from cfmask.errors import UNFIT, InputError, one_line
 from cfmask.files import write_whole
 from cfmask.spec import Spec
-from cfmask.trust import find_class, is_own
+from cfmask.trust import find_class, is_own, trusting
 
 WEIGHTS = "weights.safetensors"
 PRETRAINED = "pretrained.safetensors"
@@ -97,7 +98,8 @@ def check_comes_back(classifier: Classifier) -> None:
         InputError: it would not, or not with the same logits.
     """
     plain = plain_spec(classifier)
-    if is_own(classifier.spec.class_path):
+    # Only what wraps a module of one's own runs code of others among the classes of this package.
+    if is_own(classifier.spec.class_path) and "module" not in classifier.spec.options:
         return
     again = rebuilt(plain, Path("this program"))
     try:
@@ -157,6 +159,27 @@ def load_classifier(
     return classifier.eval()
 
 
+def start_from(path: str, class_names: Sequence[str] = ()) -> Classifier:
+    """A classifier of a run or file as the starting point of another run.
+
+    Args:
+        path: run folder, whose tuned weights are taken, .safetensors or .ckpt file.
+        class_names: K names, in the order of the labels; the commands take them from the data.
+            With other names than its own the classifier gets a fresh linear head.
+
+    Raises:
+        InputError: see `load_classifier`.
+    """
+    classifier = load_classifier(path)
+    names = tuple(class_names) or classifier.class_names
+    if names == classifier.class_names:
+        return classifier
+    spec = replace(classifier.spec, class_names=names, head="linear", head_from="chance")
+    fresh = type(classifier).from_spec(spec)
+    fresh.encoder.load_state_dict(classifier.encoder.state_dict())
+    return fresh.eval()
+
+
 def rebuilt(plain: Any, source: Path, trust: bool = False) -> Classifier:
     """A classifier by its plain spec; its weights are still to be loaded.
 
@@ -171,7 +194,8 @@ def rebuilt(plain: Any, source: Path, trust: bool = False) -> Classifier:
     try:
         spec = Spec.of(plain)
         family: Any = find_class(spec.class_path, Classifier, source, trust)
-        classifier: Classifier = family.from_spec(spec)
+        with trusting(trust):
+            classifier: Classifier = family.from_spec(spec)
     except InputError as error:
         at = "" if str(source) in str(error) else f" It stands in {source}."
         raise InputError(f"{error}{at}") from error

@@ -50,6 +50,8 @@ HEADS: dict[str, Callable[[int, int], nn.Module]] = {
     "linear": lambda classes, width: nn.Linear(width, classes),
     # The linear one that pretrained weights brought.
     "own": lambda classes, width: nn.Linear(width, classes),
+    # Logits that come as they are.
+    "none": lambda classes, width: nn.Identity(),
     "zero_shot": lambda classes, width: ZeroShotHead(torch.zeros(classes, width)),
 }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,44 @@ def find_class(path: str, base: type, source: Path, trust: bool = False) -> Any:
         )
     if not (isinstance(found, type) and issubclass(found, base)):
         raise InputError(f"Expected {source} to name a {base.__name__}, but {path} is none.")
+    return found
+
+
+# Whether the file that is being read is trusted; see `trusting`.
+_TRUSTED: ContextVar[bool] = ContextVar("trusted", default=True)
+
+
+@contextlib.contextmanager
+def trusting(trust: bool) -> Iterator[None]:
+    """Context in which a file that names callables is read, with the user's trust or without."""
+    token = _TRUSTED.set(trust)
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(token)
+
+
+def find_callable(path: str) -> Any:
+    """What an import path names: a class or function, `module.name`.
+
+    While a file is read that nobody trusts, only what the process has imported, and torchvision's
+    models.
+
+    Raises:
+        InputError: nothing there, or what may not be imported.
+    """
+    module = path.rpartition(".")[0]
+    if _TRUSTED.get() or module == "torchvision.models":
+        try:
+            import_module(module)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"Cannot import {path}: {error}.") from error
+    found = _loaded(path)
+    if not callable(found):
+        raise InputError(
+            f"Expected {path} to be the import path of a class or function, but it is none that is "
+            "imported here; import its module first, or give --trust true for a file that you know."
+        )
     return found
 
 

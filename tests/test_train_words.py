@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
-from cfmask import InputError
+from cfmask import InputError, TimmClassifier, save_classifier, start_from
 from cfmask.commands.main import COMMANDS, main
 from cfmask.commands.train_model import command_line
 from cfmask.commands.train_words import GROUPS, SHORT, brief_help, prepared
@@ -48,6 +49,42 @@ def test_an_open_clip_model_keeps_the_papers_distance(photos, capsys):
     assert method["classifier"]["init_args"]["model"] == "ViT-B-16-quickgelu"
     assert method["classifier"]["init_args"]["pretrained"] == "openai"
     assert (method["distance"], method["distill_weight"]) == ("feature", 30)
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("timm:resnet50/weights/x.pt", {"model": "resnet50", "pretrained": "weights/x.pt"}),
+        ("timm:resnet50", {"model": "resnet50", "pretrained": True}),
+        ("open_clip:RN50", {"model": "RN50", "pretrained": "random"}),
+        ("my_nets.small:Net", {"module": "my_nets.small.Net", "head": "linear"}),
+    ],
+)
+def test_models_by_name(what, expected, photos, capsys):
+    config = config_of(capsys, photos, "--model", what)
+    found = config["model"]["init_args"]["classifier"]["init_args"]
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_a_run_or_a_weights_file_is_a_model(photos, tmp_path, capsys):
+    path = tmp_path / "weights.safetensors"
+    save_classifier(TimmClassifier("test_vit", False, ["x", "y", "z"], image_size=64), path)
+    config = config_of(capsys, photos, "--model", str(path))
+    found = config["model"]["init_args"]["classifier"]
+    assert found["class_path"] == "cfmask.SavedClassifier"
+    assert found["init_args"]["path"] == str(path)
+
+
+def test_other_classes_get_a_fresh_head(tmp_path):
+    saved = TimmClassifier("test_vit", False, ["x", "y", "z"], image_size=64).eval()
+    save_classifier(saved, tmp_path / "weights.safetensors")
+    images = torch.rand(2, 3, 64, 64)
+    same = start_from(str(tmp_path / "weights.safetensors"), ["x", "y", "z"])
+    assert torch.equal(same(images), saved(images))
+    other = start_from(str(tmp_path / "weights.safetensors"), ["a", "b"])
+    assert torch.equal(other.features(images), saved.features(images))
+    assert other(images).shape == (2, 2)
+    assert (other.class_names, other.head_from) == (("a", "b"), "chance")
 
 
 def test_short_options_are_the_long_ones(photos, capsys):
@@ -99,7 +136,6 @@ def test_a_method_by_name(capsys):
         (["--lr", "--epochs", "2"], "Expected a value after --lr, but got none."),
         (["nowhere"], "Expected a folder of images or an option, but got 'nowhere'"),
         (["--model", "tim:resnet50"], "Expected --model timm:NAME"),
-        (["--model", "timm:resnet50/openai"], "Expected --model timm:NAME"),
     ],
 )
 def test_what_is_wrong_is_one_line(words, said, capsys):

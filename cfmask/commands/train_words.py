@@ -18,7 +18,11 @@ from cfmask.errors import InputError
 # Groups of the help: heading, then short option, the long ones it stands for, and what it is.
 HELP: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
     "What": [
-        ("--model WHAT", (), "timm:NAME, open_clip:NAME/TAG, or the name of a method's class"),
+        (
+            "--model WHAT",
+            (),
+            "timm:NAME, open_clip:NAME/TAG, my_module:MyNet, a run, a weights file",
+        ),
         (
             "--method NAME",
             ("--model",),
@@ -169,19 +173,29 @@ def _long(words: Sequence[str]) -> list[str]:
 def _model(value: str, words: Sequence[str]) -> list[str]:
     """The options of a model by name; what is no such name is the class of a method."""
     family, is_model, name = value.partition(":")
-    if not is_model:
-        return ["--model", value]
-    base, _, tag = name.rpartition("/") if "/" in name else (name, "", "")
     classifier = "--model.classifier"
+    if not is_model:
+        if not Path(value).exists() and "/" not in value:
+            return ["--model", value]
+        # An epoch's weights or a run, whose own family and distance they are.
+        return [classifier, "SavedClassifier", f"{classifier}.path", value]
     if family == "open_clip":
+        base, _, tag = name.rpartition("/") if "/" in name else (name, "", "")
         chosen = [classifier, "OpenClipClassifier", f"{classifier}.model", base]
-        return [*chosen, f"{classifier}.pretrained", "null" if tag in ("", UNTRAINED) else tag]
-    if family != "timm" or tag not in ("", UNTRAINED):
+        return [*chosen, f"{classifier}.pretrained", tag or UNTRAINED]
+    if family == "timm":
+        base, _, tag = name.partition("/")
+        weights = {"": "true", UNTRAINED: "false"}.get(tag, tag)
+        chosen = [classifier, "TimmClassifier", f"{classifier}.model", base]
+        chosen += [f"{classifier}.pretrained", weights]
+    elif difflib.get_close_matches(family, ("timm", "open_clip"), cutoff=0.7):
         raise InputError(
-            f"Expected --model timm:NAME, open_clip:NAME/TAG or a method's class, but got {value}."
+            "Expected --model timm:NAME, open_clip:NAME/TAG, my_module:MyNet, a run folder, a "
+            f"weights file or a method's class, but got {value}."
         )
-    chosen = [classifier, "TimmClassifier", f"{classifier}.model", base]
-    chosen += [f"{classifier}.pretrained", "false" if tag else "true"]
+    else:
+        chosen = [classifier, "ModuleClassifier", f"{classifier}.module", f"{family}.{name}"]
+        chosen += [f"{classifier}.head", "linear"]
     return chosen + (_IN_ITS_OWN_UNITS if _distils(words) else [])
 
 

@@ -15,15 +15,13 @@ from cfmask import digits, wordnet
 from cfmask.checkpoint import PRETRAINED, load_classifier
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError, unknown
-from cfmask.families.openclip import OpenClipClassifier
+from cfmask.families.openclip import UNTRAINED, OpenClipClassifier
 from cfmask.families.timm import TimmClassifier
 from cfmask.inference.inference import Model
 from cfmask.inference.wise import Blend, WeightLine
 from cfmask.runs.run_folder import CONFIG
 from cfmask.shifts.catalogue import SHIFTS
 from cfmask.shifts.named_folders import own_class_names
-
-UNTRAINED = "random"
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from cfmask.images import Preprocess
 from cfmask.layer_masking import masked_forward, unmask
 from cfmask.spec import Spec
 
+# In place of a tag: no weights.
+UNTRAINED = "random"
 # Pixels a position of CLIP's ResNets covers.
 RESNET_STEP = 32
 
@@ -38,8 +40,8 @@ class OpenClipClassifier(Classifier):
         model: an open_clip model name; a folder in open_clip's local layout (open_clip_config.json,
             weights, and merges.txt.gz if it has its own vocabulary); or `tiny-clip`, which ships
             with the package.
-        pretrained: open_clip tag or weights file; None leaves the weights random. Folders bring
-            their own.
+        pretrained: open_clip tag or weights file; `random` or None leaves the weights random.
+            Folders bring their own.
         class_names: K names, in the order of the labels. The commands take them from the data.
         templates: prompts with one `{}` for the name; the default are OpenAI's 80.
         head: `zero_shot`, or `linear` for a fresh one.
@@ -66,6 +68,8 @@ class OpenClipClassifier(Classifier):
             templates = [make("{}") for make in OPENAI_IMAGENET_TEMPLATES]
         if head == "zero_shot":
             check_prompts(class_names, templates)
+        # Deep in a configuration the parser reads null as a text.
+        pretrained = None if pretrained in (UNTRAINED, "None", "") else pretrained
         clip, config = load_clip(model, pretrained)
         tower: Any = clip.visual
         width = config["embed_dim"]
