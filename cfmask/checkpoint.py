@@ -159,18 +159,19 @@ def load_classifier(
     return classifier.eval()
 
 
-def start_from(path: str, class_names: Sequence[str] = ()) -> Classifier:
+def start_from(path: str, class_names: Sequence[str] = (), trust: bool = False) -> Classifier:
     """A classifier of a run or file as the starting point of another run.
 
     Args:
         path: run folder, whose tuned weights are taken, .safetensors or .ckpt file.
         class_names: K names, in the order of the labels; the commands take them from the data.
             With other names than its own the classifier gets a fresh linear head.
+        trust: see `load_classifier`.
 
     Raises:
         InputError: see `load_classifier`.
     """
-    classifier = load_classifier(path)
+    classifier = load_classifier(path, trust=trust)
     names = tuple(class_names) or classifier.class_names
     if names == classifier.class_names:
         return classifier

@@ -46,7 +46,7 @@ class ModuleClassifier(Classifier):
 
     def __init__(
         self,
-        module: nn.Module | str,
+        module: str | nn.Module,
         options: dict[str, Any] | None = None,
         class_names: Sequence[str] = (),
         head: Literal["own", "linear"] = "own",

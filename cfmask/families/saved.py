@@ -21,16 +21,17 @@ class SavedClassifier(Classifier):
         path: run folder, whose tuned weights are taken, .safetensors or .ckpt file.
         class_names: K names, in the order of the labels. The commands take them from the data. With
             other names than its own the classifier gets a fresh linear head.
+        trust: import the class that the file names, if nobody has yet.
 
     Raises:
         InputError: see `cfmask.load_classifier`.
     """
 
-    def __new__(cls, path: str, class_names: Sequence[str] = ()) -> Any:
+    def __new__(cls, path: str, class_names: Sequence[str] = (), trust: bool = False) -> Any:
         """The classifier of the file."""
-        return start_from(path, class_names)
+        return start_from(path, class_names, trust)
 
-    def __init__(self, path: str, class_names: Sequence[str] = ()) -> None:
+    def __init__(self, path: str, class_names: Sequence[str] = (), trust: bool = False) -> None:
         raise AssertionError("what is made is of another class, and has been built")
 
     @classmethod
