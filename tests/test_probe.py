@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -57,9 +58,12 @@ def test_a_random_head_is_fitted_by_default_and_the_summary_says_so(run):
     assert load_classifier(run).head_from == "training"
 
 
-def test_a_run_that_goes_on_keeps_the_head_that_it_began_with(run, monkeypatch):
+def test_a_run_that_goes_on_keeps_the_head_that_it_began_with(run, tmp_path, monkeypatch):
     monkeypatch.setattr(Method, "probe", None)
-    cli = command_line([f"--run={run}", *SETTINGS, "--resume"])
+    stopped = tmp_path / "run"
+    shutil.copytree(run, stopped)
+    (stopped / "weights.safetensors").unlink()
+    cli = command_line([f"--run={stopped}", *SETTINGS, "--resume"])
     assert not torch.equal(cli.model.classifier.head.weight, load_classifier(run).head.weight)
     cli.begin()
     start = load_classifier(run, "pretrained.safetensors")
