@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ShuffleFill,
         SingleFill,
     )
+    from cfmask.data.any_dataset import DatasetData
     from cfmask.data.datamodule import DigitsData, FolderData, TrainingData
     from cfmask.data.shards import ShardData
     from cfmask.errors import InputError, UnreadableImage
@@ -76,6 +77,7 @@ _HOMES = {
         "ShuffleFill",
         "SingleFill",
     ),
+    "data.any_dataset": ("DatasetData",),
     "data.datamodule": ("DigitsData", "FolderData", "TrainingData"),
     "data.shards": ("ShardData",),
     "errors": ("InputError", "UnreadableImage"),

@@ -25,7 +25,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from cfmask.errors import UnreadableImage
+from cfmask.errors import InputError, UnreadableImage
 
 Decoder = Literal["fast", "pil"]
 # An RGB picture, decoded: from Pillow, or uint8 (3, H, W).
@@ -220,24 +220,68 @@ def _decoded(
             return pixels
     with header(io.BytesIO(data), name) as image:
         check(image.height, image.width)
-        with _broken(name):
-            orientation = 1 if as_stored else _orientation(image)
-        turn = UPRIGHT.get(orientation)
+        turn = None if as_stored else _turn(image, name)
         plain = image.format == "JPEG" and image.mode in ("L", "RGB") and turn is None
         pixels = _decode_jpeg(data) if fast and plain else None
-        if pixels is not None:
-            return pixels
-        with _broken(name):
-            image.load()
-        shallow = _eight_bits(image, name, as_stored) if _is_deep(image) else image
-        upright: Image.Image = shallow if turn is None else shallow.transpose(turn)
-        with _broken(name):
-            return upright.convert("RGB") if as_stored else _on_white(upright).convert("RGB")
+        return _rgb(image, name, as_stored, turn) if pixels is None else pixels
 
 
-def _orientation(image: Image.Image) -> int:
-    orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return orientation
+def _turn(image: Image.Image, name: str) -> Image.Transpose | None:
+    """What brings it upright, by its EXIF orientation."""
+    with _broken(name):
+        return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _rgb(
+    image: Image.Image, name: str, as_stored: bool, turn: Image.Transpose | None
+) -> Image.Image:
+    with _broken(name):
+        image.load()
+    shallow = _eight_bits(image, name, as_stored) if _is_deep(image) else image
+    upright: Image.Image = shallow if turn is None else shallow.transpose(turn)
+    with _broken(name):
+        return upright.convert("RGB") if as_stored else _on_white(upright).convert("RGB")
+
+
+def as_picture(image: object, name: str, misfit: Misfit | None = None) -> Image.Image:
+    """An image as any dataset may have it, as an RGB picture, upright.
+
+    Args:
+        image: a picture of Pillow's, which may be a file that is not decoded yet; an array uint8
+            (H, W) or (H, W, 3); or a tensor (1 or 3, H, W), uint8 or float in [0, 1].
+        name: what to call it in an error.
+        misfit: what else is asked of the size.
+
+    Raises:
+        UnreadableImage: it cannot be decoded, or has a size that does not fit.
+        InputError: it is nothing of that.
+    """
+    picture = image if isinstance(image, Image.Image) else _from_values(image, name)
+    if misfit and (why := misfit((picture.height, picture.width))):
+        raise _refusal(name, why)
+    return _rgb(picture, name, False, _turn(picture, name))
+
+
+def _from_values(image: object, name: str) -> Image.Image:
+    if isinstance(image, Tensor) and image.numel() and image.ndim == 3 and len(image) in (1, 3):
+        if image.dtype == torch.uint8:
+            return _from_values(image.permute(1, 2, 0).numpy(force=True), name)
+        if not image.is_floating_point() or not ((image >= 0) & (image <= 1)).all():
+            raise InputError(
+                f"Expected image {name} as bytes or floats in [0, 1], but got {image.dtype} from "
+                f"{float(image.min()):.3g} to {float(image.max()):.3g}; leave out normalisation, "
+                "which the classifier does."
+            )
+        return _from_values(image.mul(255).round().byte(), name)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size:
+        grey = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+        if grey.ndim == 2 or (grey.ndim == 3 and grey.shape[2] == 3):
+            return Image.fromarray(np.ascontiguousarray(grey))
+    shape = tuple(getattr(image, "shape", ()))
+    raise InputError(
+        f"Expected image {name} as a picture of Pillow's, an array uint8 (H, W, 3) or a tensor "
+        f"(3, H, W), but got {type(image).__name__}{f' {shape}' if shape else ''}."
+    )
 
 
 def _simple_jpeg(data: bytes) -> tuple[int, int] | None:

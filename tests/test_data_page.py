@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "data.md").read_text()
 COMMANDS = [
     line
-    for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S)
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.M | re.S)
     for line in block.splitlines()
+    if not language
 ]
 SMALL = [
     "--model.classifier.model=tiny-clip",

@@ -23,6 +23,7 @@ from cfmask.commands.train_model import train
 from cfmask.data import epochs, file_index
 from cfmask.data.epochs import EpochLoader
 from cfmask.data.unreadable import Skipping, complaint_of, refuse_unreadable
+from cfmask.errors import visible
 
 
 def encoded(kind: str, **options) -> bytes:
@@ -233,11 +234,13 @@ def test_of_batches_that_come_in_time_nothing_is_said(caplog):
 
 def test_a_report_says_how_many_training_images_were_skipped(tmp_path):
     root, run = fruit(tmp_path / "photos"), tmp_path / "run"
-    broken = root / "train" / "lemon" / "6.jpg"
+    whole = root / "train" / "lemon" / "6.jpg"
+    # A name of three lines, and of bytes that are no UTF-8.
+    broken = whole.rename(whole.with_name(f"a\nb\n{os.fsdecode(bytes([233]))}.jpg"))
     broken.write_bytes(broken.read_bytes()[:300])
     args = [*FOLDER, f"--run={run}", f"--data.root={root}", f"--evaluation.data_root={root}"]
     train([*args, "--data.unreadable=skip", "--data.val_images=2", "--data.crop=RandomCrop"])
-    assert str(broken) in (run / "skipped.txt").read_text()
+    assert visible(broken) in (run / "skipped.txt").read_text()
     report = ShiftReport.load(run / "report.json")
     assert report.run["skipped_training_images"] == {str(run): 1}
     rows = list(csv.DictReader((run / "csv" / "metrics.csv").open()))

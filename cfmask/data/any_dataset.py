@@ -1,0 +1,184 @@
+"""Training data from any dataset of (image, label): one's own, torchvision's, Hugging Face's."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, Subset
+
+from cfmask.data.datamodule import Sample, TrainingData, refuse_one_class
+from cfmask.data.folders import hold_out
+from cfmask.data.unreadable import Unreadable
+from cfmask.decoding import READING, Decoder, as_picture
+from cfmask.errors import InputError
+from cfmask.images import Preprocess, RandomCrop
+
+
+@dataclass(frozen=True)
+class Labelled(Dataset[Sample]):
+    """The items of a dataset as images uint8 (3, H, W) and labels.
+
+    Attributes:
+        data: items are pairs of image and label, or have both by their keys.
+        keys: of image and label.
+        classes: number K of classes.
+        preprocess: picture -> uint8 (3, H, W).
+        crop: augmentation, in place of the preprocessing's resizing and cropping.
+    """
+
+    data: Any
+    keys: tuple[str, str]
+    classes: int
+    preprocess: Preprocess
+    crop: RandomCrop | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Image uint8 (3, H, W) and its label.
+
+        Raises:
+            UnreadableImage: the image cannot be decoded.
+            InputError: the item is no image with the number of a class.
+        """
+        where = f"{index} of {type(self.data).__name__}"
+        image, label = self._pair(self.data[index], where)
+        picture = as_picture(image, where, self.preprocess.misfit)
+        look = self.crop(picture, self.preprocess) if self.crop else self.preprocess(picture)
+        return look, _number(label, self.classes, where)
+
+    def _pair(self, item: Any, where: str) -> Sequence[Any]:
+        if isinstance(item, Mapping) and all(key in item for key in self.keys):
+            return [item[key] for key in self.keys]
+        if isinstance(item, tuple | list) and len(item) == 2:
+            return item
+        found = ", ".join(map(str, item)) if isinstance(item, Mapping) else type(item).__name__
+        raise InputError(
+            f"Expected item {where} to be a pair of image and label or to have "
+            f"{' and '.join(self.keys)}, but got {found:.200}."
+        )
+
+
+def _number(label: Any, classes: int, where: str) -> int:
+    try:
+        number = operator.index(label)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"Expected the label of item {where} to be the number of a class, but got "
+            f"{label!r:.60}."
+        ) from error
+    if not 0 <= number < classes:
+        raise InputError(
+            f"Expected labels from 0 to {classes - 1}, but item {where} has {number}; give the "
+            "names of all classes."
+        )
+    return number
+
+
+class DatasetData(TrainingData):
+    """Images of any dataset with a length: a class of one's own, torchvision's, Hugging Face's.
+
+    An item is a pair of image and label, or has both by their keys. Images are pictures of
+    Pillow's, which are brought upright; NumPy arrays uint8 (H, W) or (H, W, 3); or tensors
+    (1 or 3, H, W), uint8 or floats in [0, 1], which become bytes. The classifier normalises them.
+
+    Args:
+        train: training images.
+        class_names: K names, in the order of the labels; by default those that the dataset knows
+            as `classes` or as a feature of the label.
+        val: images to choose the epoch by; None holds images out of training.
+        val_images: how many to hold out, stratified if the dataset tells its labels as `targets`,
+            `labels` or a column; below 1 it is the share of them.
+        image_key: of the image in items that are mappings.
+        label_key: of the label in such items.
+        batch_size: images a step.
+        workers: processes that read images.
+        seed: of the hold-out.
+        decoder: "fast", or "pil" to resize exactly as Pillow does, slower.
+        crop: augmentation of training images; None trains on what is evaluated.
+        unreadable: `stop` ends the run at an image that cannot be decoded or raises
+            `UnreadableImage`; `skip` takes the next one and counts them.
+
+    Raises:
+        InputError: no dataset with a length, or no class names.
+    """
+
+    reading = READING[False]
+
+    def __init__(
+        self,
+        train: Dataset,  # type: ignore[type-arg]
+        class_names: list[str] | None = None,
+        val: Dataset | None = None,  # type: ignore[type-arg]
+        val_images: float = 0.1,
+        image_key: str = "image",
+        label_key: str = "label",
+        batch_size: int = 64,
+        workers: int = 2,
+        seed: int = 0,
+        decoder: Decoder = "fast",
+        crop: RandomCrop | None = None,
+        unreadable: Unreadable = "stop",
+    ) -> None:
+        super().__init__(batch_size, workers, decoder, unreadable)
+        for data in (train, val):
+            _refuse_unsized(data)
+        self.train, self.val = train, val
+        self.keys = image_key, label_key
+        self.class_names = tuple(class_names or _names(train, label_key))
+        refuse_one_class(self.class_names, "class_names")
+        self.val_images = val_images
+        self.seed = seed
+        self.crop = crop
+
+    def load(self, preprocess: Preprocess) -> tuple[Dataset[Sample], Dataset[Sample]]:
+        """See `TrainingData.load`."""
+        how = self.keys, len(self.class_names), preprocess
+        train = Labelled(self.train, *how, self.crop)
+        if self.val is not None:
+            return train, Labelled(self.val, *how)
+        count = self.val_images if self.val_images >= 1 else self.val_images * len(train)
+        kept, held = hold_out(self._labels(), round(count), self.seed)
+        plain = Labelled(self.train, *how)
+        # As arrays: every process that reads would copy a list of a million numbers.
+        return Subset(train, kept.numpy()), Subset(plain, held.numpy())  # type: ignore[arg-type]
+
+    def _labels(self) -> Tensor:
+        """Labels int64 (N,) without a look at the images; one for all if they are not told."""
+        data: Any = self.train
+        found = next((getattr(data, n) for n in ("targets", "labels") if hasattr(data, n)), None)
+        if self.keys[1] in getattr(data, "column_names", ()):
+            found = data[self.keys[1]]
+        if found is None or len(found) != len(data):
+            return torch.zeros(len(data), dtype=torch.int64)
+        classes, whole = len(self.class_names), type(data).__name__
+        numbers = [_number(label, classes, f"{i} of {whole}") for i, label in enumerate(found)]
+        return torch.tensor(numbers)
+
+
+def _refuse_unsized(data: Any) -> None:
+    sized = all(hasattr(data, name) for name in ("__len__", "__getitem__"))
+    if data is not None and (isinstance(data, IterableDataset) or not sized):
+        raise InputError(
+            f"Expected a dataset with a length and items by number, but got {type(data).__name__}; "
+            "an epoch is a permutation of all images."
+        )
+
+
+def _names(data: Any, key: str) -> Sequence[str]:
+    """Names of the classes that a dataset of torchvision or Hugging Face knows."""
+    features = getattr(data, "features", None)
+    feature = features.get(key) if isinstance(features, Mapping) else None
+    names = getattr(data, "classes", None) or getattr(feature, "names", None)
+    if not names:
+        raise InputError(
+            f"Expected class_names for {type(data).__name__}, which does not tell any; give the "
+            "names in the order of the labels."
+        )
+    return [str(name) for name in names]
