@@ -9,6 +9,7 @@ import contextlib
 import copy
 import inspect
 import io
+import math
 from importlib import import_module
 from typing import Any
 
@@ -53,6 +54,8 @@ class PackageCAM(Relevance):
         self.layer = layer
         self.options = options or {}
         self._make = known[name]
+        # A pass there and back of the copy; or one a channel of a layer that is not known yet.
+        self.passes = math.nan if name in ("ScoreCAM", "AblationCAM") else 3.0
 
     def explain(
         self, classifier: Classifier, images: Tensor, labels: Tensor

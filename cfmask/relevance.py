@@ -30,7 +30,7 @@ class Relevance(ABC):
 
     Attributes:
         passes: forward passes that it costs an image beside the one it shares with the task loss;
-            a run prints its cost by them.
+            a run prints its cost by them. NaN if nobody knows.
     """
 
     passes: float = 0.0

@@ -22,12 +22,14 @@ from cfmask import (
     LinearProbe,
     MaskedDistillation,
     ObjectMask,
+    PackageCAM,
     RandomMask,
     SingleFill,
     TimmClassifier,
 )
 from cfmask.runs.cost import forward_cost, memory
 from cfmask.runs.summary import Announce, summarise
+from cfmask.terminal import show_table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from exact_cost import step_cost
@@ -81,6 +83,20 @@ def test_the_estimate_holds_for_cnns_and_in_reduced_precision(small_cnn, precisi
 def test_a_depthwise_cnn_costs_what_its_products_are():
     cnn = TimmClassifier("efficientnet_lite0", False, ["a", "b"], image_size=64)
     assert forward_cost(cnn).flops == sum(products(cnn).values()) + 2 * cnn.head.weight.numel()
+
+
+def test_a_map_of_one_pass_a_channel_is_not_counted_as_one(tiny_clip, tmp_path, capsys):
+    assert masked(tiny_clip, relevance=PackageCAM("GradCAM")).passes() == 7 + 3
+    # Masks that need no map make none.
+    random = masked(tiny_clip, RANDOM, relevance=PackageCAM("ScoreCAM"))
+    trainer = fitted(random, tmp_path / "summary.json", max_steps=1)
+    assert json.loads((tmp_path / "summary.json").read_text())["passes"] == 7
+    summary = summarise(trainer, masked(tiny_clip, relevance=PackageCAM("ScoreCAM")))
+    assert (summary.passes, summary.flops_per_image) == (None, None)
+    show_table(summary.table())
+    assert "how often the encoder runs" in capsys.readouterr().out
+    summary.save(tmp_path / "summary.json")
+    assert json.loads((tmp_path / "summary.json").read_text())["flops"] is None
 
 
 class Counting(FineTuning):

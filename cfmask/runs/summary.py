@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,8 +45,9 @@ class RunSummary:
         precision: as Lightning names it.
         why: what decided on it, if it was `auto`.
         passes: forward passes that a training step makes of an image; see `Method.passes`.
-        flops_per_image: about, of a training step, a multiply-add as two; None if the encoder
-            cannot be counted.
+            None if nobody knows.
+        flops_per_image: about, of a training step, a multiply-add as two; None if encoder or
+            passes cannot be counted.
         memory: estimated bytes on a device, by what they hold; without activations if the encoder
             cannot be counted.
     """
@@ -67,7 +69,7 @@ class RunSummary:
     steps: int
     precision: str
     why: str
-    passes: float
+    passes: float | None
     flops_per_image: float | None
     memory: dict[str, int]
 
@@ -119,7 +121,10 @@ class RunSummary:
 
     def _cost(self) -> str:
         if self.flops_per_image is None or self.flops is None:
-            return "not counted: this encoder does not run on shapes without values"
+            what = "how often the encoder runs is not known"
+            if self.passes is not None:
+                what = "this encoder does not run on shapes without values"
+            return f"not counted: {what}"
         return (
             f"about {_short(self.flops_per_image)}FLOP an image ({self.passes:g} forward passes), "
             f"{_short(self.flops)}FLOP in all"
@@ -158,7 +163,8 @@ def summarise(trainer: pl.Trainer, method: Method) -> RunSummary:
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     precision = str(trainer.precision)
-    forward, passes = forward_cost(method.classifier, precision), method.passes()
+    forward = forward_cost(method.classifier, precision)
+    passes = method.passes() if math.isfinite(method.passes()) else None
     head, origin = method.classifier.head, HEAD_ORIGINS[method.classifier.head_from]
     student = list(method.classifier.parameters())
     apart = {id(p) for p in student}
@@ -181,7 +187,7 @@ def summarise(trainer: pl.Trainer, method: Method) -> RunSummary:
         precision=precision,
         why=getattr(trainer, "why", ""),
         passes=passes,
-        flops_per_image=passes * forward.flops if forward else None,
+        flops_per_image=passes * forward.flops if forward and passes else None,
         memory=memory(method, data.batch_size, forward),
     )
 
