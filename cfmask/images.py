@@ -8,8 +8,9 @@ is 2 off.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -130,6 +131,10 @@ def _is_size(size: Any) -> bool:
     """Whether this is height and width in whole pixels."""
     pair = isinstance(size, tuple) and len(size) == 2
     return pair and all(type(side) is int and 0 < side <= MOST_SIDE for side in size)
+
+
+# RGB picture -> uint8 (3, H, W) of the size and interpolation of the preprocessing.
+Crop: TypeAlias = Callable[[Picture, Preprocess], Tensor]
 
 
 class RandomCrop:

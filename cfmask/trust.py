@@ -73,17 +73,22 @@ def trusting(trust: bool) -> Iterator[None]:
 def find_callable(path: str) -> Any:
     """What an import path names: a class or function, `module.name`.
 
-    While a file is read that nobody trusts, only what the process has imported, and torchvision's
-    models.
+    Modules are looked for in the working folder too, after all other places. While a file is read
+    that nobody trusts, only what the process has imported, and torchvision's models.
 
     Raises:
-        InputError: nothing there, or what may not be imported.
+        InputError: nothing there, or what may not be imported. An error inside of the module is
+            raised as it is.
     """
     module = path.rpartition(".")[0]
-    if _TRUSTED.get() or module == "torchvision.models":
+    if module and (_TRUSTED.get() or module == "torchvision.models"):
         try:
-            import_module(module)
-        except (ImportError, ValueError) as error:
+            with _also_from_here():
+                import_module(module)
+        except ModuleNotFoundError as error:
+            # What the module itself fails to import is its own fault.
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise
             raise InputError(f"Cannot import {path}: {error}.") from error
     found = _loaded(path)
     if not callable(found):
@@ -92,6 +97,28 @@ def find_callable(path: str) -> Any:
             "imported here; import its module first, or give --trust true for a file that you know."
         )
     return found
+
+
+def import_trusted(path: str, source: Path) -> None:
+    """Import the module of what a trusted file names, but never from beside that file.
+
+    Raises:
+        InputError: there is no such module elsewhere.
+    """
+    _import(path.rpartition(".")[0], path, source)
+
+
+@contextlib.contextmanager
+def _also_from_here() -> Iterator[None]:
+    """Context in which modules are looked for in the working folder, after all other places."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        # The first of two equal entries is not ours; a module may have changed the list.
+        for at in [k for k, entry in enumerate(sys.path) if entry == here][-1:]:
+            del sys.path[at]
 
 
 def _by_name(name: str, base: type) -> Any:
@@ -139,7 +166,7 @@ def _import(module: str, path: str, source: Path) -> None:
             parent = module.rpartition(".")[0]
             if error.name != module or not parent:
                 raise InputError(
-                    f"Cannot import the class {path} that {source} names: {error}. Modules beside "
+                    f"Cannot import {path} that {source} names: {error}. Modules beside "
                     "the file are not looked at."
                 ) from error
             module = parent

@@ -18,6 +18,8 @@ from cfmask.errors import InputError, unknown
 from cfmask.evaluation.metrics import METRICS
 from cfmask.reporting.report import ShiftReport
 from cfmask.runs.run_folder import CONFIG, RunFolder
+from cfmask.shifts.own_sets import is_path
+from cfmask.trust import import_trusted
 
 
 def evaluate_run(args: Sequence[str] | None = None) -> ShiftReport | None:
@@ -52,6 +54,8 @@ def evaluate_run(args: Sequence[str] | None = None) -> ShiftReport | None:
         if run and not {"-h", "--help"} & set(args):
             parser.set_defaults(_settings(run))
         options = parser.parse_args(args).as_dict()
+        if run:
+            _check_named(options, args, Path(run) / CONFIG)
         shown = options.pop("show")
         for metric in shown:
             if metric not in METRICS:
@@ -68,6 +72,29 @@ WHAT = (
     "the report.json of models that were evaluated by the same protocol"
 )
 SHOW = f"measures to print: {', '.join(METRICS)}"
+
+
+# Settings that may name code of one's own by import path.
+OF_CODE = ("shifts",)
+
+
+def _check_named(options: dict[str, Any], args: Sequence[str], source: Path) -> None:
+    """Code of its maker that the config of a run names, and not the command, is to be trusted.
+
+    Raises:
+        InputError: it is not.
+    """
+    for setting in OF_CODE:
+        names = [str(name).partition("/")[0] for name in options[setting]]
+        for path in filter(is_path, names):
+            if any(path in word for word in args):
+                continue
+            if not options["trust"]:
+                raise InputError(
+                    f"Refused {source}: it names {path} in {setting}, which is code of its maker. "
+                    f"Name it in the command with --{setting}, or give --trust true."
+                )
+            import_trusted(path, source)
 
 
 # What the command line alone says: a folder from elsewhere names no place and trusts nobody.

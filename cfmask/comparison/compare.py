@@ -27,6 +27,7 @@ from cfmask.runs.parts import masking_of
 from cfmask.runs.run_folder import CONFIG, RunFolder
 from cfmask.shift import Request, Shift
 from cfmask.shifts.catalogue import find_shifts
+from cfmask.shifts.published import PUBLISHED
 
 REPORT = "report.json"
 OUT = Path("runs") / "evaluation"
@@ -58,8 +59,9 @@ def compare(
         what: models, each a run folder, a .safetensors or .ckpt file, `open_clip:NAME/TAG` or
             `timm:NAME`; or the report.json of models that were evaluated by the same protocol.
         out: folder of the report; the run's own for one run folder, else `runs/evaluation`.
-        shifts: families of shift sets (`digits`, `folders`, `imagenet`), or single sets
-            (`digits/sketch`, `imagenet/objectnet`).
+        shifts: families of shift sets (`digits`, `folders`, `imagenet`), single sets
+            (`digits/sketch`, `imagenet/objectnet`), or the import path of what makes sets of one's
+            own (`my_module.my_sets`).
         data_root: folder with the images, for sets that are not built in.
         wise: WiSE-FT weights in [0, 1] of run folders, each a row: `0.5`, `0,0.1,...,1`. The
             report marks the one with the best accuracy on the in-distribution set.
@@ -80,7 +82,7 @@ def compare(
         reuse: use answers that an earlier or interrupted evaluation has left in the folder.
         pictures: number of images of each set in report.html, on which the starting point and the
             tuned model (or the first two models) differ.
-        trust: import the classes that models name and that are not this package's.
+        trust: import what models and runs name and what is not this package's.
 
     Returns:
         The report, in every process; the first one has written it.
@@ -282,7 +284,7 @@ def _sets(shifts: Sequence[str], request: Request, models: Mapping[str, Model]) 
     (names, first), *others = classes.items()
     own = [family.partition("/")[0] for family in shifts]
     for other, model in others:
-        if len(other) != len(names) or {"digits", "folders"} & set(own):
+        if len(other) != len(names) or not set(own) <= set(PUBLISHED):
             raise InputError(
                 f"Expected models of the same classes, but {first} has {len(names)} "
                 f"({', '.join(names[:3])}, …) and {model} has {len(other)} "

@@ -22,6 +22,7 @@ from cfmask.inference.wise import Blend, WeightLine
 from cfmask.runs.run_folder import CONFIG
 from cfmask.shifts.catalogue import SHIFTS
 from cfmask.shifts.named_folders import own_class_names
+from cfmask.shifts.own_sets import class_names_of, is_path
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,17 @@ class Found:
 def labels_of(shifts: Sequence[str], data_root: Path | None) -> Labels:
     """Classes of sets, for classifiers that bring none: those of the first family.
 
-    The digits' own; for `folders` those that the folders or lists name; for all other families
-    OpenAI's names of the 1000 ImageNet classes.
+    The digits' own; for `folders` those that the folders or lists name; for sets of one's own the
+    `class_names` of what makes them; for all other families OpenAI's names of the 1000 ImageNet
+    classes.
 
     Args:
         shifts: families or single sets, as `find_shifts` takes them.
         data_root: folder with the images.
     """
     family = shifts[0].partition("/")[0] if shifts else ""
+    if family not in SHIFTS and is_path(family):
+        return Labels(class_names_of(family))
     if family not in SHIFTS:
         raise unknown("shift", family, SHIFTS)
     if family == "digits":

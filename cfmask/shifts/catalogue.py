@@ -1,7 +1,7 @@
 """Catalogue: every family of evaluation sets by name.
 
 An entry of `SHIFTS` makes the sets of one family, each under a name of its own within it. A new
-family is one file and one entry.
+family is one file and one entry. Sets of one's own need none: their import path is their family.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from cfmask.errors import unknown
 from cfmask.shift import Request, Shift, qualified
 from cfmask.shifts.digits_world import digits_shifts
 from cfmask.shifts.named_folders import folder_shifts
+from cfmask.shifts.own_sets import is_path, own_shifts
 from cfmask.shifts.published import PUBLISHED, is_asked_for, published_shifts
 
 SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
@@ -26,6 +27,9 @@ SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
 def find_shifts(names: Sequence[str], request: Request) -> list[Shift]:
     """Sets by name: a family (`digits`) or some of it (`digits/sketch`), each set once.
 
+    The import path of what makes sets of one's own (`my_module.my_sets`) is a family too; see
+    `own_shifts`.
+
     Returns:
         The sets under their qualified names, so that no family's are taken for another's.
 
@@ -35,9 +39,7 @@ def find_shifts(names: Sequence[str], request: Request) -> list[Shift]:
     found: dict[str, Shift] = {}
     for name in names:
         family, _, single = name.partition("/")
-        if family not in SHIFTS:
-            raise unknown("shift", name, SHIFTS)
-        shifts = SHIFTS[family](replace(request, only=single))
+        shifts = _maker(family, name)(replace(request, only=single))
         chosen = [shift for shift in shifts if is_asked_for(single, shift.name, family)]
         if not chosen:
             raise unknown("shift", name, [qualified(family, shift.name) for shift in shifts])
@@ -45,3 +47,11 @@ def find_shifts(names: Sequence[str], request: Request) -> list[Shift]:
             whole = qualified(family, shift.name)
             found.setdefault(whole, replace(shift, name=whole))
     return list(found.values())
+
+
+def _maker(family: str, name: str) -> Callable[[Request], list[Shift]]:
+    if family not in SHIFTS and is_path(family):
+        return partial(own_shifts, family)
+    if family not in SHIFTS:
+        raise unknown("shift", name, SHIFTS)
+    return SHIFTS[family]
