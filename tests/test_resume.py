@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import shutil
@@ -198,6 +199,17 @@ def test_a_checkpoint_does_not_delete_files_elsewhere(halfway, tmp_path, capsys,
 def test_another_config_is_not_resumed_and_the_setting_is_named(halfway, capsys):
     line = fails(capsys, *arguments(halfway), "--resume=true", "--model.lr=0.002")
     assert "model.init_args.lr is 0.0003 there and 0.002 here" in line
+
+
+def test_a_run_goes_on_only_from_what_it_began_with(halfway, capsys):
+    flip(halfway / "pretrained.safetensors", 0.9)
+    line = fails(capsys, *arguments(halfway), "--resume=true")
+    assert "pretrained.safetensors is not the file that it began from" in line
+    marker = halfway / "cfmask.json"
+    begun = json.loads(marker.read_text())
+    begun["images"]["files"] = "0"
+    marker.write_text(json.dumps(begun))
+    assert "other names, sizes or labels" in fails(capsys, *arguments(halfway), "--resume=true")
 
 
 def test_an_unfinished_run_is_not_thrown_away(halfway, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -12,10 +13,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from test_train import photos
 
-from cfmask import InputError
+from cfmask import FolderData, InputError, ShardData
 from cfmask.files import is_unfinished
+from cfmask.images import Preprocess
 from cfmask.runs import run_folder
+from cfmask.runs.marker import check_beginning
 from cfmask.runs.metrics_file import MetricsLogger
 from cfmask.runs.run_folder import RunFolder
 
@@ -194,6 +198,55 @@ def test_a_run_whose_config_is_gone_is_refused(finished):
     (finished / "config.yaml").unlink()
     with pytest.raises(InputError, match=r"config.yaml.* is gone"):
         RunFolder(finished).check(SETTINGS, overwrite=False, resume=True)
+
+
+def identity(root: Path, data: type = FolderData, **options) -> dict:
+    """What tells the images that a run would begin with from others."""
+    images = data(str(root), **{"batch_size": 2, "workers": 0, **options})
+    images.prepare(Preprocess((8, 8)))
+    return images.identity()
+
+
+CHANGES = {
+    "class 1 was 'lime' and is 'lemons'": lambda lime: lime.rename(lime.with_name("lemons")),
+    "27 images to train on and are 28 images": lambda lime: (lime / "new.jpg").write_bytes(
+        (lime / "5.jpg").read_bytes()
+    ),
+    "other classes than these 4: lemon, lime, olive": lambda lime: shutil.copytree(
+        lime, lime.with_name("olive")
+    ),
+    "other names": lambda lime: (lime / "5.jpg").rename(lime / "50.jpg"),
+    "names, sizes": lambda lime: (lime / "5.jpg").open("ab").write(b"x"),
+}
+
+
+@pytest.mark.parametrize("words", CHANGES)
+def test_a_run_does_not_go_on_with_other_images(cheap, tmp_path, words):
+    lime = photos(tmp_path / "photos") / "train" / "lime"
+    begun = identity(tmp_path / "photos")
+    run = RunFolder(tmp_path / "run")
+    with run.held():
+        run.start(SETTINGS, "start", begun)
+    check_beginning(run.path, identity(tmp_path / "photos"))
+    CHANGES[words](lime)
+    with pytest.raises(InputError, match=re.escape(words)):
+        check_beginning(run.path, identity(tmp_path / "photos"))
+
+
+def test_shards_are_told_apart(packed, tmp_path):
+    other = Path(shutil.copytree(packed, tmp_path / "shards"))
+    assert identity(packed, ShardData) == identity(other, ShardData)
+    index = json.loads((other / "index.json").read_text())
+    index["shards"][0]["sha256"] = "0" * 64
+    (other / "index.json").write_text(json.dumps(index))
+    assert identity(packed, ShardData) != identity(other, ShardData)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"made by": "cfmask 1", "images": 3}'])
+def test_a_damaged_mark_is_one_line(finished, text):
+    (finished / "cfmask.json").write_text(text)
+    with pytest.raises(InputError, match=r"cfmask.json|is damaged"):
+        check_beginning(finished, {"classes": [], "train": "", "val": "", "files": ""})
 
 
 def places(root: Path) -> dict[str, Path]:

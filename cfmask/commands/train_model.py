@@ -32,6 +32,7 @@ from cfmask.reporting.sheet import draw
 from cfmask.runs.equipment import callbacks_of, loggers_of
 from cfmask.runs.faults import as_input_errors, endings
 from cfmask.runs.gallery import GALLERY, ROWS, first_of_each_class, of_method
+from cfmask.runs.marker import check_beginning
 from cfmask.runs.metrics_file import MetricsLogger
 from cfmask.runs.resume import CheckpointFiles, StepCheckpoints, leads
 from cfmask.runs.run_folder import RunFolder
@@ -262,6 +263,8 @@ class TrainCLI(LightningCLI):
         self.model.skip_nonfinite = self.config.skip_nonfinite
         self.checkpoint = self.folder.newest() if self.config.resume else None
         if self.checkpoint:
+            if leads():
+                check_beginning(self.folder.path, self.datamodule.identity())
             self.model.start_from(load_classifier(self.folder.path, PRETRAINED))
             step = read_checkpoint(self.checkpoint, mapped=True)["global_step"]
             for logger in self.trainer.loggers:
@@ -274,7 +277,9 @@ class TrainCLI(LightningCLI):
             if leads():
                 say("First the head is fitted to the features of the training images.")
             self.model.probe(self.datamodule, self.trainer.strategy.root_device)
-        self.folder.start(self.config_text(), self.model.classifier)
+        if leads():
+            images = self.datamodule.identity()
+            self.folder.start(self.config_text(), self.model.classifier, images)
 
     def config_text(self) -> str:
         """The whole configuration as YAML, but for where it is kept and how it was begun."""

@@ -7,12 +7,14 @@ preprocessing, the same for training and evaluation.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
@@ -76,6 +78,23 @@ class TrainingData(pl.LightningDataModule, ABC):
             skips = self.unreadable == "skip"
             self.train_set, self.val_set = (Skipping(data) if skips else data for data in sets)
 
+    def identity(self) -> dict[str, Any]:
+        """What tells these images from others, as JSON holds it; the sets are loaded.
+
+        Names and numbers, and a checksum of what `identity` of the sets gives, if they have it, or
+        else of their labels.
+        """
+        digest = hashlib.sha256()
+        for part in (self.train_set, self.val_set):
+            for facts in _identity(part):
+                digest.update(facts)
+        return {
+            "classes": list(self.class_names),
+            "train": f"{len(self.train_set)} images to train on",  # type: ignore[arg-type]
+            "val": f"{len(self.val_set)} images held out",  # type: ignore[arg-type]
+            "files": digest.hexdigest(),
+        }
+
     def setup(self, stage: str) -> None:
         """Load the sets as the classifier in training wants them."""
         method: Any = self.trainer.lightning_module if self.trainer else None
@@ -128,6 +147,20 @@ class TrainingData(pl.LightningDataModule, ABC):
             pin_memory=torch.cuda.is_available(),
             **options,
         )
+
+
+def _identity(data: Any) -> Iterator[bytes]:
+    """What tells a set from others, in pieces."""
+    yield repr(len(data)).encode()
+    if isinstance(data, Skipping):
+        yield from _identity(data.data)
+    elif isinstance(data, Subset):
+        yield np.asarray(data.indices, dtype=np.int64).tobytes()
+        yield from _identity(data.dataset)
+    elif hasattr(data, "identity"):
+        yield from data.identity()
+    elif hasattr(data, "labels"):
+        yield np.asarray(data.labels).tobytes()
 
 
 class Tensors(Dataset[Sample]):

@@ -8,7 +8,7 @@ into a folder, once, by the `webdataset` library; so the disk must have room for
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -70,6 +70,11 @@ class ShardImages(Dataset[Sample]):
         picture = decode(data, name, look.decoder, self.as_stored, misfit=look.misfit)
         image = self.crop(picture, self.preprocess) if self.crop else self.preprocess(picture)
         return image, int(self.labels[index])
+
+    def identity(self) -> Iterator[bytes]:
+        """Names, sizes and checksums of all shards, and the labels."""
+        yield repr([(s.name, s.bytes, s.sha256) for s in self.index.shards]).encode()
+        yield np.asarray(self.labels).tobytes()
 
     def data(self, index: int) -> tuple[bytes, str]:
         """The bytes of an image file, and what to call it."""

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cfmask.files import is_unfinished
+from cfmask.runs.marker import MARKER
 
-# Says that this project made a folder, and what its run began from.
-MARKER = "cfmask.json"
 ASIDE = ".replaced"
 # All that a run, its report and its loggers write; anything else in the folder is the user's own.
 WRITTEN = (

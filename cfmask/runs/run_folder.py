@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -20,10 +19,9 @@ from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.files import read_json, read_text, read_yaml, write_text
 from cfmask.runs import replacement
-from cfmask.runs.replacement import MARKER
+from cfmask.runs.marker import MARKER, is_marked, mark
 from cfmask.runs.resume import checkpoints_of, leads, newest
 from cfmask.runs.summary import SUMMARY
-from cfmask.version import __version__
 
 CONFIG = "config.yaml"
 LOCK = ".lock"
@@ -43,7 +41,6 @@ FREE = (
     "trainer.default_root_dir",
     "trainer.profiler",
 )
-MADE_BY = "made by"
 
 
 class RunFolder:
@@ -149,14 +146,23 @@ class RunFolder:
             lock.release()
 
     @rank_zero_only
-    def start(self, config: str, classifier: Classifier) -> None:
-        """Put aside what an older run left, then write the marker, the start and the config."""
+    def start(
+        self, config: str, classifier: Classifier, images: Mapping[str, Any] | None = None
+    ) -> None:
+        """Put aside what an older run left, then write the marker, the start and the config.
+
+        Args:
+            config: the YAML text of the settings.
+            classifier: the starting point.
+            images: what tells the training images from others; see `TrainingData.identity`.
+        """
         if replacement.written(self.path):
-            if not _is_marker(self.path / MARKER):
-                self._mark()
+            if not is_marked(self.path):
+                mark(self.path)
             replacement.put_aside(self.path)
-        self._mark()
+        mark(self.path)
         save_classifier(classifier, self.path / PRETRAINED)
+        mark(self.path, images)
         self.keep_config(config)
 
     @rank_zero_only
@@ -273,13 +279,9 @@ class RunFolder:
 
     def _is_ours(self) -> bool:
         """Whether this project made the folder; older versions left no marker."""
-        marker, start = self.path / MARKER, self.path / PRETRAINED
-        marked = _is_marker(marker) or marker.with_name(MARKER + replacement.ASIDE).is_file()
+        start, aside = self.path / PRETRAINED, self.path / (MARKER + replacement.ASIDE)
+        marked = is_marked(self.path) or aside.is_file()
         return marked or (start.is_file() and (self.path / CONFIG).is_file())
-
-    def _mark(self, facts: Mapping[str, Any] | None = None) -> None:
-        content = {MADE_BY: f"cfmask {__version__}", **(facts or {})}
-        write_text(self.path / MARKER, json.dumps(content, indent=1) + "\n")
 
     def _has_come_to_something(self) -> bool:
         return bool(self.checkpoints()) or (self.path / WEIGHTS).is_file()
@@ -297,15 +299,6 @@ class RunFolder:
         except OSError as error:
             reason = error.strerror or str(error)
             raise InputError(f"{line} cannot be: {reason}; give another --run.") from error
-
-
-def _is_marker(file: Path) -> bool:
-    """Whether this project wrote the file."""
-    try:
-        content = read_json(file)
-    except InputError:
-        return False
-    return isinstance(content, dict) and str(content.get(MADE_BY, "")).startswith("cfmask ")
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""Marker: the file that says that this project made a folder, and what its run began from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cfmask.checkpoint import PRETRAINED
+from cfmask.data.shard_index import checksum
+from cfmask.errors import InputError
+from cfmask.files import read_json, write_text
+from cfmask.version import __version__
+
+MARKER = "cfmask.json"
+MADE_BY = "made by"
+
+
+def is_marked(folder: Path) -> bool:
+    """Whether a folder has a marker that this project wrote."""
+    try:
+        content = read_json(folder / MARKER)
+    except InputError:
+        return False
+    return isinstance(content, dict) and str(content.get(MADE_BY, "")).startswith("cfmask ")
+
+
+def mark(folder: Path, images: Mapping[str, Any] | None = None) -> None:
+    """Write the marker.
+
+    Args:
+        folder: of the run.
+        images: what tells the training images from others; see `TrainingData.identity`. With them,
+            the starting weights are there and are noted too.
+    """
+    content: dict[str, Any] = {MADE_BY: f"cfmask {__version__}"}
+    if images is not None:
+        content |= {"images": dict(images), "pretrained": checksum(folder / PRETRAINED)}
+    write_text(folder / MARKER, json.dumps(content, indent=1) + "\n")
+
+
+def check_beginning(folder: Path, images: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run from another beginning than its own.
+
+    Runs of older versions say nothing of it and pass.
+
+    Args:
+        folder: of the run.
+        images: what tells the training images from others; see `TrainingData.identity`.
+
+    Raises:
+        InputError: other classes, images or starting weights, or a damaged marker.
+    """
+    marker, start = folder / MARKER, folder / PRETRAINED
+    begun = read_json(marker) if marker.is_file() else {}
+    if not isinstance(begun, dict):
+        raise InputError(f"Expected what the run began with in {marker}, but it is damaged.")
+    if "images" not in begun:
+        return
+    wrong = _difference(begun["images"], images)
+    if not wrong and not (start.is_file() and begun.get("pretrained") == checksum(start)):
+        wrong = f"{start} is not the file that it began from"
+    if wrong:
+        raise InputError(
+            f"Expected to go on with the run in {folder} as it began, but {wrong}; put that back, "
+            "or start again with --overwrite true."
+        )
+
+
+def _difference(begun: Any, now: Mapping[str, Any]) -> str:
+    """In what the images are others than those a run began with, in words; empty if in nothing."""
+    if begun == now:
+        return ""
+    if not isinstance(begun, dict):
+        return "what it says of its images is damaged"
+    old, new = begun.get("classes"), now["classes"]
+    if not isinstance(old, list) or len(old) != len(new):
+        return f"it had other classes than these {len(new)}: {', '.join(new[:8])}"
+    for k, (was, name) in enumerate(zip(old, new)):
+        if was != name:
+            return f"class {k} was {was!r} and is {name!r}"
+    for name in ("train", "val"):
+        if begun.get(name) != now[name]:
+            return f"there were {begun.get(name)} and are {now[name]}"
+    return "its images have other names, sizes or labels"
