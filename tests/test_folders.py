@@ -179,12 +179,6 @@ def test_a_root_without_training_images_is_refused(tmp_path, empty):
         FolderData(str(tmp_path))
 
 
-def test_a_batch_size_below_one_is_refused(tmp_path):
-    plant(tmp_path / "train", {"ant": 1})
-    with pytest.raises(InputError, match="batch size"):
-        FolderData(str(tmp_path), batch_size=0)
-
-
 def test_a_validation_folder_is_used_if_there_is_one(tmp_path):
     plant(tmp_path / "train", {"ant": 4, "bee": 4})
     plant(tmp_path / "val", {"bee": 3})
