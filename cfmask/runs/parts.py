@@ -147,7 +147,8 @@ def _argument(value: Any, hint: Any, source: Path, trust: bool) -> Any:
         if type(value) is hint:
             return value
     elif isinstance(hint, type):
-        return built(value, hint, source, trust)
+        if isinstance(value, str | dict):
+            return built(value, hint, source, trust)
     elif origin is None:
         return value
     raise TypeError
