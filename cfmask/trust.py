@@ -70,15 +70,35 @@ def trusting(trust: bool) -> Iterator[None]:
         _TRUSTED.reset(token)
 
 
+def is_path(name: str) -> bool:
+    """Whether a name is an import path, `module.name`."""
+    *modules, _ = parts = name.split(".")
+    return bool(modules) and all(part.isidentifier() for part in parts)
+
+
 def find_callable(path: str) -> Any:
-    """What an import path names: a class or function, `module.name`.
+    """What an import path names: a class or function; see `find_named`.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = find_named(path)
+    if not callable(found):
+        raise InputError(
+            f"Expected {path} to be the import path of a class or function, but it is none that is "
+            "imported here; import its module first, or give --trust true for a file that you know."
+        )
+    return found
+
+
+def find_named(path: str) -> Any:
+    """What an import path names, `module.name`; None if the module has no such name.
 
     Modules are looked for in the working folder too, after all other places. While a file is read
     that nobody trusts, only what the process has imported, and torchvision's models.
 
     Raises:
-        InputError: nothing there, or what may not be imported. An error inside of the module is
-            raised as it is.
+        InputError: there is no such module. An error inside of the module is raised as it is.
     """
     module = path.rpartition(".")[0]
     if module and (_TRUSTED.get() or module == "torchvision.models"):
@@ -90,13 +110,7 @@ def find_callable(path: str) -> Any:
             if not f"{module}.".startswith(f"{error.name}."):
                 raise
             raise InputError(f"Cannot import {path}: {error}.") from error
-    found = _loaded(path)
-    if not callable(found):
-        raise InputError(
-            f"Expected {path} to be the import path of a class or function, but it is none that is "
-            "imported here; import its module first, or give --trust true for a file that you know."
-        )
-    return found
+    return _loaded(path)
 
 
 def import_trusted(path: str, source: Path) -> None:

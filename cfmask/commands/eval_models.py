@@ -18,8 +18,7 @@ from cfmask.errors import InputError, unknown
 from cfmask.evaluation.metrics import METRICS
 from cfmask.reporting.report import ShiftReport
 from cfmask.runs.run_folder import CONFIG, RunFolder
-from cfmask.shifts.own_sets import is_path
-from cfmask.trust import import_trusted
+from cfmask.trust import import_trusted, is_path
 
 
 def evaluate_run(args: Sequence[str] | None = None) -> ShiftReport | None:
@@ -35,7 +34,7 @@ def evaluate_run(args: Sequence[str] | None = None) -> ShiftReport | None:
     """
     quiet()
     args = sys.argv[1:] if args is None else list(args)
-    args = as_lists(args, "--shifts", "--show")
+    args = as_lists(args, "--shifts", "--show", "--metrics")
     if "--check" in args:
         check_data(args)
         return None
@@ -56,10 +55,11 @@ def evaluate_run(args: Sequence[str] | None = None) -> ShiftReport | None:
         options = parser.parse_args(args).as_dict()
         if run:
             _check_named(options, args, Path(run) / CONFIG)
-        shown = options.pop("show")
+        own = options["metrics"]
+        shown = [*dict.fromkeys([*options.pop("show"), *own])]
         for metric in shown:
-            if metric not in METRICS:
-                raise unknown("measure", metric, METRICS)
+            if metric not in (*METRICS, *own):
+                raise unknown("measure", metric, [*METRICS, *own])
         report = compare(**options)
         if processes.rank() == 0:
             folder = report_folder(options["what"], options["out"])
@@ -71,11 +71,11 @@ WHAT = (
     "models, each a run folder, a .safetensors or .ckpt file, open_clip:NAME/TAG or timm:NAME; or "
     "the report.json of models that were evaluated by the same protocol"
 )
-SHOW = f"measures to print: {', '.join(METRICS)}"
+SHOW = f"measures to print, beside those of one's own: {', '.join(METRICS)}"
 
 
 # Settings that may name code of one's own by import path.
-OF_CODE = ("shifts",)
+OF_CODE = ("shifts", "metrics")
 
 
 def _check_named(options: dict[str, Any], args: Sequence[str], source: Path) -> None:

@@ -299,7 +299,8 @@ def _conclude(cli: TrainCLI) -> ShiftReport:
 def _report(cli: TrainCLI) -> ShiftReport:
     report = compare([str(cli.folder.path)], **cli.config.evaluation.as_dict())
     if processes.rank() == 0:
-        print_report(report, cli.folder.path)
+        shown = ["accuracy", *cli.config.evaluation.metrics]
+        print_report(report, cli.folder.path, shown)
     return report
 
 

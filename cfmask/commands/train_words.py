@@ -55,6 +55,7 @@ HELP: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
     ],
     "Evaluation": [
         ("--shifts NAMES", ("--evaluation.shifts",), "sets, such as folders or digits,imagenet/v2"),
+        ("--metrics NAMES", ("--evaluation.metrics",), "of your own: my_module.MARGIN,…"),
         ("--data-root FOLDER", ("--evaluation.data_root",), "where these sets lie"),
         ("--wise NUMBERS", ("--evaluation.wise",), "WiSE-FT weights: 0.5, or 0,0.1,...,1"),
     ],
@@ -163,7 +164,7 @@ def _long(words: Sequence[str]) -> list[str]:
             raise InputError(f"Expected a value after {word}, but got none.")
         if word == "--model":
             found += _model(value, words)
-        elif word == "--shifts" and value[:1] != "[":
+        elif word in ("--shifts", "--metrics") and value[:1] != "[":
             found += [*SHORT[word], json.dumps(value.split(","))]
         else:
             found += [part for long in SHORT[word] for part in (long, value)]

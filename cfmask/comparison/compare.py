@@ -14,6 +14,7 @@ from cfmask.comparison.examples import Explainer, gallery
 from cfmask.comparison.sources import Found, is_run, labels_of, models_of
 from cfmask.decoding import Decoder
 from cfmask.errors import InputError, at_least
+from cfmask.evaluation.metrics import own_metrics
 from cfmask.evaluation.protocol import protocol_of
 from cfmask.files import read_text
 from cfmask.inference.inference import Model, described
@@ -51,6 +52,7 @@ def compare(
     predictions: bool = False,
     reuse: bool = True,
     pictures: int = 4,
+    metrics: list[str] = [],  # noqa: B006
     trust: bool = False,
 ) -> ShiftReport:
     """Evaluate models on sets; write the report in all formats and a picture.
@@ -82,6 +84,8 @@ def compare(
         reuse: use answers that an earlier or interrupted evaluation has left in the folder.
         pictures: number of images of each set in report.html, on which the starting point and the
             tuned model (or the first two models) differ.
+        metrics: import paths of metrics of one's own (`my_module.MARGIN`), each a `Metric` or a
+            function of `Judged`.
         trust: import what models and runs name and what is not this package's.
 
     Returns:
@@ -95,6 +99,7 @@ def compare(
     sources = [name for name in what if name not in earlier]
     if not sources:
         raise InputError("Expected at least one model to evaluate, but got none.")
+    own = own_metrics(metrics)
     root = Path(data_root) if data_root else None
     rows = models_of(sources, alphas_of(wise), lambda: labels_of(shifts, root), trust)
     models = rows.models
@@ -112,7 +117,7 @@ def compare(
     store = folder / "answers" if reuse else None
     answers = folder / "predictions" if predictions else None
     how = (batch_size, workers, used, decoder, True, fit, unreadable, store, answers)
-    report = evaluate(models, found, *how, starts=rows.starts)
+    report = evaluate(models, found, *how, metrics=own, starts=rows.starts)
     for path, old in earlier.items():
         report = joined(report, old, path)
     report.run.update(_configs(sources))
@@ -143,6 +148,7 @@ def check_run(classifier: Classifier, settings: Mapping[str, Any]) -> None:
     drawn = settings["images"], settings["seed"], settings["allow_incomplete"]
     found = find_shifts(settings["shifts"], Request(root, classifier.class_names, *drawn))
     checked_reference(2 + len(between), found, settings["fit"])
+    own_metrics(settings["metrics"])
     if settings["predictions"]:
         parquet()
 

@@ -22,7 +22,8 @@ from cfmask.inference.wise import Blend, WeightLine
 from cfmask.runs.run_folder import CONFIG
 from cfmask.shifts.catalogue import SHIFTS
 from cfmask.shifts.named_folders import own_class_names
-from cfmask.shifts.own_sets import class_names_of, is_path
+from cfmask.shifts.own_sets import class_names_of
+from cfmask.trust import is_path
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cfmask.errors import InputError
 from cfmask.evaluation.answers import Answers
 from cfmask.evaluation.estimates import (
     calibration_bins,
@@ -74,12 +76,20 @@ def rows_of(model: str, judged: Judged, metrics: Mapping[str, Metric] = METRICS)
         model: name of its row.
         judged: its answers to the set.
         metrics: by name; those that are made of other figures are passed over.
+
+    Raises:
+        InputError: a figure that is not finite.
     """
     rows = []
     for name, metric in metrics.items():
         found = metric.of(judged) if metric.of else None
         if found is not None:
             own = found if isinstance(found, Value) else Value(float(found))
+            if not math.isfinite(own.value):
+                raise InputError(
+                    f"Expected the metric {name} to be a number, but got {own.value} on "
+                    f"{judged.shift.name}; give None where a set has none."
+                )
             facts = (own.correct, own.total, own.low, own.high, own.note)
             rows.append(Row(model, judged.shift.name, name, own.value, *facts))
     return rows

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cfmask.errors import InputError
 from cfmask.evaluation.answers import BEST, Answers
 from cfmask.evaluation.estimates import (
     auroc,
@@ -21,6 +22,7 @@ from cfmask.evaluation.estimates import (
     selective,
 )
 from cfmask.shift import Shift
+from cfmask.trust import find_named, is_path
 
 Counts = dict[str, dict[str, list[Any]]]
 
@@ -234,6 +236,40 @@ METRICS: Mapping[str, Metric] = {
     "effective_robustness_logit": _effective_robustness("logit"),
     "effective_robustness_probit": _effective_robustness("probit"),
 }
+
+
+def own_metrics(paths: Sequence[str]) -> dict[str, Metric]:
+    """Metrics of one's own, by their import paths, which are their names.
+
+    Args:
+        paths: each of a `Metric`, or of a function of `Judged` that gives what `Metric.of` gives.
+            A function's name is its title and the first line of its docstring its meaning; its
+            figures are shown as they are, and it gets logits if its attribute `needs_logits` is
+            True. Only what the user has named may be asked for here.
+
+    Raises:
+        InputError: no import path, or nothing of that kind there.
+    """
+    return {path: _own_metric(path) for path in paths}
+
+
+def _own_metric(path: str) -> Metric:
+    if not is_path(path):
+        raise InputError(
+            f"Expected metrics of one's own by import path, such as my_module.MARGIN, but got "
+            f"{path}; cfmask's own are always measured, and --show prints them."
+        )
+    found = find_named(path)
+    if isinstance(found, Metric):
+        return found
+    if not callable(found):
+        raise InputError(
+            f"Expected {path} to be a Metric or a function of Judged, but got {found!r:.60}."
+        )
+    title = path.rpartition(".")[2].replace("_", " ").capitalize()
+    meaning = (getattr(found, "__doc__", "") or "").strip().partition("\n")[0].rstrip(".")
+    logits = bool(getattr(found, "needs_logits", False))
+    return Metric(title, found, meaning, "", 1, 3, 0, needs_logits=logits)
 
 
 def described(name: str, protocol: Mapping[str, Any]) -> Metric:

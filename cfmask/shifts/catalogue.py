@@ -14,8 +14,9 @@ from cfmask.errors import unknown
 from cfmask.shift import Request, Shift, qualified
 from cfmask.shifts.digits_world import digits_shifts
 from cfmask.shifts.named_folders import folder_shifts
-from cfmask.shifts.own_sets import is_path, own_shifts
+from cfmask.shifts.own_sets import own_shifts
 from cfmask.shifts.published import PUBLISHED, is_asked_for, published_shifts
+from cfmask.trust import is_path
 
 SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
     "digits": digits_shifts,

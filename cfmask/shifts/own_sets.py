@@ -17,12 +17,6 @@ from cfmask.trust import find_callable
 KEYS = ("image", "label")
 
 
-def is_path(family: str) -> bool:
-    """Whether the name of a family is an import path, `module.name`."""
-    module, dot, name = family.rpartition(".")
-    return bool(dot) and name.isidentifier() and all(p.isidentifier() for p in module.split("."))
-
-
 def own_shifts(path: str, request: Request) -> list[Shift]:
     """The sets that a function or class of one's own makes.
 

@@ -1,21 +1,23 @@
-"""Evaluation sets of one's own, named by the import path of what makes them."""
+"""Sets and metrics of one's own, named by the import path of what makes them."""
 
 from __future__ import annotations
 
 import sys
 
 import pytest
+import torch
 import yaml
 from test_comparison import plant_run
 from test_shifts import DIGITS, content
 
-from cfmask import InputError, ShiftReport, digits, find_shifts
+from cfmask import InputError, ShiftReport, digits, evaluate, find_shifts, load_classifier
 from cfmask.commands.eval_models import evaluate_run
 from cfmask.comparison.sources import labels_of
+from cfmask.evaluation.metrics import own_metrics
 
-SOURCE = """
+SOURCE = '''
 import torch
-from cfmask import Shift, digits
+from cfmask import Metric, Shift, digits
 from cfmask.data.datamodule import Tensors
 
 def data(shade, preprocess):
@@ -35,12 +37,28 @@ class Pairs(list):
         from PIL import Image
         super().__init__((Image.new("L", (9, 12), shade), shade % 10) for shade in (31, 42))
 
+def margin(judged):
+    best, second = judged.answers.logits.topk(2, 1).values.unbind(1)
+    return (best - second).mean()
+
+MARGIN = Metric("Margin of the logits", margin, "", "", 1, 2, needs_logits=True)
+
+def answer_3(judged):
+    """Share of answers that are class 3.
+
+    More of it.
+    """
+    return None if judged.shift.in_distribution else (judged.answers.best[:, 0] == 3).float().mean()
+
+def boundless(judged):
+    return float("nan")
+
 def nothing():
     return []
 
 def broken(request):
     return [][1]
-"""
+'''
 
 
 @pytest.fixture
@@ -99,29 +117,59 @@ def test_its_classes_are_those_of_a_model_that_brings_none(here):
         labels_of(["my_module.Pairs"], None)
 
 
-def test_the_command_evaluates_on_it_beside_others(here, tiny_clip):
+def test_the_command_evaluates_on_it_beside_others_and_by_own_metrics(here, tiny_clip, capsys):
     plant_run(here / "run", tiny_clip)
     args = ["run", "--shifts", "digits/id,my_module.my_sets", "--images=10", "--pictures=0"]
-    evaluate_run([*args, "--wise=0"])
+    metrics = "my_module.MARGIN,my_module.answer_3"
+    evaluate_run([*args, "--wise=0", "--metrics", metrics])
+    shown = capsys.readouterr().out
+    assert all(title in shown for title in ("Margin of the logits", "Answer 3"))
     report = ShiftReport.load(here / "run" / "report.json")
     assert set(report.protocol["sets"]) == {
         "digits/id",
         "my_module.my_sets/dark",
         "my_module.my_sets/light",
     }
-    (row,) = (
-        r
-        for r in report.of("accuracy")
-        if (r.model, r.shift) == ("tuned", "my_module.my_sets/light")
-    )
-    assert row.total == 6
+    light = "my_module.my_sets/light"
+    assert report.row("tuned", light).total == 6
+    assert len(report.of("my_module.MARGIN")) == 6
+    assert {row.shift for row in report.of("my_module.answer_3")} == {light}
+    picture = torch.full((1, 3, 48, 48), 200 / 255)
+    logits = load_classifier(here / "run")(picture)[0].sort(descending=True).values
+    margin = report.value("tuned", light, "my_module.MARGIN")
+    assert margin == pytest.approx(float(logits[0] - logits[1]), abs=1e-3)
+    for file in ("report.csv", "report.html", "report.md", "report.tex"):
+        text = (here / "run" / file).read_text()
+        assert "Margin of the logits" in text or "my_module.MARGIN" in text
+    assert "hare of answers that are class 3" in (here / "run" / "report.html").read_text()
 
 
-def test_a_runs_config_imports_nothing_without_trust(here, tiny_clip, capsys):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("top5", "--show prints them"),
+        ("my_module.none", "a Metric or a function of Judged, but got None"),
+        ("my_modul.MARGIN", "Cannot import my_modul.MARGIN"),
+    ],
+)
+def test_what_is_no_metric_is_refused_in_one_line(here, name, says):
+    with pytest.raises(InputError, match=says):
+        own_metrics([name])
+
+
+def test_a_figure_that_is_no_number_is_refused(here, tiny_clip):
+    shifts = find_shifts(["my_module.my_sets/dark"], DIGITS)
+    metrics = own_metrics(["my_module.boundless"])
+    with pytest.raises(InputError, match=r"my_module\.boundless to be a number, but got nan on"):
+        evaluate({"a": tiny_clip}, shifts, metrics=metrics)
+
+
+@pytest.mark.parametrize("setting", ["shifts", "metrics"])
+def test_a_runs_config_imports_nothing_without_trust(setting, here, tiny_clip, capsys):
     run = plant_run(here / "run", tiny_clip)
     (here / "my_module.py").rename(run / "my_module.py")
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config["evaluation"]["shifts"] = ["my_module.my_sets"]
+    config["evaluation"][setting] = ["my_module.my_sets"]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     for more, says in (
         ([], "code of its maker"),
