@@ -72,6 +72,22 @@ def whole_report(rename: dict[str, str] | None = None) -> ShiftReport:
             "versions": {rename.get("version", "torch"): "2.14"},
             "seconds": 12.5,
             "config": f"run: x\nname: {rename.get('config', 'y')}\n",
+            "date": "2026-01-31 12:00 +0000",
+            "runs": {
+                rename.get("run", "first"): {
+                    "method": rename.get("method", "MaskedDistillation"),
+                    "data": "FolderData photos",
+                    "trained": "2 epochs",
+                }
+            },
+        },
+        training={
+            rename.get("run", "first"): {
+                "loss/total": [[0, 2.0], [1, 1.5]],
+                f"loss/{rename.get('loss', 'task')}": [[0, 1.0], [1, 0.5]],
+                "val/accuracy": [[1, 0.875]],
+                "masked_share": [[0, 0.2]],
+            }
         },
     )
 
@@ -109,7 +125,12 @@ def gallery(rename: dict[str, str] | None = None) -> list[Disagreement]:
             Answer("tuned", "two", 0.88, not first, None if side > 96 else maps[1]),
         )
         return Disagreement(
-            rename.get(name, name), 7, rename.get("class", "seven"), image, *answers
+            rename.get(name, name),
+            7,
+            rename.get("class", "seven"),
+            image,
+            *answers,
+            file=rename.get("file", "seven.png") if side > 96 else "",
         )
 
     return [picture(48, "id", True), picture(120, "sketch", False)]

@@ -71,6 +71,22 @@ def test_exactly_one_of_the_two_is_right_on_every_image(pair, drawn, guesses):
             assert answer.confidence == pytest.approx(float(shares.max()), abs=1e-5)
 
 
+class InFiles(Tensors):
+    """Images as a folder has them."""
+
+    @property
+    def samples(self) -> list[tuple[str, int]]:
+        return [(f"some/folder/{k}.png", int(label)) for k, label in enumerate(self.labels)]
+
+
+def test_an_image_in_a_file_is_known_by_its_name(pair, drawn):
+    shift = Shift("id", lambda preprocess: InFiles(drawn.images, drawn.labels))
+    found = disagreements(*pair, [shift], count=3)
+    assert len(found) == 3
+    assert [item.file for item in found] == [f"{item.index}.png" for item in found]
+    assert {item.file for item in disagreements(*pair, [shift_of(drawn)], count=3)} == {""}
+
+
 def test_relevance_is_that_of_each_model_for_the_true_class(pair, drawn):
     item = disagreements(*pair, [shift_of(drawn)])[0]
     batch = drawn.images[item.index : item.index + 1].float() / 255
@@ -219,7 +235,7 @@ def test_a_gallery_explains_by_the_relevance_of_the_run_and_says_so(pair, drawn)
     reason = ", because HasNone(path=maps.safetensors) of the run has no map"
     assert fallen.second.explainer == usual.second.explainer + reason
     page = as_html(ShiftReport(), [item, fallen])
-    assert f"by AttentionRollout(), as the run has it; {fallen.first.explainer}; the" in page
+    assert f"by AttentionRollout(), as the run has it; {fallen.first.explainer}; a yellow" in page
 
 
 def test_there_is_no_gallery_of_models_that_cannot_be_compared(pair, small_cnn, drawn):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from statistics import NormalDist
 from xml.etree import ElementTree
 
@@ -10,7 +11,16 @@ from reports import whole_report
 
 from cfmask import ShiftReport
 from cfmask.evaluation.figures import Curve, Fit, Row
-from cfmask.reporting.charts import LEAST_IN_BIN, reliability, scatter, wise_curve
+from cfmask.reporting.charts import (
+    LEAST_IN_BIN,
+    drawn_models,
+    reliability,
+    scatter,
+    trade_off,
+    training,
+    wise_curve,
+)
+from cfmask.reporting.svg import LIGHT
 
 TRANSFORMS = {
     "linear": lambda p: p,
@@ -139,3 +149,66 @@ def test_a_picture_is_whole_and_takes_its_colours_from_the_page():
     assert not re.findall(r": #\w+", svg)
     assert "font-family" not in svg and "http" not in svg
     assert 'aria-label="Accuracy on id against accuracy on v2"' in svg
+
+
+@pytest.mark.parametrize("scale", TRANSFORMS)
+def test_markers_at_the_edge_are_whole(scale):
+    rows = [Row("a", s, "accuracy", 1.0, low=0.9, high=1.0) for s in ("id", "x")]
+    rows += [Row("b", s, "accuracy", 0.7, low=0.6, high=0.8) for s in ("id", "x")]
+    fit = None if scale == "linear" else Fit("x", "id", scale, 1.0, 0.0)
+    perfect = ShiftReport(rows, report().protocol, "id")
+    svg = scatter(perfect, "x", STYLES, fit)
+    ((x, y),) = markers(svg, "series-0")
+    (frame,) = re.findall(r"<clipPath.*?<rect ([^>]*)/>", svg)
+    box = {k: float(v) for k, v in re.findall(r'(\w+)="([\d.]+)"', frame)}
+    assert box["x"] < x <= box["x"] + box["width"] + 0.01
+    assert box["y"] - 0.01 <= y < box["y"] + box["height"]
+    # What is at the edge is not cut there, and has its place in the picture.
+    for colour in ("series-0", "series-1"):
+        (group,) = re.findall(rf'<g([^>]*)> *<use [^>]*style="fill: var\(--{colour}\)', svg)
+        assert "clip-path" not in group
+    (wide,) = re.findall(r'viewBox="0 0 ([\d.]+) [\d.]+"', svg)
+    assert y > 3 and x < float(wide) - 2
+
+
+def test_a_curve_at_the_top_is_whole_and_ends_there():
+    rows = [Row(m, "id", "accuracy", v) for m, v in zip("abc", (0.9, 1.0, 1.0))]
+    perfect = ShiftReport(rows, report().protocol, "id")
+    svg = wise_curve(perfect, Curve([0.0, 0.5, 1.0], list("abc"), "b", "id"), None)
+    (group,) = re.findall(r'<g([^>]*)> *<use [^>]*style="fill: var\(--series-0\)', svg)
+    assert "clip-path" not in group
+    ticks = [float(t) for t in re.findall(r">([\d.]+)</text>", svg)]
+    assert max(ticks) == 100
+
+
+def test_a_line_of_training_goes_through_what_was_logged():
+    logged = {"total": [[0, 2.0], [1, 1.0], [3, 0.5]], "task": [[0, 1.0], [3, 0.0]]}
+    svg = training(logged, "Loss")
+    first, second = markers(svg, "series-0"), markers(svg, "series-1")
+    assert len(first) == 3 and len(second) == 2
+    (x0, y0), (x1, y1), (x3, y3) = first
+    assert (x1 - x0) / (x3 - x0) == pytest.approx(1 / 3, abs=1e-3)
+    assert (y1 - y0) / (y3 - y0) == pytest.approx(1 / 1.5, abs=1e-3)
+    assert second[0] == pytest.approx((x0, y1), abs=1e-3)
+    many = training({"total": [[k, k] for k in range(200)]}, "Loss")
+    assert not markers(many, "series-0") and paths(many, "series-0")
+
+
+def test_the_picture_of_the_trade_off_is_the_chart_of_the_page(tmp_path):
+    whole = whole_report()
+    figure = trade_off(whole)
+    (axes,) = figure.axes
+    svg = scatter(whole, "mean of shifts", drawn_models(whole))
+    assert f"{axes.get_xlabel()}</text>" in svg and f"{axes.get_ylabel()}</text>" in svg
+    cells = {(r.model, r.shift): r.value for r in whole.of("accuracy")}
+    lines = [line for line in axes.lines if line.get_marker() != "None" and len(line.get_xdata())]
+    drawn = [tuple(line.get_xydata()[0]) for line in lines]
+    for model in whole.models:
+        place = 100 * cells[model, "id"], 100 * cells[model, "mean of shifts"]
+        assert any(p == pytest.approx(place) for p in drawn)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == whole.models
+    # Its colours are real ones, those of the page by day.
+    layout = (Path(__file__).parents[1] / "cfmask/reporting/page.html").read_text()
+    for number, colour in enumerate(LIGHT.series):
+        assert f"--series-{number}: {colour};" in layout

@@ -10,18 +10,24 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from reports import NASTY, gallery, small_report, whole_report
 
 from cfmask import ShiftReport
 from cfmask.evaluation.figures import Curve, Row
 from cfmask.reporting.charts import drawn_models
+from cfmask.reporting.disagreement import Answer, Disagreement
 from cfmask.reporting.page import as_html
 from cfmask.reporting.tables import tables
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
-RENAME = {name: f"{name} {NASTY}" for name in ("tuned", "v2", "encoder", "class", "version")}
+RENAME = {
+    name: f"{name} {NASTY}"
+    for name in ("tuned", "v2", "encoder", "class", "version", "run", "method", "loss", "file")
+}
 RENAME["config"] = NASTY.replace("\n", " ")
 
 
@@ -96,6 +102,46 @@ def test_the_tables_have_the_figures_of_the_report(page):
     assert accuracy["tuned"][2] == "25.0†8.7–49.1"
 
 
+def about(text: str) -> list[tuple[str, str]]:
+    """What is told at the top of a page."""
+    return re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text.partition("<h2>")[0])
+
+
+def test_the_top_says_what_ran_on_what_and_when(text):
+    rest = [
+        ("model", "tiny"),
+        ("evaluated on", "id, v2, sketch"),
+        ("date", "2026-01-31 12:00 +0000"),
+    ]
+    assert about(text) == [
+        ("run", "first"),
+        ("method", "MaskedDistillation"),
+        ("data", "FolderData photos"),
+        ("trained", "2 epochs"),
+        *rest,
+    ]
+    two = whole_report()
+    two.run["runs"]["second"] = {"method": "FineTuning"}
+    assert about(as_html(two)) == [
+        ("run", "first – MaskedDistillation – FolderData photos – 2 epochs"),
+        ("run", "second – FineTuning"),
+        *rest,
+    ]
+    # Facts of another form, as a file from elsewhere may hold them, are none.
+    for runs in ("x", [1], {}):
+        two.run["runs"] = runs
+        assert about(as_html(two)) == rest
+    two.run["runs"] = {"a": "b"}
+    assert about(as_html(two)) == [("run", "a"), *rest]
+
+
+def test_the_curves_of_training_are_drawn(page, text):
+    charts = [a["aria-label"] for tag, a in page.elements if tag == "svg" and "chart" in a["class"]]
+    assert "Loss by optimiser step" in charts and "Validation, % by optimiser step" in charts
+    assert "● total" in page.text and "■ task" in page.text and "masked_share" not in page.text
+    assert 'id="training"' not in as_html(replace(whole_report(), training={}))
+
+
 def test_the_first_lines_say_what_was_gained_and_lost(page):
     text = squeezed(page.text)
     lead = "tuned against zero-shot: id 70.0 → 90.0 % (+20.0), mean of shifts 37.5 → 20.0 % (−17.5)"
@@ -116,9 +162,9 @@ def test_a_comparison_of_two_reports_says_which_model_is_held_against_which():
     page = Page(as_html(replace(report, differences=[*report.differences, other], reference=None)))
     table = next(t for t in page.tables if t[0][2] == "points")
     assert [line[0] for line in table[1:]] == [
+        "zero-shot (against WiSE-FT 0.5)",
         "tuned (against zero-shot)",
         "tuned",
-        "zero-shot (against WiSE-FT 0.5)",
     ]
     assert table[0][6] == "only the other right"
 
@@ -208,6 +254,40 @@ def test_pictures_are_those_of_the_gallery(page):
     assert "✓ seven" in page.text and "✗ two" in page.text and "zero-shot61\u00a0%" in page.text
 
 
+def test_pictures_in_files_have_their_names(page):
+    small, large = (
+        attrs["alt"]
+        for tag, attrs in page.elements
+        if tag == "img" and "of" in attrs["alt"] and not attrs["alt"].startswith("relevance")
+    )
+    assert small == "image 7 of id: seven"
+    assert large == "seven.png of sketch: seven"
+
+
+def overlay(image: torch.Tensor, maps: torch.Tensor) -> np.ndarray:
+    """The picture of relevance that a page shows, float (H, W, 3)."""
+    answer = Answer("a", "two", 0.5, True, maps)
+    page = Page(as_html(small_report(), [Disagreement("id", 0, "two", image, answer, answer)]))
+    shown = [attrs["src"] for tag, attrs in page.elements if tag == "img"]
+    data = base64.b64decode(shown[1].removeprefix("data:image/png;base64,"))
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(float)
+
+
+def test_relevance_is_legible_on_dark_pictures():
+    bright = torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+    maps = torch.tensor([[0.0, 0.5], [1.0, 0.0]])
+    day, night = overlay(bright, maps), overlay(bright // 8, maps)
+    # A dark picture is shown as a bright one is, but for what its few greys have lost.
+    assert np.abs(day - night).max() < 20
+    none, most = night[:16, :16], night[16:, :16]
+    # Without relevance the picture alone is there, in greys that differ.
+    assert np.ptp(none, axis=2).max() < 2
+    assert none.std() > 20
+    # A relevant patch has a colour that no grey has.
+    assert np.ptp(most, axis=2).min() > 100
+    assert overlay(torch.zeros(3, 8, 8).byte(), maps).shape == (8, 8, 3)
+
+
 def test_all_of_the_run_and_the_protocol_is_told(page):
     text = squeezed(page.text)
     for words in ("torch: 2.14", "12.5", "run: x name: y", "95 % Clopper-Pearson", "encoder: tiny"):
@@ -256,12 +336,26 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 WIDTHS = (1280, 390)
 FRAME = """<iframe style="border:0;display:block" width="{width}" height="700" srcdoc="{page}"
 onload="const d = this.contentDocument; document.title += ' ' + d.documentElement.scrollWidth
-+ ':' + d.querySelectorAll('svg.chart').length + ':' + d.styleSheets.length"></iframe>"""
++ ':' + d.querySelectorAll('svg.chart').length + ':' + d.styleSheets.length
++ ':' + {broken} + ':' + {scrolling}"></iframe>"""
+# Words of headings that stand on two lines.
+BROKEN = """[...d.querySelectorAll('h1,h2,h3,th')].flatMap(h => {
+if (h.querySelector('.unseen')) return [];
+const walk = d.createTreeWalker(h, 4), found = [];
+for (let text; text = walk.nextNode();) for (const word of text.data.matchAll(/[^\\s]+/g)) {
+const range = d.createRange(); range.setStart(text, word.index);
+range.setEnd(text, word.index + word[0].length);
+if (new Set([...range.getClientRects()].map(r => r.top)).size > 1) found.push(word[0]); }
+return found; }).length"""
+# Tables that go on beyond the edge, each with a shadow that scrolling moves away.
+SCROLLING = """[...d.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth
+&& getComputedStyle(s).backgroundAttachment == 'local, local, scroll, scroll').length"""
 
 
 def chromium(page: str, folder: Path, *options: str) -> str:
     """What Chromium prints of the page in frames of both widths, one below the other."""
-    frames = [FRAME.format(width=width, page=html.escape(page)) for width in WIDTHS]
+    parts = {"broken": html.escape(BROKEN), "scrolling": html.escape(SCROLLING)}
+    frames = [FRAME.format(width=w, page=html.escape(page), **parts) for w in WIDTHS]
     file = folder / "frames.html"
     file.write_text(f"<title></title><body style='margin:0'>{''.join(frames)}", encoding="utf-8")
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
@@ -277,7 +371,9 @@ def test_a_browser_shows_the_page_without_scrolling_sideways(nasty, tmp_path):
     found = sorted(tuple(map(int, part.split(":"))) for part in title.split())
     charts = nasty.count('<svg class="chart"')
     assert charts >= 7
-    assert found == [(390, charts, 1), (1280, charts, 1)]
+    assert [line[:4] for line in found] == [(390, charts, 1, 0), (1280, charts, 1, 0)]
+    # The main table at least has no room on the narrow page.
+    assert found[0][4] > 1
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

@@ -130,8 +130,9 @@ def quiet() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     advices = ("does not have many workers", "in eval mode at the start of training")
-    # The loader can begin within an epoch; Lightning does not know how.
-    for advice in (*advices, "your dataloader is not resumable"):
+    # The loader can begin within an epoch, and a run sets when it logs; Lightning does not know.
+    beside = ("your dataloader is not resumable", "is smaller than the logging interval")
+    for advice in (*advices, *beside):
         warnings.filterwarnings("ignore", f".*{advice}.*")
 
 

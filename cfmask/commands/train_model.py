@@ -34,6 +34,7 @@ from cfmask.runs.faults import as_input_errors, endings
 from cfmask.runs.gallery import GALLERY, ROWS, first_of_each_class, of_method
 from cfmask.runs.marker import check_beginning
 from cfmask.runs.metrics_file import MetricsLogger
+from cfmask.runs.progress import LogSteps
 from cfmask.runs.resume import CheckpointFiles, StepCheckpoints, leads
 from cfmask.runs.run_folder import RunFolder
 from cfmask.runs.stopping import Stopping
@@ -43,7 +44,6 @@ from cfmask.terminal import say
 RECIPE = {
     "max_epochs": 10,
     "gradient_clip_val": 1.0,
-    "log_every_n_steps": 10,
     "enable_model_summary": False,
 }
 
@@ -217,6 +217,8 @@ class TrainCLI(LightningCLI):
         wanted, run = self.config_init.trainer, None if self.trial else self.folder.path
         progress = wanted.enable_progress_bar is not False
         given = [*_listed(wanted.callbacks), self.stopping]
+        if wanted.log_every_n_steps is None:
+            given.append(LogSteps())
         saved = self.folder.drop_replaced
         if wanted.precision == "auto" and self.config.resume:
             # Another machine goes on in the precision in which the run began.

@@ -11,7 +11,7 @@ from cfmask import processes
 from cfmask.classifier import Classifier
 from cfmask.comparison.evaluate import checked_reference, evaluate
 from cfmask.comparison.examples import Explainer, gallery
-from cfmask.comparison.sources import Found, is_run, labels_of, models_of
+from cfmask.comparison.sources import Found, is_run, labels_of, models_of, short_name
 from cfmask.decoding import Decoder
 from cfmask.errors import InputError, at_least
 from cfmask.evaluation.metrics import own_metrics
@@ -25,6 +25,7 @@ from cfmask.precision import Precision, settled
 from cfmask.reporting.publish import publish
 from cfmask.reporting.report import ShiftReport
 from cfmask.runs.parts import masking_of
+from cfmask.runs.record import run_facts, training_curves
 from cfmask.runs.run_folder import CONFIG, RunFolder
 from cfmask.shift import Request, Shift
 from cfmask.shifts.catalogue import find_shifts
@@ -117,11 +118,16 @@ def compare(
     store = folder / "answers" if reuse else None
     answers = folder / "predictions" if predictions else None
     how = (batch_size, workers, used, decoder, True, fit, unreadable, store, answers)
+    # Read before time is spent: a file of a run may be damaged.
+    runs = {short_name(name, sources): Path(name) for name in sources if is_run(name)}
+    facts = {name: run_facts(run) for name, run in runs.items()}
+    curves = {name: training_curves(run) for name, run in runs.items()}
+    told = {**_configs(runs), "runs": facts, **_skipped(sources)}
     report = evaluate(models, found, *how, metrics=own, starts=rows.starts)
     for path, old in earlier.items():
         report = joined(report, old, path)
-    report.run.update(_configs(sources))
-    report.run.update(_skipped(sources))
+    report.run.update(told)
+    report.training.update(curves)
 
     def write() -> None:
         report.save(folder / REPORT)
@@ -181,10 +187,9 @@ def report_folder(what: Sequence[str], out: str | None) -> Path:
     return Path(out) if out else Path(sources[0]) if single else OUT
 
 
-def _configs(sources: Sequence[str]) -> dict[str, str]:
+def _configs(runs: Mapping[str, Path]) -> dict[str, str]:
     """Text of the config of each run folder, under a name for the report."""
-    runs = [what for what in sources if is_run(what)]
-    return {f"config of {Path(run).resolve().name}": read_text(Path(run) / CONFIG) for run in runs}
+    return {f"config of {name}": read_text(run / CONFIG) for name, run in runs.items()}
 
 
 def _skipped(sources: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -222,6 +227,7 @@ def joined(first: ShiftReport, second: ShiftReport, source: str) -> ShiftReport:
         details={name: sets for report in both for name, sets in report.details.items()},
         differences=[pair for report in both for pair in report.differences],
         curves=[curve for report in both for curve in report.curves],
+        training={name: curves for report in both for name, curves in report.training.items()},
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -115,14 +116,18 @@ def _of_one_set(
     """Up to half of `count` that the first model has right, then as many of the second."""
     half = (count + 1) // 2
     kept: dict[bool, list[Disagreement]] = {True: [], False: []}
-    for index, image, label, hits in _differing(list(models.values()), shift, limit, batch_size):
+    look = next(iter(models.values())).preprocess
+    data = Readable(shift.load(look), look.size, "wrong")
+    paths = data.paths() if data.in_files else []
+    for index, image, label, hits in _differing(models, shift, data, limit, batch_size):
         kind = kept[hits[0]]
         if len(kind) < half:
             first, second = (
                 _answer(*model, shift, image, label, explainer) for model in models.items()
             )
             name = _label(next(iter(models.values())), shift, label)
-            kind.append(Disagreement(shift.name, index, name, image, first, second))
+            file = Path(paths[index]).name if paths else ""
+            kind.append(Disagreement(shift.name, index, name, image, first, second, file))
         if all(len(kind) == half for kind in kept.values()):
             break
     return (kept[True] + kept[False])[:count]
@@ -130,16 +135,15 @@ def _of_one_set(
 
 @torch.no_grad()
 def _differing(
-    models: Sequence[Classifier], shift: Shift, limit: int, batch_size: int
+    models: Mapping[str, Classifier], shift: Shift, data: Readable, limit: int, batch_size: int
 ) -> Iterator[tuple[int, Tensor, int, list[bool]]]:
     """Index, image, label and who is right, of images that one of the two has right."""
-    look = models[0].preprocess
-    data = Readable(shift.load(look), look.size, "wrong")
     seed = torch.Generator().manual_seed(0)
     order = torch.randperm(len(data), generator=seed)[:limit].tolist()
     start = 0
     for images, labels, readable in DataLoader(Subset(data, order), batch_size):
-        hits = torch.stack([_judged(model, images, labels, shift).correct for model in models])
+        answers = [_judged(model, images, labels, shift) for model in models.values()]
+        hits = torch.stack([answer.correct for answer in answers])
         for i in ((hits[0] != hits[1]) & readable).nonzero().flatten().tolist():
             yield order[start + i], images[i], int(labels[i]), hits[:, i].tolist()
         start += len(labels)

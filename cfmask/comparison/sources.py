@@ -142,7 +142,7 @@ def models_of(
     runs: dict[str, str] = {}
     for what in sources:
         if is_run(what):
-            prefix = f"{_short(what, sources)}: " if len(sources) > 1 else ""
+            prefix = f"{short_name(what, sources)}: " if len(sources) > 1 else ""
             (start, first), *others = _of_run(what, brought[what], alphas, prefix, models, trust)
             models[start] = first
             models.update(others)
@@ -157,7 +157,7 @@ def models_of(
     return Found(models, starts, runs)
 
 
-def _short(what: str, sources: Sequence[str]) -> str:
+def short_name(what: str, sources: Sequence[str]) -> str:
     """A folder's last name, or its path if several sources share that."""
     name = Path(what).resolve().name
     return name if [Path(s).resolve().name for s in sources].count(name) == 1 else what

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def set_protocol(shift: Shift) -> dict[str, Any]:
 
 
 def run_facts(images: int, seconds: float, reused: Sequence[str]) -> dict[str, Any]:
-    """Versions, hardware and time of an evaluation.
+    """Date, versions, hardware and time of an evaluation.
 
     Args:
         images: number of images read and answered.
@@ -82,6 +83,7 @@ def run_facts(images: int, seconds: float, reused: Sequence[str]) -> dict[str, A
         reused: sets whose answers came from an earlier evaluation.
     """
     return {
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
         "versions": {"python": platform.python_version(), **versions()},
         "hardware": hardware(),
         "processes": processes.count(),

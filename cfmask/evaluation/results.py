@@ -34,7 +34,9 @@ class Results:
             one that it was tuned from, where that is another.
         fits: lines that effective robustness is held against.
         curves: WiSE-FT curves.
-        run: versions, hardware, processes, images, seconds, images per second, command or config.
+        run: date, versions, hardware, processes, images, seconds, images per second, configs, and
+            "runs": in words, what each run was.
+        training: run -> metric -> [step, value] of what it logged.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -45,6 +47,7 @@ class Results:
     fits: list[Fit] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     run: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
 
     def row(self, model: str, shift: str, metric: str = "accuracy") -> Row:
         """The figure of a model on a set or combination.

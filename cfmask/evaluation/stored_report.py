@@ -103,6 +103,7 @@ PARTS: dict[str, Any] = {
     "fits": list[Fit],
     "curves": list[Curve],
     "run": dict[str, Any],
+    "training": dict[str, dict[str, list[list[float]]]],
 }
 # Of these, only what is named is read.
 OPEN = (SetRule, Protocol)
@@ -135,6 +136,10 @@ def report_parts(content: Any) -> dict[str, Any]:
     for k, curve in enumerate(parts.get("curves", [])):
         if len(curve.alphas) != len(curve.models):
             raise ValueError(f"curves[{k}] has not as many models as alphas")
+    for run, metrics in parts.get("training", {}).items():
+        for name, points in metrics.items():
+            if any(len(point) != 2 for point in points):
+                raise ValueError(f"training of {run!r:.50}, {name!r:.50}: no pairs")
     for model, sets in parts.get("details", {}).items():
         for shift, counts in sets.items():
             for kind, columns in counts.items():

@@ -5,7 +5,7 @@ Model names stand in the page's legend, never in a picture of a page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,8 @@ TICKS = np.array([0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 
 MOST_MODELS = len(GLYPHS)
 # A bin of fewer images says too little to be drawn.
 LEAST_IN_BIN = 10
+# A line through at most so many points has markers.
+FEW = 25
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def trade_off(report: Results) -> Figure | None:
         return None
     styles = drawn_models(report)
     with drawing(), rc_context(LIGHT.style()):
-        figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+        figure = Figure(figsize=(4.0, 4.3), layout="constrained")
         axes = figure.add_subplot()
         _scatter(report, shift, reference, styles, None)(axes, LIGHT)
         for model, number in styles.items():
@@ -167,14 +169,37 @@ def wise_curve(report: Results, curve: Curve, mean: str | None) -> str:
             if name not in strong:
                 line(axes, name, color=ink.muted, linewidth=0.7, alpha=0.6)
         for name, number in strong.items():
-            line(axes, name, **ink.look(number), markersize=4)
+            line(axes, name, **ink.look(number), markersize=4, clip_on=False)
         if curve.chosen in curve.models:
             alpha = curve.alphas[curve.models.index(str(curve.chosen))]
             axes.axvline(alpha, color=ink.text, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        axes.set_ylim(top=min(100, axes.get_ylim()[1]))
         axes.grid(axis="y")
         axes.set(xlabel="weight of the tuned model, α", ylabel="top-1 accuracy, %")
 
     return svg_of(draw, (4.6, 2.9), "Accuracy by weight of the tuned model")
+
+
+def training(curves: Mapping[str, Sequence[Sequence[float]]], what: str) -> str:
+    """What a run has logged by optimiser steps, one line a metric.
+
+    Args:
+        curves: [step, value] of each metric; at most `MOST_MODELS` are drawn.
+        what: what the values are, for the axis.
+    """
+
+    def draw(axes: Axes, ink: Ink) -> None:
+        for number, points in enumerate(list(curves.values())[:MOST_MODELS]):
+            look = ink.look(number)
+            few = len(points) <= FEW
+            steps, values = zip(*points)
+            marker = {"marker": look["marker"], "markersize": 4, "clip_on": False} if few else {}
+            axes.plot([s + 1 for s in steps], values, color=look["color"], linewidth=1.2, **marker)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.grid(axis="y")
+        axes.set(xlabel="optimiser step", ylabel=what)
+
+    return svg_of(draw, (4.6, 2.6), f"{what} by optimiser step")
 
 
 def reliability(report: Results, shift: str, styles: dict[str, int]) -> str:

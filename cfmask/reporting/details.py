@@ -23,7 +23,9 @@ WORST = 3
 
 def differences_table(report: Results, styles: dict[str, int]) -> Table:
     """Paired comparisons of the drawn models, with the bar of each on a common axis."""
-    kept = [d for d in report.differences if d.second in styles and d.shift in report.columns()]
+    shown = report.columns()
+    kept = [d for d in report.differences if d.second in styles and d.shift in shown]
+    kept.sort(key=lambda d: report.models.index(d.second))
     firsts = list(dict.fromkeys(d.first for d in kept))
     reach = max((abs(end) for d in kept for end in (d.low, d.high)), default=1) or 1
     other = firsts[0] if len(firsts) == 1 else "the other"

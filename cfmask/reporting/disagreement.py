@@ -42,6 +42,7 @@ class Disagreement:
         image: uint8 (3, H, W).
         first: answer of the first model.
         second: answer of the second.
+        file: name of the image's file; empty if it is not in one.
     """
 
     shift: str
@@ -50,3 +51,4 @@ class Disagreement:
     image: Tensor
     first: Answer
     second: Answer
+    file: str = ""

@@ -33,6 +33,13 @@ from cfmask.reporting.rendering import BELOW, environment
 from cfmask.reporting.svg import GLYPHS
 from cfmask.reporting.tables import footnotes, heading, incomplete, tables
 
+# Greys of pictures under relevance, in [0, 1].
+DARKEST, BRIGHTEST = 0.12, 0.72
+# Sets that are named at the top of the page.
+MOST_SETS = 12
+# Facts of a run that stand there.
+AT_THE_TOP = ("runs", "date")
+
 
 def as_html(report: Results, gallery: Sequence[Disagreement] = ()) -> str:
     """The page: tables, charts, pictures and what the run was, in one file.
@@ -44,6 +51,8 @@ def as_html(report: Results, gallery: Sequence[Disagreement] = ()) -> str:
     styles = charts.drawn_models(report)
     content = {
         "legend": [(m, i, GLYPHS[i]) for m, i in styles.items()],
+        "about": list(_about(report)),
+        "training": list(_training(report)),
         "leads": list(_leads(report, styles)),
         "tables": tables(report),
         "partly": incomplete(report),
@@ -126,6 +135,56 @@ def _curves(report: Results) -> Iterator[dict[str, Any]]:
             yield {"curve": curve, "svg": Markup(svg), "mean": report.under_shift}
 
 
+# Beginnings of the names of what a run logs, what they are called, and by what they are multiplied.
+LOGGED = {"loss/": ("Loss", 1), "val/": ("Validation, %", 100)}
+
+
+def _training(report: Results) -> Iterator[dict[str, Any]]:
+    """For each run, a chart of its losses and one of what it was validated by."""
+    for run, logged in report.training.items():
+        for begins, (title, scale) in LOGGED.items():
+            curves = {
+                name.removeprefix(begins): [(step, scale * value) for step, value in curve]
+                for name, curve in logged.items()
+                if name.startswith(begins) and curve
+            }
+            if curves:
+                names = list(curves)[: charts.MOST_MODELS]
+                yield {
+                    "name": f"{run}: {title}" if len(report.training) > 1 else title,
+                    "svg": Markup(charts.training(curves, title)),
+                    "legend": [(name, i, GLYPHS[i]) for i, name in enumerate(names)],
+                }
+
+
+def _about(report: Results) -> Iterator[tuple[str, str]]:
+    """Run, method, data, model, sets and date, for the top of the page."""
+    found = report.run.get("runs")
+    known = found if isinstance(found, dict) else {}
+    runs = {name: _named_facts(facts) for name, facts in known.items()}
+    for name, facts in runs.items():
+        if len(runs) == 1:
+            yield from {"run": name, **facts}.items()
+        else:
+            yield "run", " – ".join([name, *facts.values()])
+    protocol = report.protocol
+    encoders = [str(facts.get("encoder", "")) for facts in protocol.get("models", {}).values()]
+    if any(encoders):
+        yield "model", ", ".join(filter(None, dict.fromkeys(encoders)))
+    names = [name for name in report.columns() if name in protocol.get("sets", {})]
+    more = f" and {len(names) - MOST_SETS} more" if len(names) > MOST_SETS else ""
+    if names:
+        yield "evaluated on", ", ".join(map(report.short, names[:MOST_SETS])) + more
+    if report.run.get("date"):
+        yield "date", plain(report.run["date"])
+
+
+def _named_facts(facts: Any) -> dict[str, str]:
+    """What the page says of a run at its top; the model is that of the rows."""
+    known = facts if isinstance(facts, dict) else {}
+    return {key: plain(known[key]) for key in ("method", "data", "trained") if known.get(key)}
+
+
 def _reliability(report: Results, styles: dict[str, int]) -> Iterator[dict[str, Any]]:
     """A diagram for each set that tables show, with the calibration error of each model."""
     errors = {(row.model, row.shift): row.value for row in report.of("ece")}
@@ -151,7 +210,8 @@ def _pictures(gallery: Sequence[Disagreement]) -> Iterator[dict[str, Any]]:
             }
             for answer in (found.first, found.second)
         ]
-        yield {"found": found, "image": _data_uri(found.image), "answers": answers}
+        name = found.file or f"image {found.index}"
+        yield {"found": found, "name": name, "image": _data_uri(found.image), "answers": answers}
 
 
 def _explainers(gallery: Sequence[Disagreement]) -> list[str]:
@@ -161,13 +221,20 @@ def _explainers(gallery: Sequence[Disagreement]) -> list[str]:
 
 
 def _overlay(image: Tensor, relevance: Tensor) -> Tensor:
-    """Relevance (h, w) in [0, 1] in false colours over the grey image uint8 (3, H, W)."""
+    """Relevance (h, w) in [0, 1] as colour over the grey image uint8 (3, H, W).
+
+    The picture is brought to the same range of greys, dark ones as well, and is seen through where
+    there is little relevance.
+    """
     from matplotlib import colormaps
 
     maps = F.interpolate(relevance[None, None].float(), image.shape[1:])[0, 0]
-    colours = torch.tensor(colormaps["magma"](maps.numpy()))[..., :3].permute(2, 0, 1)
-    grey = image.float().mean(0, keepdim=True).expand(3, -1, -1) / 255
-    return (255 * (0.4 * grey + 0.6 * colours)).round().to(torch.uint8)
+    colours = torch.tensor(colormaps["plasma"](0.25 + 0.75 * maps.numpy()))[..., :3].float()
+    grey = image.float().mean(0)
+    low, high = grey.min(), grey.max()
+    grey = DARKEST + (BRIGHTEST - DARKEST) * (grey - low) / (high - low).clamp(min=1)
+    whole = torch.lerp(grey[..., None].expand(-1, -1, 3), colours, 0.85 * maps[..., None])
+    return (255 * whole).round().byte().permute(2, 0, 1)
 
 
 def _data_uri(image: Tensor) -> str:
@@ -203,7 +270,7 @@ def _sentences(report: Results) -> Iterator[tuple[str, str]]:
 def _facts(run: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
     """Name, words, and whether the words are a whole text, of what is known of the run."""
     for key, value in run.items():
-        if value in ([], {}, "", None):
+        if key in AT_THE_TOP or value in ([], {}, "", None):
             continue
         text = isinstance(value, str) and "\n" in value.strip()
         yield key.replace("_", " "), plain(value).strip(), text

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.callbacks import Callback, ProgressBar, RichProgressBar
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from cfmask.runs.gallery import GALLERY, EpochGallery
 from cfmask.runs.metrics_file import MetricsLogger
+from cfmask.runs.progress import OneLineBar
 from cfmask.runs.resume import BestCheckpoint, Position, checkpoints_of
 from cfmask.runs.summary import SUMMARY, Announce
 
@@ -43,7 +44,7 @@ def callbacks_of(
     """
     own: list[Callback] = [Announce(run / SUMMARY if run else None), Position()]
     if progress and not any(isinstance(callback, ProgressBar) for callback in given):
-        own.append(RichProgressBar(leave=True))
+        own.append(OneLineBar())
     if run:
         own.append(EpochGallery(run / GALLERY))
     if run and saving:
