@@ -9,39 +9,31 @@ from __future__ import annotations
 import copy
 import json
 import os
-import pickle
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
 from cfmask.classifier import Classifier
-from cfmask.errors import UNFIT, InputError, one_line
+from cfmask.errors import InputError, one_line
 from cfmask.files import write_whole
 from cfmask.spec import Spec
 from cfmask.trust import find_class, is_own, trusting
+from cfmask.weights import (
+    load_weights,
+    parsed,
+    read_checkpoint,
+    read_header,
+    read_tensors,
+    tensors_of,
+)
 
 WEIGHTS = "weights.safetensors"
 PRETRAINED = "pretrained.safetensors"
-# What torch, pickle and zipfile raise at broken files.
-BROKEN: tuple[type[Exception], ...] = (
-    *UNFIT,
-    EOFError,
-    OSError,
-    SafetensorError,
-    pickle.UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def save_classifier(
@@ -152,7 +144,7 @@ def load_classifier(
     else:
         text = read_header(file).get("classifier", "null")
         plain, tensors = parsed(text, file), read_tensors(file)
-    if not plain:
+    if plain is None:
         raise InputError(f"Expected a file that names its classifier, but {file} does not.")
     classifier = rebuilt(plain, file, trust)
     load_weights(classifier, tensors, file)
@@ -203,61 +195,11 @@ def rebuilt(plain: Any, source: Path, trust: bool = False) -> Classifier:
     return classifier
 
 
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Load weights into a module, all of them and only such as fit.
-
-    Args:
-        module: whose names, shapes and kinds of numbers the weights must have; precision may
-            differ.
-        tensors: by name.
-        source: where they come from, for messages.
-
-    Raises:
-        InputError: other names or shapes, integers or the like for floats, or what is not finite.
-    """
-    own = module.state_dict()
-    for name, value in tensors.items():
-        if name not in own:
-            continue
-        if _kind(value) != _kind(own[name]):
-            raise InputError(
-                f"Expected {_kind(own[name])} numbers in {name} of {source}, but got {value.dtype}."
-            )
-        # What the module itself begins with, such as a mask of -inf, it may get back.
-        if not value.isfinite().all() and own[name].isfinite().all():
-            raise InputError(
-                f"Expected finite weights in {source}, but {name} has NaN or infinity."
-            )
-    try:
-        module.load_state_dict(dict(tensors))
-    except RuntimeError as error:
-        raise InputError(
-            f"Expected the weights of {_name(module)} in {source}: {one_line(error)}"
-        ) from error
-
-
-def _kind(value: Tensor) -> str:
-    """Numbers between which a cast keeps the meaning."""
-    if value.is_floating_point():
-        return "floating-point"
-    if value.is_complex():
-        return "complex"
-    return "true or false" if value.dtype == torch.bool else "whole"
-
-
-def _name(module: nn.Module) -> str:
-    return module.name if isinstance(module, Classifier) else type(module).__name__
-
-
 def _of_classifier(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The classifier's tensors in the state of a method."""
     state, prefix = checkpoint.get("state_dict"), "classifier."
-    held = state.items() if isinstance(state, dict) else ()
-    return {
-        name.removeprefix(prefix): value
-        for name, value in held
-        if isinstance(name, str) and name.startswith(prefix) and isinstance(value, Tensor)
-    }
+    held = tensors_of(state if isinstance(state, dict) else {})
+    return {k.removeprefix(prefix): v for k, v in held.items() if k.startswith(prefix)}
 
 
 def interpolate(start: Classifier, tuned: Classifier, alpha: float) -> Classifier:
@@ -329,93 +271,3 @@ def _alike(classifier: Classifier) -> list[Any]:
     shapes = {name: value.shape for name, value in classifier.state_dict().items()}
     what = [spec.class_path, spec.head, spec.class_names, spec.mean, spec.std]
     return [shapes, *what, spec.options.get("config")]
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name of a .safetensors file or of a plain torch file, on the CPU.
-
-    Raises:
-        InputError: truncated, not weights, or a pickle that would execute code.
-    """
-    if path.suffix != ".safetensors":
-        return {k: v for k, v in read_checkpoint(path).items() if isinstance(v, Tensor)}
-    try:
-        return load_file(path)
-    # Kinds of numbers that torch lacks are a KeyError.
-    except (SafetensorError, OSError, LookupError, ValueError) as error:
-        raise InputError(
-            f"Cannot read weights from {path}: {one_line(error)}. Is it truncated?"
-        ) from error
-
-
-def read_header(path: Path) -> dict[str, str]:
-    """The texts in the header of a .safetensors file, by name.
-
-    Raises:
-        InputError: another kind of file, or a damaged one.
-    """
-    if path.suffix != ".safetensors":
-        raise InputError(f"Expected a .safetensors or .ckpt file, but got {path}.")
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"Cannot read weights from {path}: {one_line(error)}. Is it truncated?"
-        ) from error
-
-
-def parsed(text: str | bytes, source: Path) -> Any:
-    """What the JSON says that a file holds.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    try:
-        return json.loads(text)
-    # JSON that nests without end is a RecursionError.
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"Expected JSON as a description in {source}, but it is damaged: {one_line(error)}."
-        ) from error
-
-
-def read_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
-    """The dictionary of a torch file, tensors on the CPU.
-
-    Args:
-        path: the file.
-        mapped: leave the tensors on the disk until they are read.
-
-    Raises:
-        InputError: truncated, no dictionary, or a pickle that would execute code.
-    """
-    try:
-        checkpoint: dict[str, Any] = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=mapped
-        )
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"Refused {path}: it is a pickle that holds more than weights and could execute code; "
-            "save its state_dict alone."
-        ) from error
-    except BROKEN as error:
-        raise InputError(
-            f"Cannot read weights from {path}: {one_line(error)}. Is it truncated?"
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise InputError(f"Expected a dictionary of weights in {path}, but got {type(checkpoint)}.")
-    return checkpoint
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a torch file by the checksums (CRC-32) of all its parts; None if nothing.
-
-    Torch itself does not compare them when it reads.
-    """
-    try:
-        with zipfile.ZipFile(path) as file:
-            part = file.testzip()
-    except BROKEN as error:
-        return one_line(error, 200)
-    return f"the checksum of {part} is wrong" if part else None

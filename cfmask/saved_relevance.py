@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cfmask.checkpoint import read_tensors
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.relevance import Relevance
+from cfmask.weights import read_tensors
 
 
 def save_relevance(

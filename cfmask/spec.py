@@ -86,7 +86,7 @@ class Spec:
         rest = dict(plain)
         # Version 0.1 had the class's bare name.
         path = {"class_path": rest.pop("class_path", rest.pop("family", None))}
-        names = _taken(rest, "class_names", "a list of names", _are_names)
+        names = _taken(rest, "class_names", "a list of names", are_names)
         kinds = f"one of {', '.join(HEAD_ORIGINS)}"
         shape = _taken(rest, "head_shape", f"[{len(names)}, width]", partial(_is_shape, len(names)))
         return cls(
@@ -133,7 +133,8 @@ def _is_origin(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value in HEAD_ORIGINS)
 
 
-def _are_names(value: Any) -> bool:
+def are_names(value: Any) -> bool:
+    """Whether a value is a list of at least one text that can be printed."""
     return isinstance(value, list) and len(value) > 0 and all(map(_is_text, value))
 
 

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "cfmask"
 FLOORS = """
 errors version precision attention losses
 processes files trust terminal decoding layer_masking wordnet digits labels
-heads images
+heads images weights
 spec
 classifier shift tiny_clip
 checkpoint counterfactual relevance

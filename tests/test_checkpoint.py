@@ -23,7 +23,8 @@ from cfmask import (
     load_classifier,
     save_classifier,
 )
-from cfmask.checkpoint import PRETRAINED, WEIGHTS, read_tensors
+from cfmask.checkpoint import PRETRAINED, WEIGHTS
+from cfmask.weights import read_tensors
 
 NAMES = ["ant", "bee", "cat"]
 TEMPLATES = ["a {}", "the {}, drawn"]

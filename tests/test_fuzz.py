@@ -21,7 +21,6 @@ from test_images import noise
 from test_train import DEMO
 
 from cfmask import Classifier, InputError, load_classifier, save_classifier
-from cfmask.checkpoint import read_tensors
 from cfmask.commands.parser import one_line_errors
 from cfmask.commands.train_model import command_line
 from cfmask.data.packing import pack
@@ -29,6 +28,7 @@ from cfmask.data.shards import ShardImages, find_shards
 from cfmask.decoding import read_image
 from cfmask.images import Preprocess
 from cfmask.runs.resume import newest
+from cfmask.weights import read_tensors
 
 EDIT = st.tuples(
     st.sampled_from(["flip", "cut", "drop", "repeat", "insert"]),

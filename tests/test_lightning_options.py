@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from test_train import DEMO, fails
 
 from cfmask import FineTuning
-from cfmask.checkpoint import read_checkpoint
 from cfmask.commands.train_model import command_line, train
+from cfmask.weights import read_checkpoint
 
 # Two steps an epoch, one epoch.
 TINY = [

@@ -16,10 +16,10 @@ from test_checkpoint import Evil
 from test_train import DEMO, FOLDER, fails, photos
 
 from cfmask import ShiftReport
-from cfmask.checkpoint import damage, read_checkpoint
 from cfmask.commands.train_model import train
 from cfmask.runs.resume import newest
 from cfmask.runs.run_folder import RunFolder
+from cfmask.weights import damage, read_checkpoint
 
 # Six steps an epoch; masks and donors by chance.
 SMALL = [

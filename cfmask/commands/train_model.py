@@ -12,7 +12,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from cfmask import processes
-from cfmask.checkpoint import PRETRAINED, check_comes_back, load_classifier, read_checkpoint
+from cfmask.checkpoint import PRETRAINED, check_comes_back, load_classifier
 from cfmask.classifier import Classifier
 from cfmask.commands.blame import input_error, users_bug
 from cfmask.commands.parser import (
@@ -40,6 +40,7 @@ from cfmask.runs.run_folder import RunFolder
 from cfmask.runs.stopping import Stopping
 from cfmask.runs.trainer import Trainer
 from cfmask.terminal import say
+from cfmask.weights import read_checkpoint
 
 RECIPE = {
     "max_epochs": 10,

@@ -17,16 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfmask.checkpoint import (
-    BROKEN,
-    WEIGHTS,
-    load_classifier,
-    load_weights,
-    parsed,
-    read_header,
-    read_tensors,
-    rebuilt,
-)
+from cfmask.checkpoint import WEIGHTS, load_classifier, rebuilt
 from cfmask.classifier import Classifier
 from cfmask.decoding import Picture
 from cfmask.errors import InputError, one_line
@@ -35,9 +26,11 @@ from cfmask.exporting.provenance import FILE, KEY
 from cfmask.families.openclip import OpenClipClassifier
 from cfmask.families.pretrained import check_local
 from cfmask.families.timm import TimmClassifier
+from cfmask.files import read_json
 from cfmask.heads import empty_head
 from cfmask.images import Preprocess, to_unit
-from cfmask.spec import Spec
+from cfmask.spec import Spec, are_names
+from cfmask.weights import BROKEN, load_weights, parsed, read_header, read_tensors
 
 OPEN_CLIP, HEAD = "open_clip_model.safetensors", "head.safetensors"
 TIMM, ONNX, PT2 = "model.safetensors", "model.onnx", "model.pt2"
@@ -209,7 +202,7 @@ def _read_timm(file: Path, class_names: Sequence[str] | None, trusted: bool) -> 
     config = file.parent / "config.json"
     net: Any
     if config.is_file():
-        stored = parsed(config.read_bytes(), config)
+        stored = read_json(config)
         with _one_line(config):
             net = timm.create_model(f"local-dir:{file.parent}", num_classes=stored["num_classes"])
             data = resolve_model_data_config(net)
@@ -217,6 +210,8 @@ def _read_timm(file: Path, class_names: Sequence[str] | None, trusted: bool) -> 
             preprocess = Preprocess((size[0], size[1]), data["crop_pct"], data["interpolation"])
             mean, std = (torch.tensor(data[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
             names = stored.get("label_names") or class_names
+            if stored.get("label_names") and not are_names(names):
+                raise ValueError("its label_names are no list of names")
     elif facts:
         classifier = rebuilt(facts.get("classifier"), file)
         if not isinstance(classifier, TimmClassifier):

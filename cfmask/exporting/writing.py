@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cfmask.checkpoint import (
-    BROKEN,
     PRETRAINED,
     WEIGHTS,
     average,
@@ -39,6 +38,7 @@ from cfmask.families.openclip import OpenClipClassifier
 from cfmask.families.pretrained import local_folder
 from cfmask.families.timm import TimmClassifier
 from cfmask.files import whole_folder, write_text, write_whole
+from cfmask.weights import BROKEN
 
 # Relative to the largest logit, or absolute where all logits are below 1.
 TOLERANCE = 1e-4

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from cfmask.checkpoint import BROKEN, parsed
 from cfmask.errors import UNFIT, InputError, one_line, unknown
 from cfmask.families.fingerprint import (
     is_torchscript,
@@ -20,9 +20,11 @@ from cfmask.families.fingerprint import (
     shapes,
     uses_quick_gelu,
 )
+from cfmask.files import read_json
 from cfmask.spec import LARGEST
+from cfmask.weights import BROKEN, check_weights, read_checkpoint, read_tensors, tensors_of
 
-CONFIG = "open_clip_config.json"
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 TINY_CLIP = Path(__file__).parents[1] / "tiny_clip"
 
 
@@ -49,10 +51,24 @@ def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
         _check_activation(model, pretrained)
     with _quietly(f"model {model} with {pretrained}"):
         clip = _create(f"local-dir:{folder}" if folder else model, None if folder else pretrained)
+    _check_numbers(clip, folder or Path(pretrained or ""))
     # Towers for captions give their tokens beside the feature.
     clip.visual.output_tokens = False
     config, tower = model_config(model), ("embed_dim", "vision_cfg", "quick_gelu")
     return clip.eval(), {key: config[key] for key in tower if key in config}
+
+
+def _check_numbers(clip: nn.Module, source: Path) -> None:
+    """Refuse weights of a file or folder that open_clip took but that are no weights."""
+    file = source / WEIGHTS if source.is_dir() else source
+    if file.suffix == ".safetensors" and file.is_file():
+        check_weights(clip, read_tensors(file), file)
+    elif file.is_file() and not is_torchscript(file) and zipfile.is_zipfile(file):
+        whole = read_checkpoint(file, mapped=True)
+        inner = whole.get("state_dict")
+        check_weights(clip, tensors_of(inner if isinstance(inner, dict) else whole), file)
+    elif source.exists():
+        check_weights(clip, clip.state_dict(), source)
 
 
 def build_tower(config: Any, model: str) -> nn.Module:
@@ -206,7 +222,7 @@ def model_config(model: str) -> dict[str, Any]:
         known: dict[str, Any] = open_clip.get_model_config(model)
         return known
     file = folder / CONFIG
-    whole = parsed(file.read_bytes(), file)
+    whole = read_json(file)
     config = whole.get("model_cfg") if isinstance(whole, dict) else None
     if not isinstance(config, dict):
         raise InputError(f"Expected a model_cfg in {file}, but there is none.")

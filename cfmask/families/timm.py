@@ -18,12 +18,12 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from cfmask.attention import AttentionMaps, reading, replayed
-from cfmask.checkpoint import BROKEN, load_weights, read_checkpoint, read_tensors
 from cfmask.classifier import Classifier, Layout, Pooling, Tokens
 from cfmask.errors import UNFIT, InputError, one_line, unknown
 from cfmask.families.fingerprint import mismatch, shapes, timm_candidates
 from cfmask.images import Preprocess
 from cfmask.spec import Spec
+from cfmask.weights import BROKEN, load_weights, read_checkpoint, read_tensors, tensors_of
 
 Size = tuple[int, int]
 
@@ -364,4 +364,4 @@ def _state(path: Path) -> dict[str, Tensor]:
     whole = read_checkpoint(path)
     inner = [whole[key] for key in ("state_dict", "model") if isinstance(whole.get(key), dict)]
     state = inner[0] if inner else whole
-    return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    return {name.removeprefix("module."): value for name, value in tensors_of(state).items()}

@@ -20,11 +20,11 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
-from cfmask.checkpoint import damage, read_checkpoint
 from cfmask.data.epochs import EpochLoader, mixed, run_seed
 from cfmask.errors import InputError
 from cfmask.files import write_whole
 from cfmask.runs.stopping import Stopping, any_device, within_step
+from cfmask.weights import damage, read_checkpoint
 
 # Newest names first where two checkpoints are of the same step.
 ENDS = ("last.ckpt", "best.ckpt")

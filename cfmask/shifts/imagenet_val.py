@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from cfmask.checkpoint import BROKEN
 from cfmask.data.file_index import entries
 from cfmask.decoding import READING
 from cfmask.errors import InputError
 from cfmask.files import read_text
 from cfmask.shifts.origin import Contents, several_classes
 from cfmask.shifts.pictures import Samples, labelled, pictures
+from cfmask.weights import BROKEN
 from cfmask.wordnet import numbers, real_labels, subset, synsets
 
 DEVKIT = "ILSVRC2012_devkit_t12"
