@@ -126,8 +126,8 @@ class RunSummary:
                 what = "this encoder does not run on shapes without values"
             return f"not counted: {what}"
         return (
-            f"about {_short(self.flops_per_image)}FLOP an image ({self.passes:g} forward passes), "
-            f"{_short(self.flops)}FLOP in all"
+            f"about {_short(self.flops_per_image)}FLOP an image, {self.passes:g} times a forward "
+            f"pass; {_short(self.flops)}FLOP in all"
         )
 
 
