@@ -8,7 +8,7 @@ is 2 off.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -177,6 +177,59 @@ class RandomCrop:
         part = crop(preprocess.prepared(picture))
         flipped = bool(torch.rand(()) < self.flip)
         return as_bytes(v2.functional.horizontal_flip(part) if flipped else part)
+
+
+class Augmented:
+    """Transforms of the whole picture, then its crop, or the preprocessing where there is none.
+
+    The transforms come before the resizing, so that they may change the size.
+
+    Args:
+        transforms: each uint8 (3, H, W) -> uint8 (3, H', W'), such as those of
+            `torchvision.transforms.v2`.
+        crop: of what they give; None resizes it as in evaluation.
+    """
+
+    def __init__(
+        self, transforms: Sequence[Callable[[Tensor], Any]], crop: Crop | None = None
+    ) -> None:
+        self.transforms = list(transforms)
+        self.crop = crop
+
+    def __call__(self, picture: Picture, preprocess: Preprocess) -> Tensor:
+        """RGB picture to uint8 (3, H, W), of the size and interpolation of `preprocess`.
+
+        Raises:
+            InputError: a transform gives something else than a picture in bytes.
+        """
+        pixels = as_bytes(picture)
+        for transform in self.transforms:
+            pixels = _checked(transform(pixels), transform)
+        exact = preprocess.decoder != "fast"
+        made = Image.fromarray(pixels.permute(1, 2, 0).numpy()) if exact else pixels
+        return self.crop(made, preprocess) if self.crop else preprocess(made)
+
+
+def augmented(
+    augmentation: torch.nn.Module | Sequence[torch.nn.Module] | None, crop: Crop | None
+) -> Crop | None:
+    """The crop after one transform or several; the crop alone where there is none."""
+    if augmentation is None:
+        return crop
+    several = isinstance(augmentation, Sequence) and not callable(augmentation)
+    return Augmented(list(augmentation) if several else [augmentation], crop)  # type: ignore[arg-type, list-item]
+
+
+def _checked(made: Any, transform: Any) -> Tensor:
+    pixels = as_bytes(made) if isinstance(made, Image.Image) else made
+    right = isinstance(pixels, Tensor) and pixels.dtype == torch.uint8 and pixels.ndim == 3
+    if not right or len(pixels) != 3 or not pixels.numel():
+        what = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(made)
+        raise InputError(
+            f"Expected the augmentation {type(transform).__name__} to give images uint8 (3, H, W), "
+            f"but got {what}; the classifier itself makes floats and normalises."
+        )
+    return pixels.as_subclass(Tensor)
 
 
 def _shrinks(sides: tuple[int, int], target: list[int]) -> bool:

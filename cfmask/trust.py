@@ -103,7 +103,7 @@ def find_named(path: str) -> Any:
     module = path.rpartition(".")[0]
     if module and (_TRUSTED.get() or module == "torchvision.models"):
         try:
-            with _also_from_here():
+            with also_from_here():
                 import_module(module)
         except ModuleNotFoundError as error:
             # What the module itself fails to import is its own fault.
@@ -123,7 +123,7 @@ def import_trusted(path: str, source: Path) -> None:
 
 
 @contextlib.contextmanager
-def _also_from_here() -> Iterator[None]:
+def also_from_here() -> Iterator[None]:
     """Context in which modules are looked for in the working folder, after all other places."""
     here = str(Path.cwd())
     sys.path.append(here)

@@ -40,6 +40,7 @@ from cfmask.runs.run_folder import RunFolder
 from cfmask.runs.stopping import Stopping
 from cfmask.runs.trainer import Trainer
 from cfmask.terminal import say
+from cfmask.trust import also_from_here
 from cfmask.weights import read_checkpoint
 
 RECIPE = {
@@ -93,19 +94,20 @@ def command_line(args: Sequence[str] | None = None) -> TrainCLI:
     """
     load_public_classes()
     try:
-        return TrainCLI(
-            Method,
-            TrainingData,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            run=False,
-            seed_everything_default=0,
-            save_config_callback=None,
-            trainer_class=Trainer,
-            trainer_defaults=RECIPE,
-            auto_configure_optimizers=False,
-            args=prepared(sys.argv[1:] if args is None else args),
-        )
+        with also_from_here():
+            return TrainCLI(
+                Method,
+                TrainingData,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                run=False,
+                seed_everything_default=0,
+                save_config_callback=None,
+                trainer_class=Trainer,
+                trainer_defaults=RECIPE,
+                auto_configure_optimizers=False,
+                args=prepared(sys.argv[1:] if args is None else args),
+            )
     except UNFIT as error:
         found = input_error(error) or users_bug(error)
         if found:

@@ -16,7 +16,7 @@ from cfmask.data.folders import hold_out
 from cfmask.data.unreadable import Unreadable
 from cfmask.decoding import READING, Decoder, as_picture
 from cfmask.errors import InputError
-from cfmask.images import Preprocess, RandomCrop
+from cfmask.images import Crop, Preprocess, RandomCrop, augmented
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Labelled(Dataset[Sample]):
     keys: tuple[str, str]
     classes: int
     preprocess: Preprocess
-    crop: RandomCrop | None = None
+    crop: Crop | None = None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -102,6 +102,8 @@ class DatasetData(TrainingData):
         seed: of the hold-out.
         decoder: "fast", or "pil" to resize exactly as Pillow does, slower.
         crop: augmentation of training images; None trains on what is evaluated.
+        augmentation: one transform of the training pictures or several, before crop and resizing:
+            any of `torchvision.transforms.v2`, or a module of one's own, uint8 (3, H, W) -> uint8.
         unreadable: `stop` ends the run at an image that cannot be decoded or raises
             `UnreadableImage`; `skip` takes the next one and counts them.
 
@@ -125,6 +127,7 @@ class DatasetData(TrainingData):
         decoder: Decoder = "fast",
         crop: RandomCrop | None = None,
         unreadable: Unreadable = "stop",
+        augmentation: torch.nn.Module | list[torch.nn.Module] | None = None,
     ) -> None:
         super().__init__(batch_size, workers, decoder, unreadable)
         for data in (train, val):
@@ -135,7 +138,7 @@ class DatasetData(TrainingData):
         refuse_one_class(self.class_names, "class_names")
         self.val_images = val_images
         self.seed = seed
-        self.crop = crop
+        self.crop = augmented(augmentation, crop)
 
     def load(self, preprocess: Preprocess) -> tuple[Dataset[Sample], Dataset[Sample]]:
         """See `TrainingData.load`."""

@@ -29,7 +29,7 @@ from cfmask.data.folders import Folder, class_folders, hold_out
 from cfmask.data.unreadable import Skipping, Unreadable, refuse_unreadable
 from cfmask.decoding import READING, Decoder
 from cfmask.errors import InputError, at_least, unknown
-from cfmask.images import Preprocess, RandomCrop, to_unit
+from cfmask.images import Preprocess, RandomCrop, augmented, to_unit
 from cfmask.processes import gathered
 
 Sample = tuple[Tensor, int]
@@ -224,6 +224,8 @@ class FolderData(TrainingData):
         seed: of the hold-out.
         decoder: "fast", or "pil" for exactly the pixels of Pillow, slower.
         crop: augmentation of training images; None trains on what is evaluated.
+        augmentation: one transform of the training pictures or several, before crop and resizing:
+            any of `torchvision.transforms.v2`, or a module of one's own, uint8 (3, H, W) -> uint8.
         unreadable: `stop` looks at all files before training and names those that cannot be read;
             `skip` takes the next image in place of one that cannot, and counts them.
     """
@@ -239,10 +241,11 @@ class FolderData(TrainingData):
         decoder: Decoder = "fast",
         crop: RandomCrop | None = None,
         unreadable: Unreadable = "stop",
+        augmentation: torch.nn.Module | list[torch.nn.Module] | None = None,
     ) -> None:
         super().__init__(batch_size, workers, decoder, unreadable)
         self.root = Path(root)
-        self.crop = crop
+        self.crop = augmented(augmentation, crop)
         self.val_images = val_images
         self.seed = seed
         self.folders = class_folders(self.root / "train")

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import os
+import random
 import signal
 import threading
 from collections.abc import Iterator
@@ -87,9 +88,10 @@ class EpochSampler(DistributedSampler[int]):
 class Seeded(Dataset[tuple[Tensor, int]]):
     """A training set whose chance depends on the image and the epoch alone.
 
-    Item `epoch * N + index` is image `index`, made while torch's generator is seeded by seed,
-    epoch and index; the generator is put back. Transforms that draw from it, as torchvision's do,
-    give the same in every order and in every worker.
+    Item `epoch * N + index` is image `index`, made while the generators of torch, NumPy and
+    `random` are seeded by seed, epoch and index; they are put back. Transforms that draw from them,
+    as torchvision's do, give the same in every order and in every worker; one with a generator of
+    its own does not.
 
     Args:
         data: the images, N of them.
@@ -106,13 +108,24 @@ class Seeded(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, draw: int) -> tuple[Tensor, int]:
         """Image uint8 (3, H, W) and its label."""
         epoch, index = divmod(draw, len(self))
-        state = torch.get_rng_state()
-        # Seeding through torch.manual_seed would touch the generators of all devices.
-        torch.default_generator.manual_seed(mixed(self.seed, epoch, index))
-        try:
+        with _seeded(mixed(self.seed, epoch, index)):
             return self.data[index]
-        finally:
-            torch.set_rng_state(state)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Context in which the global generators are seeded; then they go on as if nothing was."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    # Seeding through torch.manual_seed would touch the generators of all devices.
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
 
 
 class EpochLoader(DataLoader[tuple[Tensor, int]]):

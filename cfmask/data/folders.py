@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from cfmask.data.file_index import FileIndex, class_folders
 from cfmask.decoding import read_image
 from cfmask.errors import InputError
-from cfmask.images import Preprocess, RandomCrop
+from cfmask.images import Crop, Preprocess
 
 __all__ = ["Folder", "class_folders", "hold_out"]
 
@@ -48,7 +48,7 @@ class Folder(Dataset[tuple[Tensor, int]]):
         root: str | Path,
         preprocess: Preprocess,
         classes: Sequence[str] | None = None,
-        crop: RandomCrop | None = None,
+        crop: Crop | None = None,
         index: FileIndex | None = None,
         as_stored: bool = False,
     ) -> None:

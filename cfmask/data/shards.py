@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset, Subset
 
 from cfmask import wordnet
@@ -23,7 +24,7 @@ from cfmask.data.shard_index import INDEX, ShardIndex
 from cfmask.data.unreadable import Unreadable
 from cfmask.decoding import READING, Decoder, decode
 from cfmask.errors import InputError, UnreadableImage
-from cfmask.images import Preprocess, RandomCrop
+from cfmask.images import Crop, Preprocess, RandomCrop, augmented
 
 
 class ShardImages(Dataset[Sample]):
@@ -40,7 +41,7 @@ class ShardImages(Dataset[Sample]):
         self,
         index: ShardIndex,
         preprocess: Preprocess,
-        crop: RandomCrop | None = None,
+        crop: Crop | None = None,
         as_stored: bool = False,
     ) -> None:
         self.index = index
@@ -108,6 +109,8 @@ class ShardData(TrainingData):
         seed: of the hold-out.
         decoder: "fast", or "pil" for exactly the pixels of Pillow, slower.
         crop: augmentation of training images; None trains on what is evaluated.
+        augmentation: one transform of the training pictures or several, before crop and resizing:
+            any of `torchvision.transforms.v2`, or a module of one's own, uint8 (3, H, W) -> uint8.
         unreadable: `stop` ends the run at an image that cannot be read; `skip` takes the next one
             and counts them. `cfmask pack DIR --verify true` finds them all before.
     """
@@ -125,11 +128,12 @@ class ShardData(TrainingData):
         decoder: Decoder = "fast",
         crop: RandomCrop | None = None,
         unreadable: Unreadable = "stop",
+        augmentation: torch.nn.Module | list[torch.nn.Module] | None = None,
     ) -> None:
         super().__init__(batch_size, workers, decoder, unreadable)
         self.val_images = val_images
         self.seed = seed
-        self.crop = crop
+        self.crop = augmented(augmentation, crop)
         self.index = find_shards(shards, Path(cache))
         self.val_index = find_shards(val_shards, Path(cache)) if val_shards else None
         if isinstance(class_names, list):

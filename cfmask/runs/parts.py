@@ -56,7 +56,7 @@ def masking_of(run: RunFolder, trust: bool = False) -> Masking:
 
 
 def training_data_of(run: RunFolder, trust: bool = False) -> TrainingData:
-    """The training data of a run, on this machine's disk.
+    """The training data of a run, on this machine's disk, without its augmentation.
 
     Args:
         run: the folder.
@@ -73,6 +73,11 @@ def training_data_of(run: RunFolder, trust: bool = False) -> TrainingData:
             f"Refused {source}: its data would be fetched from {urls[0]}; give --trust true if you "
             "know who made it."
         )
+    init = config.get("init_args")
+    if isinstance(init, dict):
+        # Its transforms may be of any class; pictures are shown as they are.
+        plain = {name: value for name, value in init.items() if name != "augmentation"}
+        config = {**config, "init_args": plain}
     data: TrainingData = built(config, TrainingData, source, trust)
     return data
 
