@@ -288,3 +288,16 @@ def test_help_names_every_format(capsys):
     assert all(f"`{form}`" in text for form in EXPORTERS)
     assert "--push" in text
     assert "Args:" not in text
+
+
+@pytest.mark.parametrize(
+    "summary",
+    ["[]", "{", '{"method": 1}', '{"method": "x", "train_images": "many"}', "{}", "[" * 9999],
+)
+def test_a_damaged_summary_is_one_line(runs, tmp_path, capsys, summary):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "second", run)
+    (run / "summary.json").write_text(summary)
+    line = fails(capsys, run, "--to=safetensors", f"--out={tmp_path / 'out'}")
+    assert str(run / "summary.json") in line
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -13,6 +13,7 @@ from typing import Any
 
 from cfmask.checkpoint import plain_spec
 from cfmask.classifier import Classifier
+from cfmask.errors import InputError
 from cfmask.evaluation.protocol import versions
 from cfmask.files import read_json, read_text
 from cfmask.reporting.report import ShiftReport
@@ -20,6 +21,8 @@ from cfmask.runs.run_folder import CONFIG
 from cfmask.runs.summary import SUMMARY
 
 KEY = "cfmask"
+# Numbers of a run's summary that a model card says.
+COUNTS = ("train_images", "val_images", "classes", "steps", "batch")
 FILE = "provenance.json"
 
 
@@ -78,8 +81,21 @@ def _run_facts(run: Path) -> dict[str, Any]:
     if (run / CONFIG).is_file():
         facts["config"] = read_text(run / CONFIG)
     if (run / SUMMARY).is_file():
-        facts["training"] = read_json(run / SUMMARY)
+        facts["training"] = _training(run / SUMMARY)
     return facts
+
+
+def _training(file: Path) -> dict[str, Any]:
+    """A run's summary, in which all that a model card says is there."""
+    found = read_json(file)
+    kinds = dict.fromkeys(COUNTS, int) | {"method": str}
+    for name, kind in kinds.items():
+        value = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(value, kind):
+            raise InputError(
+                f"Expected the summary of a run in {file}, but {name} is {value!r:.50}."
+            )
+    return dict(found)
 
 
 def _figures(run: Path, model: str) -> ShiftReport | None:

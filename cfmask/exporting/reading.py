@@ -237,6 +237,8 @@ def _read_onnx(file: Path, class_names: Sequence[str] | None, trusted: bool) -> 
         raise InputError(
             "Expected onnxruntime to be installed: pip install 'cfmask[export]'."
         ) from error
+    # Some builds of it tell its maker of their use.
+    onnxruntime.disable_telemetry_events()
     # They have no common base.
     kinds = [v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception)]
     with _one_line(file, *kinds):
