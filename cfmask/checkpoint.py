@@ -22,7 +22,7 @@ from cfmask.classifier import Classifier
 from cfmask.errors import InputError, one_line
 from cfmask.files import write_whole
 from cfmask.spec import Spec
-from cfmask.trust import find_class, is_own, trusting
+from cfmask.trust import find_class, is_own, reading
 from cfmask.weights import (
     load_weights,
     parsed,
@@ -187,7 +187,7 @@ def rebuilt(plain: Any, source: Path, trust: bool = False) -> Classifier:
     try:
         spec = Spec.of(plain)
         family: Any = find_class(spec.class_path, Classifier, source, trust)
-        with trusting(trust):
+        with reading(source, trust):
             classifier: Classifier = family.from_spec(spec)
     except InputError as error:
         at = "" if str(source) in str(error) else f" It stands in {source}."

@@ -56,18 +56,20 @@ def find_class(path: str, base: type, source: Path, trust: bool = False) -> Any:
     return found
 
 
-# Whether the file that is being read is trusted; see `trusting`.
-_TRUSTED: ContextVar[bool] = ContextVar("trusted", default=True)
+# The file that is being read, and whether it is trusted; None while the user's own program asks.
+_READING: ContextVar[tuple[Path, bool] | None] = ContextVar("reading", default=None)
+# What the user's own program or command has named.
+_NAMED: set[str] = set()
 
 
 @contextlib.contextmanager
-def trusting(trust: bool) -> Iterator[None]:
-    """Context in which a file that names callables is read, with the user's trust or without."""
-    token = _TRUSTED.set(trust)
+def reading(source: Path, trust: bool) -> Iterator[None]:
+    """Context in which import paths come from a file, with the user's trust or without."""
+    token = _READING.set((source, trust))
     try:
         yield
     finally:
-        _TRUSTED.reset(token)
+        _READING.reset(token)
 
 
 def is_path(name: str) -> bool:
@@ -76,13 +78,22 @@ def is_path(name: str) -> bool:
     return bool(modules) and all(part.isidentifier() for part in parts)
 
 
-def find_callable(path: str) -> Any:
+def find_callable(path: str, base: type | None = None) -> Any:
     """What an import path names: a class or function; see `find_named`.
 
+    Args:
+        path: `module.name`.
+        base: of the classes that a file may name without trust, if the process has imported them.
+            Else it may name what the user's own program or command has named, and nothing more:
+            much that is imported does harm when it is called.
+
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it may not be called.
     """
-    found = find_named(path)
+    found, file = find_named(path), _READING.get()
+    if file and not file[1] and path not in _NAMED:
+        known = base is not None and isinstance(found, type) and issubclass(found, base)
+        found = found if known else None
     if not callable(found):
         raise InputError(
             f"Expected {path} to be the import path of a class or function, but it is none that is "
@@ -94,14 +105,16 @@ def find_callable(path: str) -> Any:
 def find_named(path: str) -> Any:
     """What an import path names, `module.name`; None if the module has no such name.
 
-    Modules are looked for in the working folder too, after all other places. While a file is read
-    that nobody trusts, only what the process has imported, and torchvision's models.
+    Modules are looked for in the working folder too, after all other places. While a file is read,
+    none is imported that nobody trusts, and none from beside the file.
 
     Raises:
         InputError: there is no such module. An error inside of the module is raised as it is.
     """
-    module = path.rpartition(".")[0]
-    if module and (_TRUSTED.get() or module == "torchvision.models"):
+    module, file = path.rpartition(".")[0], _READING.get()
+    if file and file[1]:
+        _import(module, path, file[0])
+    elif module and not file:
         try:
             with also_from_here():
                 import_module(module)
@@ -110,6 +123,7 @@ def find_named(path: str) -> Any:
             if not f"{module}.".startswith(f"{error.name}."):
                 raise
             raise InputError(f"Cannot import {path}: {error}.") from error
+        _NAMED.add(path)
     return _loaded(path)
 
 

@@ -17,7 +17,14 @@ from safetensors.torch import save_file
 from test_checkpoint import clip_folder
 from test_old_files import OLD
 
-from cfmask import InputError, OpenClipClassifier, TimmClassifier, load_classifier, save_classifier
+from cfmask import (
+    InputError,
+    ModuleClassifier,
+    OpenClipClassifier,
+    TimmClassifier,
+    load_classifier,
+    save_classifier,
+)
 from cfmask.checkpoint import PRETRAINED, WEIGHTS
 from cfmask.commands.eval_models import evaluate_run
 from cfmask.commands.predict_images import predict_images
@@ -321,3 +328,63 @@ def test_a_pickle_dressed_as_a_program_of_torchs_is_not_taken_for_one(tmp_path):
     # The trap is a real one.
     torch.load(file, weights_only=False)
     assert trace.exists()
+
+
+# What a file may name as the maker of a module, but must not be called.
+MAKERS = {
+    "a program": ("os.system", {"command": "touch trace"}),
+    "a class that runs a program": ("subprocess.Popen", {"args": ["touch", "trace"]}),
+    "a function of torch's": ("torch.hub.load", {"repo_or_dir": "x/y", "model": "z"}),
+    "weights to fetch": (
+        "torchvision.models.get_model",
+        {"name": "resnet18", "weights": "DEFAULT"},
+    ),
+    "a module in the folder": ("planted.make", {}),
+    "a module of another kind": ("torch.nn.LSTM", {}),
+    "arguments that are wrong": ("torch.nn.Linear", {"in_features": "x", "out_features": -1}),
+    "a layer alone": ("torch.nn.Linear", {"in_features": 3, "out_features": 2}),
+    "nothing": ("", {}),
+    "no path": ("resnet18", {}),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_file_calls_nothing_but_modules(run, name):
+    module, arguments = MAKERS[name]
+    changes = {"module": module, "arguments": arguments, "class_path": "cfmask.ModuleClassifier"}
+    relabelled(run / WEIGHTS, **changes)
+    with pytest.raises(InputError) as caught:
+        load_classifier(run)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (run / "trace").exists()
+
+
+def test_a_trusted_file_imports_no_maker_from_beside_it(run):
+    relabelled(run / WEIGHTS, module="planted.Mask", class_path="cfmask.ModuleClassifier")
+    with pytest.raises(InputError, match="beside"):
+        load_classifier(run, trust=True)
+    assert not (run / "trace").exists()
+
+
+@torch.no_grad()
+def test_the_weights_of_a_torchvision_model_come_from_its_file(tmp_path):
+    made = ModuleClassifier("torchvision.models.squeezenet1_1", {"num_classes": 2}, ["a", "b"])
+    save_classifier(made, tmp_path / "x.safetensors")
+    arguments = {"num_classes": 2, "weights": "DEFAULT"}
+    relabelled(tmp_path / "x.safetensors", arguments=arguments)
+    loaded = load_classifier(tmp_path / "x.safetensors")
+    images = torch.rand(1, 3, 224, 224)
+    assert torch.equal(loaded(images), made.eval()(images))
+
+
+def test_a_folder_named_like_code_is_no_command(run, monkeypatch):
+    named = run.parent / "planted.sets"
+    run.rename(named)
+    config = yaml.safe_load((named / "config.yaml").read_text())
+    config["evaluation"]["shifts"] = ["planted.sets"]
+    (named / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.move(named / "planted.py", named.parent / "planted.py")
+    monkeypatch.chdir(named.parent)
+    with pytest.raises(SystemExit):
+        evaluate_run(["planted.sets"])
+    assert not (named.parent / "trace").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,8 +87,9 @@ def _check_named(options: dict[str, Any], args: Sequence[str], source: Path) -> 
     """
     for setting in OF_CODE:
         names = [str(name).partition("/")[0] for name in options[setting]]
+        said = [word for option, word in itertools.pairwise(args) if option == f"--{setting}"]
         for path in filter(is_path, names):
-            if any(path in word for word in args):
+            if any(path in word for word in said):
                 continue
             if not options["trust"]:
                 raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -11,11 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from cfmask.classifier import Classifier, Layout
-from cfmask.errors import InputError
+from cfmask.errors import UNFIT, InputError, one_line
 from cfmask.images import Preprocess
 from cfmask.spec import Spec
 from cfmask.trust import find_callable
 
+# Packages whose modules raise errors at arguments and sizes that they do not take.
+LIBRARIES = (
+    *("cfmask", "open_clip", "pytorch_lightning", "timm"),
+    *("torch", "torchmetrics", "torchvision"),
+)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -107,9 +113,19 @@ class ModuleClassifier(Classifier):
                 f"Expected the import path of what makes {spec.model}, but it was wrapped as an "
                 "object; wrap it again and load its weights, or give ModuleClassifier a path."
             )
-        options = spec.options.get("arguments")
-        made = find_callable(path)(**(options if isinstance(options, Mapping) else {}))
-        return _split(made, spec.preprocess.size)[0]
+        options = spec.options.get("arguments") or {}
+        if not isinstance(options, Mapping):
+            raise InputError(f"Expected arguments of {path} by name, but got {options!r:.80}.")
+        try:
+            made = _rebuilt(path, options)
+            _features(made, spec.preprocess.size)
+            return _split(made, spec.preprocess.size)[0]
+        except UNFIT as error:
+            # An error in a module of one's own is no damaged file.
+            if isinstance(error, InputError) or path.partition(".")[0] not in LIBRARIES:
+                raise
+            text = f"Cannot build {path} with {options!r:.80}: {one_line(error)}."
+            raise InputError(text) from error
 
     @classmethod
     def from_spec(cls, spec: Spec) -> Classifier:
@@ -133,6 +149,27 @@ class ModuleClassifier(Classifier):
             self.layer(name)
             grid = _maps(self.encoder, self.image_size).get(name, (1, 1))
             self.layout = replace(self.layout, feature_map=name, grid=grid)
+
+
+def _rebuilt(path: str, options: Mapping[str, Any]) -> nn.Module:
+    """The module that a file describes, without any weights: they come from the file."""
+    package, _, name = path.rpartition(".")
+    if package == "torchvision.models":
+        from torchvision.models import get_model
+
+        # Theirs would be fetched.
+        none = {key: None for key in ("weights", "weights_backbone") if key in options}
+        made = get_model(name, **{**options, **none})
+    else:
+        maker = find_callable(path, nn.Module)
+        try:
+            inspect.signature(maker).bind(**options)
+        except TypeError as error:
+            raise InputError(f"Expected arguments that {path} takes, but {error}.") from error
+        made = maker(**options)
+    if not isinstance(made, nn.Module):
+        raise InputError(f"Expected {path} to make an nn.Module, but got {type(made)}.")
+    return made
 
 
 def _split(module: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, nn.Linear | None]:

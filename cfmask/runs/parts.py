@@ -130,6 +130,8 @@ def built(value: Any, base: type, source: Path, trust: bool = False) -> Any:
 def _argument(value: Any, hint: Any, source: Path, trust: bool) -> Any:
     """A value of a config as an argument of this type; a TypeError if it is none."""
     origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
     if origin in (Union, types.UnionType):
         for one in inner:
             with contextlib.suppress(TypeError):
