@@ -1,0 +1,62 @@
+"""Every file and command of the page on parts of one's own runs, in a folder with nothing else."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from cfmask import ShiftReport
+from cfmask.commands.main import main
+
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.M | re.S)
+# Of each, the name stands in its first line.
+FILES = {text.split()[1]: text for kind, text in BLOCKS if kind}
+COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines()]
+QUICK = {
+    "runs/parts": ["--data.train_images=32", "--data.val_images=20", "--trainer.max_epochs=1"],
+    "mine.yaml": ["--evaluation.pictures=0"],
+    "eval": ["--pictures=0"],
+}
+QUICK["runs/parts"] += ["--evaluation.images=10", "--shifts=digits/id", "--evaluation.pictures=0"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    yield tmp_path
+    for name in FILES:
+        sys.modules.pop(Path(name).stem, None)
+
+
+def test_the_page_has_a_file_for_every_part():
+    parts = ["mask", "fill", "relevance", "net", "method", "data", "augmentation", "sets"]
+    parts += ["metric", "loop"]
+    assert set(FILES) == {f"my_{part}.py" for part in parts} | {"mine.yaml"}
+    assert all(len(text.splitlines()) < 30 for text in FILES.values())
+
+
+def test_every_command_runs_the_parts(here, capsys):
+    for line in COMMANDS:
+        program, *words = shlex.split(line)
+        if program == "python":
+            runpy.run_path(words[0], run_name="__main__")
+        else:
+            more = [part for key, parts in QUICK.items() if key in words for part in parts]
+            main([*words, *more])
+    said = capsys.readouterr().out
+    assert "Margin" in said
+    assert re.search(r"^1 \{'task': [\d.]+", said, re.M)
+    kept = (here / "runs" / "parts" / "config.yaml").read_text()
+    for part in ("my_mask.Brightest", "my_fill.NoiseFill", "my_relevance.Contrast"):
+        assert part in kept
+    report = ShiftReport.load(here / "runs" / "mine" / "report.json")
+    assert report.row("tuned", "my_sets.shades/shades").total == 64
+    assert report.value("tuned", "my_sets.shades/shades", "my_metric.MARGIN") > 0
