@@ -287,16 +287,23 @@ def test_gradients_reach_weights_and_visible_pixels_only(name: str, training: bo
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_bfloat16_autocast_is_near_float32(training: bool) -> None:
+def test_bfloat16_costs_no_more_accuracy_than_in_the_plain_network(training: bool) -> None:
     torch.manual_seed(5)
     model = randomise(timm.create_model("resnet18")).train(training)
     images, hidden = torch.randn(4, 3, 64, 64), torch.rand(4, 4, 4) < 0.5
-    exact = masked_forward(model, images, hidden)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = masked_forward(model, images, hidden)
+
+    def bfloat16_and_its_error(forward: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        exact = forward().detach()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result = forward()
+        return result, (result.detach().float() - exact).norm() / (exact - exact.mean(0)).norm()
+
+    _, plain = bfloat16_and_its_error(lambda: model(images))
+    result, masked = bfloat16_and_its_error(lambda: masked_forward(model, images, hidden))
     result.float().square().mean().backward()
     assert result.dtype == torch.bfloat16
-    assert (result.float() - exact).norm() < 0.05 * (exact - exact.mean(0)).norm()
+    # In training the statistics come from fewer positions.
+    assert masked < (1.2 if training else 0.8) * plain
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 

@@ -357,13 +357,27 @@ def test_numbers_without_meaning_are_refused(tiny_clip, options):
         Distillation(tiny_clip, **options)
 
 
-def test_bf16_trains_close_to_fp32(tiny_clip, tmp_path):
-    weights = []
+def test_bf16_gives_the_gradient_of_fp32(tiny_clip, digit_batch):
+    gradients = []
+    for bf16 in (False, True):
+        pl.seed_everything(0, verbose=False)
+        method = build(MaskedDistillation, copy.deepcopy(tiny_clip))
+        method.log = lambda *args, **kwargs: None
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            sum(method.losses(*digit_batch).values()).backward()
+        given = [p.grad for p in method.classifier.parameters() if p.grad is not None]
+        gradients.append(torch.cat([gradient.flatten() for gradient in given]))
+    # A bf16 number has 8 bits: 0.4 %.
+    assert (gradients[0] - gradients[1]).norm() < 0.03 * gradients[0].norm()
+
+
+def test_bf16_trains_to_the_same_features(tiny_clip, tmp_path, digit_batch):
+    features = [tiny_clip.features(digit_batch[0])]
     for precision in ("32-true", "bf16-mixed"):
         pl.seed_everything(0, verbose=False)
         method = build(MaskedDistillation, copy.deepcopy(tiny_clip), lr=1e-3)
         fit(method, tmp_path, precision=precision)
-        weights.append(torch.cat([p.detach().flatten() for p in method.classifier.parameters()]))
-    start = torch.cat([p.detach().flatten() for p in tiny_clip.parameters()])
-    moved = (weights[0] - start).norm()
-    assert (weights[0] - weights[1]).norm() < 0.7 * moved
+        features.append(method.classifier.features(digit_batch[0]))
+    start, exact, near = features
+    # Of weights this does not hold: AdamW moves those of a gradient near zero by its sign.
+    assert (exact - near).norm() < 0.05 * (exact - start).norm()
