@@ -360,7 +360,7 @@ def chromium(page: str, folder: Path, *options: str) -> str:
     file.write_text(f"<title></title><body style='margin:0'>{''.join(frames)}", encoding="utf-8")
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     flags += ["--window-size=1280,1400", f"--user-data-dir={folder / 'profile'}", *options]
-    done = subprocess.run([CHROMIUM, *flags, file.as_uri()], capture_output=True, timeout=120)
+    done = subprocess.run([CHROMIUM, *flags, file.as_uri()], capture_output=True)
     return done.stdout.decode()
 
 

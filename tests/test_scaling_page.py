@@ -47,7 +47,7 @@ def test_the_command_of_several_processes_runs(tmp_path, launcher):
         command = [sys.executable, *words[words.index("--") + 1 :]]
     options = [*TINY, f"--run={tmp_path / 'run'}", "--data.batch_size=4"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, *options], check=True, cwd=tmp_path, env=environment, timeout=300)
+    subprocess.run([*command, *options], check=True, cwd=tmp_path, env=environment)
     assert ShiftReport.load(tmp_path / "run" / "report.json").rows
 
 
