@@ -291,7 +291,7 @@ class TrainCLI(LightningCLI):
         config = self.config.clone()
         for key in ("config", "overwrite", "resume", *NOT_OURS):
             config.pop(key, None)
-        text: str = self.parser.dump(config, skip_link_targets=True, skip_none=False)
+        text: str = self.parser.dump(config, skip_link_targets=True, skip_unset=False)
         return text
 
 
