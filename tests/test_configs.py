@@ -53,6 +53,7 @@ def test_every_config_trains_a_step_and_reports(config, tmp_path):
     run = tmp_path / "run"
     args = ["--config", str(config), f"--run={run}", "--trainer.max_epochs=1"]
     args += ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
+    args += ["--trainer.log_every_n_steps=1"]
     args += ["--trainer.accelerator=cpu", "--data.batch_size=8", *STAND_INS.get(config.name, [])]
     if "FolderData" in text:
         root = photos(tmp_path / "photos")
@@ -102,7 +103,8 @@ def small(root: Path, *more: str) -> list[str]:
     return [
         f"--data.root={root / 'imagenet'}", f"--evaluation.data_root={root}", "--data.workers=0",
         "--data.val_images=4", "--data.batch_size=4", "--trainer.limit_train_batches=2",
-        "--trainer.limit_val_batches=1", "--trainer.accelerator=cpu", *more,
+        "--trainer.limit_val_batches=1", "--trainer.accelerator=cpu",
+        "--trainer.log_every_n_steps=1", *more,
     ]  # fmt: skip
 
 

@@ -165,6 +165,7 @@ def fit(epochs: int, workers: int, strategy="auto", **kwargs) -> tuple[Recorder,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
+        limit_val_batches=0,
         strategy=strategy,
     )
     trainer.fit(module, NoiseData(4, workers), **kwargs)

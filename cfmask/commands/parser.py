@@ -125,15 +125,30 @@ def print_report(report: ShiftReport, folder: Path, metrics: Sequence[str] = ("a
     say(f"Everything of this run is in {folder}/")
 
 
+# Warnings of libraries that no user of these commands can act on.
+ADVICE = (
+    "does not have many workers",
+    # A user's own number, which may be more than the cores where images come over a network.
+    "Our suggested max number of worker",
+    # Teachers and batch norm are in eval mode on purpose.
+    "in eval mode at the start of training",
+    # The loader can begin within an epoch; Lightning does not know how.
+    "your dataloader is not resumable",
+    # A run sets when it logs.
+    "is smaller than the logging interval",
+    # A run that goes on finds its own checkpoints.
+    "Checkpoint directory .* exists and is not empty",
+    # Lightning calls a function that torch has replaced.
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
+
+
 def quiet() -> None:
     """Lightning's advice on hardware and workers is not for the user of these commands."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    advices = ("does not have many workers", "in eval mode at the start of training")
-    # The loader can begin within an epoch, and a run sets when it logs; Lightning does not know.
-    beside = ("your dataloader is not resumable", "is smaller than the logging interval")
-    for advice in (*advices, *beside):
-        warnings.filterwarnings("ignore", f".*{advice}.*")
+    for advice in ADVICE:
+        warnings.filterwarnings("ignore", f".*{advice}")
 
 
 @contextlib.contextmanager

@@ -61,5 +61,5 @@ def _colours(pictures: Tensor) -> Tensor:
 
     if pictures.shape[1] == 3:
         return pictures
-    colours = torch.tensor(colormaps["magma"](pictures[:, 0]))[..., :3]
+    colours = torch.tensor(colormaps["magma"](pictures[:, 0].numpy()))[..., :3]
     return colours.permute(0, 3, 1, 2).float()
