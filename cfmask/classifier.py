@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cfmask.errors import InputError, unknown
 from cfmask.heads import HeadOrigin, empty_head
+from cfmask.images import check_unit
 from cfmask.layer_masking import masked_forward
 from cfmask.spec import Spec
 from cfmask.trust import class_path
@@ -123,6 +124,8 @@ class Classifier(nn.Module, ABC):
 
     mean: Tensor
     std: Tensor
+    # Whether the values of a batch have been looked at.
+    _looked = False
 
     def __init__(self, encoder: nn.Module, head: nn.Module, spec: Spec) -> None:
         super().__init__()
@@ -216,14 +219,19 @@ class Classifier(nn.Module, ABC):
                 (arXiv 2211.14646). None removes nothing.
 
         Raises:
-            InputError: images of another shape than the encoder takes, or patches removed from an
-                encoder for which that is not defined.
+            InputError: images of another shape than the encoder takes, whole numbers, values far
+                outside of [0, 1] (looked for in every batch on a CPU, and in the first elsewhere,
+                where each look waits for the device), or patches removed from an encoder for which
+                that is not defined.
         """
         if images.ndim != 4 or images.shape[1:] != (3, *self.image_size):
             raise InputError(
                 f"Expected images (B, 3, {', '.join(map(str, self.image_size))}) for {self.name}, "
                 f"but got {tuple(images.shape)}; set the image size of data or classifier."
             )
+        if not torch.compiler.is_compiling():
+            check_unit(images, values=images.device.type == "cpu" or not self._looked)
+            self._looked = True
         with _kernels(images.device):
             return full_precision(self.encode((images - self.mean) / self.std, hidden))
 

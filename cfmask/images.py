@@ -26,6 +26,9 @@ Interpolation = Literal["bicubic", "bilinear"]
 MOST_RESIZED = 1 << 25
 # Pixels of a side of what an encoder takes at most.
 MOST_SIDE = 1 << 13
+# How far images may lie outside of [0, 1]: bicubic resizing of floats leaves less, and normalised
+# ones or bytes go further.
+OUTSIDE = 0.5
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,29 @@ def as_bytes(picture: Picture) -> Tensor:
 def _interleaved(image: Image.Image) -> Tensor:
     """Uint8 (3, H, W), channels last in memory."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def check_unit(images: Tensor, values: bool) -> None:
+    """Refuse images that are no floats in [0, 1].
+
+    Args:
+        images: float (B, 3, H, W). Resizing may have left them a little outside.
+        values: look at the values, for which the host waits for the device.
+
+    Raises:
+        InputError: whole numbers, or values of another range.
+    """
+    mend = "divide bytes by 255, and leave normalisation to the classifier"
+    if not images.is_floating_point():
+        raise InputError(f"Expected float images in [0, 1], but got {images.dtype}; {mend}.")
+    # Tensors without values, as of tracing, are of classes of their own.
+    if not values or type(images) is not Tensor or images.is_meta or images.numel() == 0:
+        return
+    low, high = (float(value) for value in images.detach().aminmax())
+    if low < -OUTSIDE or high > 1 + OUTSIDE:
+        raise InputError(
+            f"Expected images in [0, 1], but got values from {low:.3g} to {high:.3g}; {mend}."
+        )
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -89,6 +89,10 @@ class Request:
     allow_incomplete: bool = False
     only: str = ""
 
+    def __post_init__(self) -> None:
+        if self.data_root is not None:
+            object.__setattr__(self, "data_root", Path(self.data_root))
+
 
 def qualified(family: str, name: str) -> str:
     """The name of a set in reports, and what `--shifts` takes for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,8 +39,8 @@ def evaluate(
     progress: bool = False,
     fit: str = "builtin",
     unreadable: Unreadable = "stop",
-    store: Path | None = None,
-    predictions: Path | None = None,
+    store: str | os.PathLike[str] | None = None,
+    predictions: str | os.PathLike[str] | None = None,
     metrics: Mapping[str, Metric] | None = None,
     starts: Mapping[str, str] | None = None,
 ) -> ShiftReport:
@@ -83,7 +84,8 @@ def evaluate(
     how = (batch_size, workers, used, decoder, unreadable)
     measured = _metrics(metrics or {})
     logits = any(metric.needs_logits for metric in measured.values())
-    inference = Inference(models, *how, store, predictions, progress, logits)
+    folders = [None if place is None else Path(place) for place in (store, predictions)]
+    inference = Inference(models, *how, *folders, progress, logits)
     table = inference.answer(shifts)
     classifiers = {name: described(model) for name, model in models.items()}
     details = {

@@ -8,6 +8,7 @@ into a folder, once, by the `webdataset` library; so the disk must have room for
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -134,8 +135,8 @@ class ShardData(TrainingData):
         self.val_images = val_images
         self.seed = seed
         self.crop = augmented(augmentation, crop)
-        self.index = find_shards(shards, Path(cache))
-        self.val_index = find_shards(val_shards, Path(cache)) if val_shards else None
+        self.index = find_shards(os.fspath(shards), Path(cache))
+        self.val_index = find_shards(os.fspath(val_shards), Path(cache)) if val_shards else None
         if isinstance(class_names, list):
             refuse_one_class(class_names, "class_names")
             self.class_names = tuple(class_names)

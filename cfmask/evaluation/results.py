@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -168,18 +169,18 @@ class Results:
         rows = list(zip(*(classes.get(key, []) for key in ("names", "correct", "total"))))
         return sorted(rows, key=lambda row: row[1] / row[2])[:count]
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON; an older file is replaced only when done."""
-        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+        write_text(Path(path), json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
-    def load(cls: type[R], path: Path) -> R:
+    def load(cls: type[R], path: str | os.PathLike[str]) -> R:
         """Read what `save` wrote, or what an older version did.
 
         Raises:
             InputError: no such file, or another kind of file.
         """
-        content = read_json(path)
+        content = read_json(Path(path))
         try:
             return cls(**report_parts(content))
         except ValueError as error:

@@ -7,6 +7,7 @@ width.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,7 @@ class TimmClassifier(Classifier):
                 f"Expected head linear or own for the timm model {model}, which has no text tower, "
                 f"but got {head!r}; OpenClipClassifier makes heads from prompts."
             )
+        pretrained = pretrained if isinstance(pretrained, bool) else os.fspath(pretrained)
         net = _timm(model, pretrained)
         data = resolve_model_data_config(net)
         size = as_size(image_size) or tuple(data["input_size"][1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class ShiftReport(Results):
         frame = pd.DataFrame(records(self), columns=[*FIELDS, "complete"])
         return frame.astype({"correct": "Int64", "total": "Int64", "low": float, "high": float})
 
-    def plot_trade_off(self, path: Path) -> bool:
+    def plot_trade_off(self, path: str | os.PathLike[str]) -> bool:
         """Draw accuracy in distribution against the mean under shift; see `charts.trade_off`.
 
         Returns:
@@ -55,7 +56,7 @@ class ShiftReport(Results):
         # Matplotlib takes a second to be imported.
         from cfmask.reporting.charts import save_trade_off
 
-        return save_trade_off(self, path)
+        return save_trade_off(self, Path(path))
 
     def __str__(self) -> str:
         return str(self.table())
