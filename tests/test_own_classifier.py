@@ -288,7 +288,7 @@ WRONG = {
     "class_names": ([], "abc", [1, 2, 3], None, ["a", "b"], ["a", "b", "\ud800"]),
     "head_shape": ([3], [3, -1], [3, 2.5], [3, True], [3, 10**9], None, "x"),
     "mean": ([0, 0], [0, 0, "1"], [0, 0, None], None, 3),
-    "std": ([1, 1, 0], [1, 1, -1], [1, 1, float("inf")]),
+    "std": ([1, 1, 0], [1, 1, -1], [1, 1, float("inf")], [1, 1, 10**400]),
     "model": (3, None, ["test_vit"], "no_such_model"),
     "head": (3, None, ["linear"]),
     "head_from": ("nowhere", 3, ["text"]),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from cfmask.commands.main import main
 from cfmask.commands.parser import OneLineParser
 
 
@@ -71,3 +72,35 @@ def test_other_options_still_need_their_value(capsys):
         parser.parse_args(["--number"])
     assert end.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (["evla"], "eval"),
+        (["eval", "run", "--shfts=digits"], "--shifts"),
+        (["eval", "run", "--imagse", "3"], "--images"),
+        (["eval", "run", "--precision=fp8"], "'fp32'"),
+        (["eval", "run", "--show=acuracy"], "accuracy"),
+        (["predict", "run", "a.png", "--tpo=1"], "--top"),
+        (["predict", "run", "a.png", "--top=many"], "int, but got many"),
+        (["show", "a.png", "--lable=x"], "--label"),
+        (["show", "a.png", "--label=x", "--mask=ObjektMask"], "ObjectMask"),
+        (["export", "run", "--too=onnx", "--out=x"], "--to"),
+        (["pack", "x", "--shardsize=3"], "--shard_size"),
+        (["check", "--dataroot=x"], "--data_root"),
+        (["train", "--confg=demo"], "--config"),
+        (["train", "--config=demo", "--trainer.max_epoch=1"], "--trainer.max_epochs"),
+        (["train", "--config=demo", "--evaluation.shift=x"], "--evaluation.shifts"),
+        (["train", "--config=demo", "--model.distil_weight=3"], "distill_weight"),
+        (["train", "--config=demo", "--model=MaskedDistilation"], "MaskedDistillation"),
+        (["train", "--config=demo", "--model.counterfactual.mask.treshold=1"], "threshold"),
+    ],
+)
+def test_what_is_misspelt_is_one_line_with_the_right_name(words, right, capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    assert right in line.split("Nearest: ")[-1], line
+    assert "+" not in line

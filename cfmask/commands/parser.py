@@ -190,15 +190,39 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+# What jsonargparse says, and how its readers would.
+_WORDS = {
+    r"<class '([\w.]+)'>": r"\1",
+    r"a typing\.Literal\[([^\]]*)\]": r"one of \1",
+    r"Expected a dot import path string: ": "Expected the name of a class, but got ",
+    r"Expected an? (\w+)\. Got value: ": r"Expected \1, but got ",
+}
+
+
 def _brief(message: str, names: set[str]) -> str:
     """The telling lines of jsonargparse's explanation, as one, with the nearest names."""
     noise = r"Does not validate|Subtypes:|Errors:|Given value|NoneType|either not accessible"
     lines = [re.sub(r"^[\s-]+", "", line) for line in message.splitlines()]
     text = " ".join(line for line in lines if line and not re.search(noise, line))
-    wrong = re.search(r"(?:string: |Option '|arguments: -*)([\w.]+)", text)
+    for theirs, ours in _WORDS.items():
+        text = re.sub(theirs, ours, text)
+    near = _nearest(text, names)
+    return f"{text.rstrip('.')}. Nearest: {', '.join(near)}." if near else text
+
+
+def _nearest(text: str, names: set[str]) -> list[str]:
+    """Right names that are near a wrong one: of options with their dashes, of classes."""
+    wrong = re.search(r"(?:name of a class, but got |Option '|(arguments): -*)([\w.]+)", text)
     if not wrong:
-        return text
-    word = wrong[1].split(".")[-1]
-    known = cfmask.__all__ if word[0].isupper() else {name.split(".")[-1] for name in names}
-    near = difflib.get_close_matches(word, sorted(set(known) - {word}), n=3, cutoff=0.5)
-    return f"{text} Nearest: {', '.join(near)}." if near else text
+        return []
+    last = {name: name.split(".")[-1] for name in names if not name.endswith("+")}
+    word, options = wrong[2].split(".")[-1], wrong[1] is not None
+    if options and wrong[2].count("."):
+        # In a group of settings, only its own are meant.
+        group = wrong[2].rpartition(".")[0]
+        last = {name: own for name, own in last.items() if name.startswith(f"{group}.")} or last
+    known = set(cfmask.__all__) if word[0].isupper() else set(last.values())
+    near = difflib.get_close_matches(word, sorted(known - {word}), n=3, cutoff=0.5)
+    if not options:
+        return near
+    return [f"--{name}" for own in near for name in sorted(last) if last[name] == own][:3]
