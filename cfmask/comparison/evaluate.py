@@ -84,8 +84,8 @@ def evaluate(
     how = (batch_size, workers, used, decoder, unreadable)
     measured = _metrics(metrics or {})
     logits = any(metric.needs_logits for metric in measured.values())
-    folders = [None if place is None else Path(place) for place in (store, predictions)]
-    inference = Inference(models, *how, *folders, progress, logits)
+    kept, written = (None if place is None else Path(place) for place in (store, predictions))
+    inference = Inference(models, *how, kept, written, progress, logits)
     table = inference.answer(shifts)
     classifiers = {name: described(model) for name, model in models.items()}
     details = {
