@@ -137,7 +137,7 @@ def test_the_command_evaluates_on_it_beside_others_and_by_own_metrics(here, tiny
     picture = torch.full((1, 3, 48, 48), 200 / 255)
     logits = load_classifier(here / "run")(picture)[0].sort(descending=True).values
     margin = report.value("tuned", light, "my_module.MARGIN")
-    assert margin == pytest.approx(float(logits[0] - logits[1]), abs=1e-3)
+    assert margin == pytest.approx((logits[0] - logits[1]).item(), abs=1e-3)
     for file in ("report.csv", "report.html", "report.md", "report.tex"):
         text = (here / "run" / file).read_text()
         assert "Margin of the logits" in text or "my_module.MARGIN" in text
