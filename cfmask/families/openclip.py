@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -69,7 +70,8 @@ class OpenClipClassifier(Classifier):
         if head == "zero_shot":
             check_prompts(class_names, templates)
         # Deep in a configuration the parser reads null as a text.
-        pretrained = None if pretrained in (UNTRAINED, "None", "") else pretrained
+        pretrained = None if pretrained in (None, UNTRAINED, "None", "") else os.fspath(pretrained)
+        model = os.fspath(model)
         clip, config = load_clip(model, pretrained)
         tower: Any = clip.visual
         width = config["embed_dim"]
