@@ -65,6 +65,7 @@ def test_a_run_that_goes_on_keeps_the_head_that_it_began_with(run, tmp_path, mon
     (stopped / "weights.safetensors").unlink()
     cli = command_line([f"--run={stopped}", *SETTINGS, "--resume"])
     assert not torch.equal(cli.model.classifier.head.weight, load_classifier(run).head.weight)
+    cli.check()
     cli.begin()
     start = load_classifier(run, "pretrained.safetensors")
     for classifier in (cli.model.classifier, cli.model.teacher):
