@@ -28,14 +28,14 @@ FAST = [
 ]
 
 
-def run_demo(folder: Path, *options: str) -> None:
-    train(["--config", DEMO, f"--run={folder}", *FAST, *options])
+def run_demo(folder: Path, *options: str) -> ShiftReport | None:
+    return train(["--config", DEMO, f"--run={folder}", *FAST, *options])
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "demo"
-    run_demo(folder)
+    assert run_demo(folder) == ShiftReport.load(folder / "report.json")
     return folder
 
 
