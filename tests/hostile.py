@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import struct
 import sys
@@ -176,7 +177,8 @@ def rewrite(file: Path, changes: Sequence[tuple[float, str, Any]]) -> bool:
 def replace(file: Path, kind: str, others: Sequence[Path], share: float) -> None:
     """Put something else in a file's place."""
     other = others[int(share * (len(others) - 1))]
-    content = other.read_bytes() if kind == "other" else b""
+    content = other.read_bytes() if kind == "other" and other.is_file() else b""
+    own = file.read_bytes()
     file.unlink()
     if kind == "folder":
         file.mkdir()
@@ -191,4 +193,5 @@ def replace(file: Path, kind: str, others: Sequence[Path], share: float) -> None
     elif kind in ("empty", "other"):
         file.write_bytes(content)
     elif kind == "renamed":
-        file.with_name(NAMES[int(share * (len(NAMES) - 1))].replace("/", "_")[:99] + "x").touch()
+        name = re.sub("[/\\0]", "_", NAMES[int(share * (len(NAMES) - 1))])[:99]
+        file.with_name(f"{name}x").write_bytes(own)
