@@ -465,8 +465,9 @@ def test_the_bar_counts_every_image_and_says_how_fast(tmp_path):
     from rich.console import Console
 
     from cfmask.inference.inference import ImagesPerSecond
+    from cfmask.inference.settings import Settings
 
-    inference = Inference(models(), 10, 0, "fp32", "fast", "stop", None, None, True)
+    inference = Inference(models(), Settings(batch_size=10, progress=True))
     stream = io.StringIO()
     inference.bar.live.console = Console(file=stream, force_terminal=True, width=120)
     inference.answer(odd_sets())

@@ -9,7 +9,7 @@ from typing import Any
 
 from cfmask import processes
 from cfmask.classifier import Classifier
-from cfmask.comparison.evaluate import checked_reference, evaluate
+from cfmask.comparison.evaluate import checked_reference, report_of
 from cfmask.comparison.examples import Explainer, gallery
 from cfmask.comparison.sources import Found, is_run, labels_of, models_of, short_name
 from cfmask.decoding import Decoder
@@ -20,6 +20,7 @@ from cfmask.files import read_text
 from cfmask.inference.inference import Model, described
 from cfmask.inference.predictions import parquet
 from cfmask.inference.readable import Unreadable
+from cfmask.inference.settings import Settings
 from cfmask.inference.wise import Blend, alphas_of
 from cfmask.precision import Precision, settled
 from cfmask.reporting.publish import publish
@@ -33,6 +34,8 @@ from cfmask.shifts.published import PUBLISHED
 
 REPORT = "report.json"
 OUT = Path("runs") / "evaluation"
+# Arguments of `compare` that are settings by the same name.
+READING = ("batch_size", "workers", "precision", "decoder", "unreadable", "fit")
 
 
 def compare(
@@ -95,12 +98,24 @@ def compare(
     Raises:
         InputError: what cannot be found, read or compared.
     """
-    _check_numbers(images, batch_size, workers, pictures)
+    _check_numbers(images, pictures)
+    folder = report_folder(what, out)
+    settings = Settings(
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        decoder=decoder,
+        unreadable=unreadable,
+        fit=fit,
+        store=folder / "answers" if reuse else None,
+        predictions=folder / "predictions" if predictions else None,
+        progress=True,
+        metrics=own_metrics(metrics),
+    )
     earlier = {name: ShiftReport.load(Path(name)) for name in what if _is_report(name)}
     sources = [name for name in what if name not in earlier]
     if not sources:
         raise InputError("Expected at least one model to evaluate, but got none.")
-    own = own_metrics(metrics)
     root = Path(data_root) if data_root else None
     rows = models_of(sources, alphas_of(wise), lambda: labels_of(shifts, root), trust)
     models = rows.models
@@ -114,16 +129,12 @@ def compare(
     rules = protocol_of(classifiers, found, used, decoder)
     for path, old in earlier.items():
         _check_protocol(rules, old, path)
-    folder = report_folder(what, out)
-    store = folder / "answers" if reuse else None
-    answers = folder / "predictions" if predictions else None
-    how = (batch_size, workers, used, decoder, True, fit, unreadable, store, answers)
     # Read before time is spent: a file of a run may be damaged.
     runs = {short_name(name, sources): Path(name) for name in sources if is_run(name)}
     facts = {name: run_facts(run) for name, run in runs.items()}
     curves = {name: training_curves(run) for name, run in runs.items()}
     told = {**_configs(runs), "runs": facts, **_skipped(sources)}
-    report = evaluate(models, found, *how, metrics=own, starts=rows.starts)
+    report = report_of(models, found, settings, rows.starts)
     for path, old in earlier.items():
         report = joined(report, old, path)
     report.run.update(told)
@@ -148,21 +159,20 @@ def check_run(classifier: Classifier, settings: Mapping[str, Any]) -> None:
     Raises:
         InputError: what cannot be found, read or compared.
     """
-    _check_numbers(*(settings[name] for name in ("images", "batch_size", "workers", "pictures")))
+    _check_numbers(settings["images"], settings["pictures"])
+    metrics = own_metrics(settings["metrics"])
+    Settings(**{name: settings[name] for name in READING}, metrics=metrics)
     between = [alpha for alpha in alphas_of(settings["wise"]) if 0 < alpha < 1]
     root = Path(settings["data_root"]) if settings["data_root"] else None
     drawn = settings["images"], settings["seed"], settings["allow_incomplete"]
     found = find_shifts(settings["shifts"], Request(root, classifier.class_names, *drawn))
     checked_reference(2 + len(between), found, settings["fit"])
-    own_metrics(settings["metrics"])
     if settings["predictions"]:
         parquet()
 
 
-def _check_numbers(images: int, batch_size: int, workers: int, pictures: int) -> None:
+def _check_numbers(images: int, pictures: int) -> None:
     at_least(1, images, "image of each built-in set (images)")
-    at_least(1, batch_size, "image at a time (batch_size)")
-    at_least(0, workers, "workers")
     at_least(0, pictures, "pictures")
 
 

@@ -17,13 +17,14 @@ from cfmask.evaluation.measures import (
     differences,
     rows_of,
 )
-from cfmask.evaluation.metrics import METRICS, Counts, Judged, Metric
+from cfmask.evaluation.metrics import Counts, Judged, Metric
 from cfmask.evaluation.protocol import protocol_of, run_facts
 from cfmask.evaluation.robustness import check_fit, fits_of, robustness_rows
-from cfmask.inference.inference import Inference, Model, classifier_of, described
+from cfmask.inference.inference import Inference, Model, described
 from cfmask.inference.readable import Unreadable
+from cfmask.inference.settings import Settings
 from cfmask.inference.wise import Blend
-from cfmask.precision import Precision, settled
+from cfmask.precision import Precision
 from cfmask.reporting.report import ShiftReport
 from cfmask.shift import Shift
 from cfmask.shifts.combinations import COMBINATIONS
@@ -78,25 +79,43 @@ def evaluate(
             combination, a set without images, labels outside the head, an image that cannot be
             read, logits that are no numbers.
     """
-    reference = checked_reference(len(models), shifts, fit)
-    device = next(classifier_of(next(iter(models.values()))).parameters()).device
-    used = settled(precision, device.type)
-    how = (batch_size, workers, used, decoder, unreadable)
-    measured = _metrics(metrics or {})
-    logits = any(metric.needs_logits for metric in measured.values())
-    kept, written = (None if place is None else Path(place) for place in (store, predictions))
-    inference = Inference(models, *how, kept, written, progress, logits)
+    settings = Settings(
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        decoder=decoder,
+        unreadable=unreadable,
+        fit=fit,
+        store=None if store is None else Path(store),
+        predictions=None if predictions is None else Path(predictions),
+        progress=progress,
+        metrics=metrics or {},
+    )
+    return report_of(models, shifts, settings, starts or {})
+
+
+def report_of(
+    models: Mapping[str, Model],
+    shifts: Sequence[Shift],
+    settings: Settings,
+    starts: Mapping[str, str],
+) -> ShiftReport:
+    """What `evaluate` gives, by settings; arguments and errors are those of `evaluate`."""
+    reference = checked_reference(len(models), shifts, settings.fit)
+    inference = Inference(models, settings)
     table = inference.answer(shifts)
     classifiers = {name: described(model) for name, model in models.items()}
     details = {
         name: {s.name: counts_of(s, own[s.name], classifiers[name].class_names) for s in shifts}
         for name, own in table.items()
     }
-    rows = _rows(table, shifts, details, classifiers, reference, measured)
+    rows = _rows(table, shifts, details, classifiers, reference, settings.measured)
     single = [row for row in rows if row.metric == "accuracy"]
-    fits = fits_of(fit, single, reference)
+    fits = fits_of(settings.fit, single, reference)
     tally = inference.tally
-    protocol = protocol_of(classifiers, shifts, used, decoder, measured)
+    protocol = protocol_of(
+        classifiers, shifts, inference.precision, settings.decoder, settings.measured
+    )
     for name, paths in tally.unreadable.items():
         protocol["sets"][name]["unreadable"] = paths
     return ShiftReport(
@@ -104,7 +123,7 @@ def evaluate(
         protocol,
         reference,
         details,
-        list(differences(table, shifts, starts or {})),
+        list(differences(table, shifts, starts)),
         fits,
         curves_of(models, single, reference),
         run_facts(tally.images, tally.seconds, tally.reused),
@@ -142,16 +161,6 @@ def _names(shifts: Sequence[Shift]) -> list[str]:
                 f"{' twice' * (name not in taken)}; give one of them another name."
             )
     return names
-
-
-def _metrics(further: Mapping[str, Metric]) -> Mapping[str, Metric]:
-    """All that is measured; names of `METRICS` keep their meaning."""
-    taken = sorted(set(further) & set(METRICS))
-    if taken:
-        raise InputError(
-            f"Expected metrics of one's own under new names, but {taken[0]} is one of cfmask's."
-        )
-    return {**METRICS, **further}
 
 
 def _rows(

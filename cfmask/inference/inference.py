@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from rich.progress import (
@@ -27,14 +26,15 @@ from torch.utils.data import DataLoader, Subset
 
 from cfmask import processes
 from cfmask.classifier import Classifier
-from cfmask.decoding import Decoder
-from cfmask.errors import InputError, at_least, unknown
+from cfmask.errors import InputError
 from cfmask.evaluation.answers import Answers, LabelRule
 from cfmask.images import to_unit
 from cfmask.inference.answer_store import AnswerStore, file_name, key_of, model_key, set_key
 from cfmask.inference.predictions import PredictionFile, join_parts, key_in
-from cfmask.inference.readable import Readable, Unreadable
+from cfmask.inference.readable import Readable
+from cfmask.inference.settings import Settings
 from cfmask.inference.wise import Blend
+from cfmask.precision import settled
 from cfmask.shift import Shift
 
 # Images at a time whose activations stay in a processor's cache: a fifth faster than hundreds.
@@ -75,45 +75,18 @@ class Inference:
 
     Args:
         models: by the name of their row.
-        batch_size: images at a time.
-        workers: processes that decode images.
-        precision: bf16 runs the encoders under autocast; heads stay in fp32.
-        decoder: of image files.
-        unreadable: "stop" at an image that cannot be read, or count it as a "wrong" answer.
-        store: where answers are kept and looked for; None keeps none.
-        predictions: where a Parquet file for each model and set goes; None writes none.
-        progress: show a bar with images a second and the time left over all sets.
-        logits: keep the logits with the answers.
+        settings: how they are made.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, Model],
-        batch_size: int,
-        workers: int,
-        precision: Literal["fp32", "bf16"],
-        decoder: Decoder,
-        unreadable: Unreadable,
-        store: Path | None,
-        predictions: Path | None,
-        progress: bool,
-        logits: bool = False,
-    ) -> None:
-        at_least(1, batch_size, "images at a time (batch_size)")
-        at_least(0, workers, "workers")
-        if unreadable not in get_args(Unreadable):
-            raise unknown("choice of unreadable", unreadable, get_args(Unreadable))
+    def __init__(self, models: Mapping[str, Model], settings: Settings) -> None:
         self.models = models
-        self.batch_size = batch_size
-        self.workers = workers
-        self.precision = precision
-        self.decoder = decoder
-        self.unreadable = unreadable
-        self.predictions = predictions
-        self.logits = logits
-        self.store = AnswerStore(store) if store else None
+        self.settings = settings
+        parts = (p for model in models.values() for p in classifier_of(model).parameters())
+        device = next((part.device for part in parts), torch.device("cpu"))
+        self.precision = settled(settings.precision, device.type)
+        self.store = AnswerStore(settings.store) if settings.store else None
         self.tally = Tally()
-        shown = progress and processes.rank() == 0
+        shown = settings.progress and processes.rank() == 0
         self.bar = Progress(*_COLUMNS, disable=not shown, transient=True)
 
     @torch.no_grad()
@@ -151,8 +124,8 @@ class Inference:
         looks = dict.fromkeys(described(m).preprocess for m in self.models.values())
         for look in looks:
             own = {n: k for n, k in keys.items() if described(self.models[n]).preprocess == look}
-            look = replace(look, decoder=self.decoder)
-            data = Readable(shift.load(look), look.size, self.unreadable)
+            look = replace(look, decoder=self.settings.decoder)
+            data = Readable(shift.load(look), look.size, self.settings.unreadable)
             if not len(data):
                 raise InputError(f"Expected images in the set {shift.name}, but it has none.")
             if shift.groups is not None and len(shift.groups) != len(data):
@@ -184,7 +157,9 @@ class Inference:
     ) -> dict[str, Answers]:
         """Answers that all processes together make and the first one keeps."""
         count, token = processes.count(), processes.from_first(lambda: secrets.token_hex(6))
-        files = {name: self._prediction_file(shift, name) for name in names if self.predictions}
+        files = {
+            name: self._prediction_file(shift, name) for name in names if self.settings.predictions
+        }
         parts = {
             name: [_part(file, token, i) for i in range(count)] for name, file in files.items()
         }
@@ -229,7 +204,7 @@ class Inference:
         if self.store is None:
             return {}
         own = set_key(shift, data)
-        how = [str(self.precision), str(self.decoder), *["logits"] * self.logits]
+        how = [str(self.precision), str(self.settings.decoder), *["logits"] * self.settings.logits]
         for name, key in keys.items():
             whole = key_of(own, key, *how)
             where[name] = self.store.path(name, shift.name, whole), whole
@@ -241,11 +216,13 @@ class Inference:
         }
 
     def _has_predictions(self, shift: Shift, name: str, key: str) -> bool:
-        return self.predictions is None or key_in(self._prediction_file(shift, name)) == key
+        return (
+            self.settings.predictions is None or key_in(self._prediction_file(shift, name)) == key
+        )
 
     def _prediction_file(self, shift: Shift, name: str) -> Path:
-        assert self.predictions is not None
-        return self.predictions / f"{file_name(name, shift.name)}.parquet"
+        assert self.settings.predictions is not None
+        return self.settings.predictions / f"{file_name(name, shift.name)}.parquet"
 
     def _count_unreadable(self, shift: Shift, data: Readable, answers: Answers) -> None:
         broken = (~answers.readable).nonzero().flatten().tolist()
@@ -266,7 +243,7 @@ class Inference:
         """
         answers: dict[str, list[Answers]] = {name: [] for name in names}
         own = processes.own_part(len(data))
-        paths = data.paths()[own.start : own.stop] if self.predictions else []
+        paths = data.paths()[own.start : own.stop] if self.settings.predictions else []
         with contextlib.ExitStack() as stack:
             judges = {
                 name: stack.enter_context(self._judge(shift, name, file))
@@ -274,8 +251,8 @@ class Inference:
             }
             loader = DataLoader(
                 Subset(data, own),
-                self.batch_size,
-                num_workers=self.workers,
+                self.settings.batch_size,
+                num_workers=self.settings.workers,
                 pin_memory=torch.cuda.is_available(),
             )
             for images, labels, readable in loader:
@@ -301,7 +278,7 @@ class Inference:
         heads = len(described(self.models[name]).class_names)
         rule = LabelRule(heads, shift.classes, shift.accepts, shift.name)
         if part is None:
-            keep = self.logits
+            keep = self.settings.logits
             yield lambda logits, labels, readable, _: rule.judge(logits, labels, readable, keep)
             return
         with PredictionFile(part, rule.classes.tolist()) as file:
@@ -309,7 +286,7 @@ class Inference:
             def judge(
                 logits: Tensor, labels: Tensor, readable: Tensor, paths: list[str]
             ) -> Answers:
-                answers = rule.judge(logits, labels, readable, self.logits)
+                answers = rule.judge(logits, labels, readable, self.settings.logits)
                 file.add(paths, answers, logits.cpu()[:, rule.classes])
                 return answers
 

@@ -1,0 +1,69 @@
+"""Settings: how an evaluation reads its sets, what it keeps, and what it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from cfmask.decoding import Decoder
+from cfmask.errors import InputError, at_least, unknown
+from cfmask.evaluation.metrics import METRICS, Metric
+from cfmask.inference.readable import Unreadable
+from cfmask.precision import Precision
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an evaluation is made, whatever its models and sets.
+
+    Attributes:
+        batch_size: images at a time.
+        workers: processes that decode images.
+        precision: bf16 runs the encoders under autocast; heads stay in fp32. auto is bf16 where
+            the machine has instructions for it.
+        decoder: of image files.
+        unreadable: "stop" at an image that cannot be read, or count it as a "wrong" answer.
+        fit: what effective robustness is held against; see `cfmask.evaluation.robustness`.
+        store: folder where answers are kept and looked for; None keeps none.
+        predictions: folder for a Parquet file of each model on each set; None writes none.
+        progress: show a bar with images a second and the time left over all sets.
+        metrics: of one's own, by name, measured beside those of `METRICS`.
+
+    Raises:
+        InputError: numbers that are too small, an unknown choice, or a metric that has the name of
+            one of cfmask's.
+    """
+
+    batch_size: int = 250
+    workers: int = 0
+    precision: Precision = "fp32"
+    decoder: Decoder = "fast"
+    unreadable: Unreadable = "stop"
+    fit: str = "builtin"
+    store: Path | None = None
+    predictions: Path | None = None
+    progress: bool = False
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        at_least(1, self.batch_size, "images at a time (batch_size)")
+        at_least(0, self.workers, "workers")
+        if self.unreadable not in get_args(Unreadable):
+            raise unknown("choice of unreadable", self.unreadable, get_args(Unreadable))
+        taken = sorted(set(self.metrics) & set(METRICS))
+        if taken:
+            raise InputError(
+                f"Expected metrics of one's own under new names, but {taken[0]} is one of cfmask's."
+            )
+
+    @property
+    def measured(self) -> Mapping[str, Metric]:
+        """All metrics: those of `METRICS`, then one's own."""
+        return {**METRICS, **self.metrics}
+
+    @property
+    def logits(self) -> bool:
+        """Whether a metric needs the logits of all images."""
+        return any(metric.needs_logits for metric in self.measured.values())
