@@ -75,6 +75,19 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f"Unknown {what} {name!r}. Nearest: {', '.join(near)}.")
 
 
+def no_option(option: str, known: Iterable[str], see: str) -> InputError:
+    """Error for an option that there is none of, with the nearest.
+
+    Args:
+        option: as it was typed, without its value.
+        known: all options, with their dashes.
+        see: what lists them.
+    """
+    near = difflib.get_close_matches(option, list(known), n=3, cutoff=0.5)
+    advice = f" Nearest: {', '.join(near)}." if near else ""
+    return InputError(f"There is no option {option}.{advice} See {see}.")
+
+
 # What libraries raise at values that they cannot take. Only calls of libraries are guarded by it:
 # an error in the user's own code, or in ours, keeps its traceback.
 UNFIT = (

@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -24,6 +24,8 @@ NO_READER = 141
 # What stands for the characters of our tables and sentences in ASCII, one each.
 _PLAIN = str.maketrans(dict(zip("–—−‐×·…†±²≤≥→“”„‘’\u00a0\u202f", '----x..+~2<>>"""\'\'  ')))
 _DEGRADED = "cfmask.degraded"
+# Characters of a line that a reader still takes in.
+MOST = 1500
 # Columns of text in which any table is whole.
 WHOLE = 100_000
 
@@ -36,6 +38,14 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """Print one line about what went wrong."""
     print(visible(text), file=sys.stderr)
+
+
+def fail(message: object) -> NoReturn:
+    """Print one line about what went wrong, and end with exit code 2."""
+    # Some libraries quote all that they were given.
+    text = str(message)
+    complain(f"error: {text[:MOST]}{'…' * (len(text) > MOST)}")
+    raise SystemExit(2)
 
 
 def show_table(table: RenderableType, width: int = WHOLE) -> None:

@@ -97,7 +97,12 @@ def test_other_options_still_need_their_value(capsys):
         (["train", "--config=demo", "--model.counterfactual.mask.treshold=1"], "threshold"),
     ],
 )
-def test_what_is_misspelt_is_one_line_with_the_right_name(words, right, capsys, tmp_path):
+def test_what_is_misspelt_is_one_line_with_the_right_name(
+    words, right, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("run", "a.png", "x"):
+        (tmp_path / name).touch()
     with pytest.raises(SystemExit) as end:
         main(words)
     (line,) = capsys.readouterr().err.splitlines()

@@ -72,7 +72,7 @@ WHAT = (
     "models, each a run folder, a .safetensors or .ckpt file, open_clip:NAME/TAG or timm:NAME; or "
     "the report.json of models that were evaluated by the same protocol"
 )
-SHOW = f"measures to print, beside those of one's own: {', '.join(METRICS)}"
+SHOW = "measures to print, such as accuracy,nll,ece, beside those of one's own"
 
 
 # Settings that may name code of one's own by import path.

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from cfmask.commands.parser import fail
+from cfmask.commands.outline import checked, help_text
 from cfmask.commands.train_words import brief_help, prepared
 from cfmask.errors import InputError, unknown
-from cfmask.terminal import printing, say
+from cfmask.terminal import fail, printing, say
 from cfmask.version import __version__
 
+# Options and their types, as the parser itself lists them.
+HELP_ALL = "--help-all"
 # Name of a command -> module, function and what it does.
 COMMANDS = {
     "train": ("train_model", "train", "fine-tune a model, then evaluate it under shift"),
@@ -45,26 +47,33 @@ def _run(words: list[str]) -> None:
     elif words[0] == "--version":
         say(f"cfmask {__version__}")
     elif words[0] not in COMMANDS:
-        fail(str(unknown("command", words[0], COMMANDS)))
-    elif words[0] == "train" and {"-h", "--help"} & set(words):
-        print(brief_help())
-        raise SystemExit
+        fail(unknown("command", words[0], COMMANDS))
     else:
-        if words[0] == "train":
-            _check_words(words[1:])
-        # Threads that wait for each other let go of a core that other programs want; read when
-        # torch is first imported.
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-        module, function, _ = COMMANDS[words[0]]
-        getattr(import_module(f"cfmask.commands.{module}"), function)(words[1:])
+        _command(words[0], words[1:])
 
 
-def _check_words(words: Sequence[str]) -> None:
-    """Answer a misspelt option before a model library is imported, which takes seconds."""
+def _command(name: str, words: list[str]) -> None:
+    """Run a command; what is answered without a model library is answered at once."""
+    module, function, what = COMMANDS[name]
+    if name == "eval" and "--check" in words:
+        module, _, what = COMMANDS["check"]
+    training = name == "train"
+    if {"-h", "--help"} & set(words):
+        print(brief_help() if training else help_text(name, module, what))
+        raise SystemExit
     try:
-        prepared(words)
+        if training:
+            prepared(words)
+        else:
+            words = checked(name, module, words)
     except InputError as error:
-        fail(str(error))
+        fail(error)
+    # Threads that wait for each other let go of a core that other programs want; read when torch is
+    # first imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    module, function, _ = COMMANDS[name]
+    called = ["--help" if word == HELP_ALL and not training else word for word in words]
+    getattr(import_module(f"cfmask.commands.{module}"), function)(called)
 
 
 def _usage() -> str:

@@ -22,13 +22,10 @@ from jsonargparse import ArgumentParser
 import cfmask
 from cfmask.commands.blame import input_error, users_bug
 from cfmask.commands.config_files import read_config, refuse_pipes, set_yaml_loader
-from cfmask.terminal import complain, printing, say, show_table
+from cfmask.terminal import complain, fail, printing, say, show_table
 
 if typing.TYPE_CHECKING:
     from cfmask.reporting.report import ShiftReport
-
-# Characters of a line that a reader still takes in.
-MOST = 1500
 
 
 class OneLineParser(ArgumentParser):
@@ -181,13 +178,6 @@ def one_line_errors() -> Iterator[None]:
             if cause is None:
                 raise
             fail(str(cause))
-
-
-def fail(message: str) -> NoReturn:
-    """Print one line and end with exit code 2."""
-    # Some libraries quote all that they were given.
-    complain(f"error: {message[:MOST]}{'…' * (len(message) > MOST)}")
-    raise SystemExit(2)
 
 
 # What jsonargparse says, and how its readers would.

@@ -174,7 +174,6 @@ def show_images(args: Sequence[str] | None = None) -> None:
             "--label", type=str, nargs="+", required=True, help="name of the class, one or one each"
         )
         parser.add_argument("--class_names", type=str, nargs="+", help="classes for a text head")
-        skip: set[str | int] = {"images", "label", "class_names"}
-        parser.add_function_arguments(show, as_group=False, skip=skip)
+        parser.add_function_arguments(show, as_group=False, skip={"images", "label", "class_names"})
         options = parser.instantiate(parser.parse_args(args))
         say(f"Drawn in {show(**options.as_dict())}")

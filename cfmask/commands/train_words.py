@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cfmask.commands.shipped import with_shipped_configs
-from cfmask.errors import InputError
+from cfmask.errors import InputError, no_option
 
 # Groups of the help: heading, then short option, the long ones it stands for, and what it is.
 HELP: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
@@ -146,9 +146,7 @@ def _check_names(words: Sequence[str]) -> None:
             continue
         if option.split(".")[0].removeprefix("--") in GROUPS and "." in option:
             continue
-        near = difflib.get_close_matches(option, known, n=3, cutoff=0.5)
-        advice = f" Nearest: {', '.join(near)}." if near else ""
-        raise InputError(f"There is no option {option}.{advice} See --help, and --help-all.")
+        raise no_option(option, known, "--help, and --help-all")
 
 
 def _long(words: Sequence[str]) -> list[str]:

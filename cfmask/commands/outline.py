@@ -1,0 +1,182 @@
+"""Outline of a command: what it takes, read from its source text.
+
+Help and misspelt options are so answered at once; to import what a command calls takes seconds.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cfmask.errors import InputError, no_option
+
+PACKAGE = Path(__file__).parents[1]
+WIDTH, INDENT = 80, 26
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What a command takes.
+
+    Attributes:
+        name: of the option with its dashes, or of what stands without one.
+        words: what it is.
+        default: as Python source; empty if there is none.
+        kind: its type as Python source; empty if it is not told.
+    """
+
+    name: str
+    words: str
+    default: str = ""
+    kind: str = ""
+
+
+def arguments(command: str) -> list[Argument]:
+    """All that the parser of a command is given, in that order.
+
+    Args:
+        command: name of its module in `cfmask.commands`.
+    """
+    tree = _parsed(PACKAGE / "commands" / f"{command}.py")
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls.sort(key=lambda call: call.lineno)
+    return [argument for call in calls for argument in _given(call, tree)]
+
+
+def help_text(name: str, command: str, what: str) -> str:
+    """What ``cfmask NAME --help`` prints."""
+    taken = arguments(command)
+    alone = [argument for argument in taken if not argument.name.startswith("-")]
+    options = [argument for argument in taken if argument.name.startswith("-")]
+    words = [argument.name.upper() for argument in alone]
+    usage = " ".join(["usage: cfmask", name, *words, "[OPTION ...]"])
+    lines = [usage, "", f"{what[:1].upper()}{what[1:]}.", ""]
+    lines += [line for argument in (*alone, *options) for line in _lines(argument)]
+    classes = [a.name for a in options if re.match(r"(Relevance|PatchMask|Fill)\b", a.kind)]
+    if classes:
+        lines += ["", f"Settings of a class: {' '.join(f'{n}.help NAME' for n in classes)}"]
+    return "\n".join([*lines, "", "All types: --help-all"])
+
+
+def checked(name: str, command: str, words: Sequence[str]) -> list[str]:
+    """A command line whose options are known and whose first files are there.
+
+    Args:
+        name: of the command.
+        command: name of its module in `cfmask.commands`.
+        words: the command line after the name. Dashes in options may stand for underscores.
+
+    Raises:
+        InputError: an option that there is none of, or a file that is not there.
+    """
+    taken = arguments(command)
+    known = [argument.name for argument in taken if argument.name.startswith("--")]
+    made = [_spelled(word, known) for word in words]
+    for word in made:
+        option = word.partition("=")[0].partition(".")[0].rstrip("+")
+        if word.startswith("--") and word != "--" and not _is_known(option, known):
+            raise no_option(option, known, f"cfmask {name} --help")
+    alone = [argument for argument in taken if not argument.name.startswith("-")]
+    first = next((k for k, word in enumerate(made) if word.startswith("-")), len(made))
+    for k, word in enumerate(made[:first] if alone else []):
+        # With a colon it is the name of a published model, or an address.
+        if ":" not in word and not Path(word).exists():
+            what = alone[min(k, len(alone) - 1)].words
+            raise InputError(f"Expected {what}; but {word} does not exist.")
+    return made
+
+
+def _is_known(option: str, known: Sequence[str]) -> bool:
+    """Whether an option is one of these, or the beginning of one, as parsers allow."""
+    return option in ("--help", "--help-all") or any(name.startswith(option) for name in known)
+
+
+def _spelled(word: str, known: Sequence[str]) -> str:
+    option, is_set, value = word.partition("=")
+    spelled = f"--{option.removeprefix('--').replace('-', '_')}"
+    return f"{spelled}{is_set}{value}" if option[:2] == "--" and spelled in known else word
+
+
+def _lines(argument: Argument) -> Iterator[str]:
+    """Name and words of an argument, wrapped."""
+    default = f" [{argument.default}]" if argument.default else ""
+    shown = argument.name if argument.name.startswith("-") else argument.name.upper()
+    wide = WIDTH - INDENT
+    first, *others = textwrap.wrap(argument.words.rstrip(".") + default, wide) or [""]
+    if len(shown) > INDENT - 4:
+        yield f"  {shown}"
+        shown = ""
+    yield f"  {shown:<{INDENT - 2}}{first}".rstrip()
+    yield from (" " * INDENT + line for line in others)
+
+
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _given(call: ast.Call, tree: ast.Module) -> Iterator[Argument]:
+    """What one call adds to a parser; nothing if it is another call."""
+    function = call.func
+    if not (isinstance(function, ast.Attribute) and ast.unparse(function.value) == "parser"):
+        return
+    options = {keyword.arg: keyword.value for keyword in call.keywords}
+    if function.attr == "add_argument":
+        names = [_value(word, tree) for word in call.args]
+        default = _plain(options["default"]) if "default" in options else ""
+        words = _value(options["help"], tree) if "help" in options else ""
+        yield Argument(names[-1], words, default)
+    elif function.attr == "add_function_arguments":
+        skip = ast.literal_eval(options["skip"]) if "skip" in options else set()
+        yield from (a for a in _of(ast.unparse(call.args[0]), tree) if a.name[2:] not in skip)
+
+
+def _value(node: ast.expr, tree: ast.Module) -> str:
+    """A text that stands in the source, by itself or under a name."""
+    if isinstance(node, ast.Name):
+        named = [n.value for n in tree.body if isinstance(n, ast.Assign) and _names(n, node.id)]
+        return _value(named[0], tree)
+    return str(ast.literal_eval(node))
+
+
+def _names(node: ast.Assign, name: str) -> bool:
+    return any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
+
+
+def _of(name: str, tree: ast.Module) -> Iterator[Argument]:
+    """The arguments of a function of this file, or of the one that it is imported from."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            words, given = _described(ast.get_docstring(node) or ""), node.args
+            defaults = [None] * (len(given.args) - len(given.defaults)) + [*given.defaults]
+            for argument, default in zip(given.args, defaults):
+                kind = ast.unparse(argument.annotation) if argument.annotation else ""
+                told = "" if default is None else _plain(default)
+                yield Argument(f"--{argument.arg}", words.get(argument.arg, ""), told, kind)
+        elif isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
+            place = (node.module or "").split(".")[1:]
+            yield from _of(name, _parsed(PACKAGE.joinpath(*place).with_suffix(".py")))
+
+
+def _plain(default: ast.expr) -> str:
+    """A default as one would type it; empty for what is off."""
+    try:
+        value = ast.literal_eval(default)
+    except ValueError:
+        return ast.unparse(default)
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if value is None or value is False:
+        return ""
+    return "true" if value is True else str(value)
+
+
+def _described(docstring: str) -> dict[str, str]:
+    """Words by argument, from a docstring in Google's style."""
+    _, _, section = docstring.partition("\nArgs:\n")
+    section = re.split(r"\n(?=\S)", section)[0]
+    found = re.findall(r"^    (\w+): ((?:.|\n(?!    \w))*)", section, re.M)
+    return {name: " ".join(words.split()) for name, words in found}
