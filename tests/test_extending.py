@@ -29,6 +29,8 @@ QUICK["runs/parts"] += ["--evaluation.images=10", "--shifts=digits/id", "--evalu
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    # As python does for the folder of the file that it runs.
+    monkeypatch.syspath_prepend(tmp_path)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     yield tmp_path
@@ -38,7 +40,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 def test_the_page_has_a_file_for_every_part():
     parts = ["mask", "fill", "relevance", "net", "method", "data", "augmentation", "sets"]
-    parts += ["metric", "loop"]
+    parts += ["metric", "evaluation", "loop"]
     assert set(FILES) == {f"my_{part}.py" for part in parts} | {"mine.yaml"}
     assert all(len(text.splitlines()) < 30 for text in FILES.values())
 
@@ -53,6 +55,7 @@ def test_every_command_runs_the_parts(here, capsys):
             main([*words, *more])
     said = capsys.readouterr().out
     assert "Margin" in said
+    assert "brightness my_sets.shades/shades 64 64" in said
     assert re.search(r"^1 \{'task': [\d.]+", said, re.M)
     kept = (here / "runs" / "parts" / "config.yaml").read_text()
     for part in ("my_mask.Brightest", "my_fill.NoiseFill", "my_relevance.Contrast"):

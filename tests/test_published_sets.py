@@ -9,8 +9,9 @@ import pytest
 import torch
 from imagenet_trees import SIDE, Sees, find, paint, plant_val, refusal, score
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.transforms import v2
 
-from cfmask import evaluate
+from cfmask import InputError, evaluate
 from cfmask.images import Preprocess
 from cfmask.shift import Size
 from cfmask.shifts.attributes import FACTORS
@@ -142,6 +143,13 @@ def test_the_carton_gap_is_of_the_images_of_cartons(tmp_path):
     assert score(clean) == (2, 2)
     assert marked.in_distribution, "it is in no mean"
     assert COMBINATIONS["ImageNet-W carton gap"].weights == {marked.name: 1, clean.name: -1}
+
+
+def test_the_watermark_comes_after_no_transform_of_ones_own(tmp_path):
+    plant_watermark(tmp_path)
+    look = v2.Compose([v2.CenterCrop(32), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    with pytest.raises(InputError, match="wrap the module as ModuleClassifier"):
+        evaluate(Sees().encoder, find(tmp_path, "imagenet-w/imagenet-w"), transform=look)
 
 
 def test_the_watermark_needs_its_font(tmp_path):

@@ -20,7 +20,8 @@ from cfmask.evaluation.measures import (
 from cfmask.evaluation.metrics import Counts, Judged, Metric
 from cfmask.evaluation.protocol import protocol_of, run_facts
 from cfmask.evaluation.robustness import check_fit, fits_of, robustness_rows
-from cfmask.inference.inference import Inference, Model, described
+from cfmask.inference.any_model import AnyModel, Function, Transform, Whole, named
+from cfmask.inference.inference import Inference, Model, described, facts_of
 from cfmask.inference.readable import Unreadable
 from cfmask.inference.settings import Settings
 from cfmask.inference.wise import Blend
@@ -29,9 +30,11 @@ from cfmask.reporting.report import ShiftReport
 from cfmask.shift import Shift
 from cfmask.shifts.combinations import COMBINATIONS
 
+Given = Classifier | Blend | Function | tuple[Function, Transform]
+
 
 def evaluate(
-    models: Mapping[str, Model],
+    models: Given | Mapping[str, Given],
     shifts: Sequence[Shift],
     batch_size: int = 250,
     workers: int = 0,
@@ -44,15 +47,20 @@ def evaluate(
     predictions: str | os.PathLike[str] | None = None,
     metrics: Mapping[str, Metric] | None = None,
     starts: Mapping[str, str] | None = None,
+    transform: Transform | None = None,
+    class_names: Sequence[str] = (),
 ) -> ShiftReport:
     """All measures of each model on each set, every image counted once.
 
     Where several processes have been joined (`cfmask.processes`), each reads its own
-    part of every set, and each gets the whole report.
+    part of every set, and each gets the whole report. Answers of modules and functions that are no
+    classifiers are not kept in `store`: no key can stand for their code.
 
     Args:
-        models: classifiers, or blends of two, by the name of their row; they are put in eval mode
-            for the time. Paired comparisons are with the first of them, and with `starts`.
+        models: by the name of their row, or one alone: classifiers, blends of two, or any module or
+            function that gives logits (B, K) for a batch of what `transform` makes. Modules are put
+            in eval mode for the time. A pair (module, transform) has a transform of its own.
+            Paired comparisons are with the first model, and with `starts`.
         shifts: the sets, from `find_shifts`.
         batch_size: images at a time; all models see the batch, so that images are read once.
         workers: processes that decode images.
@@ -70,6 +78,9 @@ def evaluate(
         metrics: further metrics by name, measured beside those of `METRICS`.
         starts: row of a tuned model -> row of the model that it was tuned from; they are compared,
             as well.
+        transform: from a picture of Pillow's to a float tensor (C, H, W), normalised as the module
+            takes it, such as `weights.transforms()` of torchvision; for what is no classifier.
+        class_names: of the logits of such modules; their numbers where they are not given.
 
     Returns:
         A report with rows for each model and set, and for each combination of sets.
@@ -77,7 +88,8 @@ def evaluate(
     Raises:
         InputError: no models or no sets, two sets of one name or one that has the name of a
             combination, a set without images, labels outside the head, an image that cannot be
-            read, logits that are no numbers.
+            read, logits that are no numbers or of another shape. Errors of a module or transform
+            of one's own are raised as they are.
     """
     settings = Settings(
         batch_size=batch_size,
@@ -91,7 +103,44 @@ def evaluate(
         progress=progress,
         metrics=metrics or {},
     )
-    return report_of(models, shifts, settings, starts or {})
+    several = models if isinstance(models, Mapping) else {_title(models): models}
+    given = {str(name): _with_transform(model, transform) for name, model in several.items()}
+    # One for each transform: what sees images alike reads them together.
+    looks = {id(m[1]): Whole.before(m[1]) for m in given.values() if isinstance(m, tuple)}
+    own = {
+        name: AnyModel(model[0], looks[id(model[1])], class_names)
+        if isinstance(model, tuple)
+        else model
+        for name, model in given.items()
+    }
+    if (transform or class_names) and not any(isinstance(m, AnyModel) for m in own.values()):
+        raise InputError(
+            "Expected a module or function for this transform and these class names, but got "
+            "classifiers alone, which bring both; leave them out."
+        )
+    return report_of(own, shifts, settings, starts or {})
+
+
+def _title(model: Given) -> str:
+    if isinstance(model, Classifier | Blend):
+        return described(model).name
+    return named(model[0] if isinstance(model, tuple) else model)
+
+
+def _with_transform(
+    given: Given, transform: Transform | None
+) -> Classifier | Blend | tuple[Function, Transform]:
+    """A module or function with the transform that it needs; classifiers pass."""
+    if isinstance(given, Classifier | Blend):
+        return given
+    call, own = given if isinstance(given, tuple) else (given, transform)
+    if callable(call) and callable(own):
+        return call, own
+    raise InputError(
+        f"Expected a classifier, or a module or function with its transform, but got "
+        f"{named(call)} {'without one' if own is None else f'with {own!r:.60}'}; "
+        "give evaluate(…, transform=…), from a picture to a float tensor (C, H, W)."
+    )
 
 
 def report_of(
@@ -104,18 +153,17 @@ def report_of(
     reference = checked_reference(len(models), shifts, settings.fit)
     inference = Inference(models, settings)
     table = inference.answer(shifts)
-    classifiers = {name: described(model) for name, model in models.items()}
+    classes = {name: described(model).class_names for name, model in models.items()}
     details = {
-        name: {s.name: counts_of(s, own[s.name], classifiers[name].class_names) for s in shifts}
+        name: {s.name: counts_of(s, own[s.name], classes[name]) for s in shifts}
         for name, own in table.items()
     }
-    rows = _rows(table, shifts, details, classifiers, reference, settings.measured)
+    rows = _rows(table, shifts, details, classes, reference, settings.measured)
     single = [row for row in rows if row.metric == "accuracy"]
     fits = fits_of(settings.fit, single, reference)
     tally = inference.tally
-    protocol = protocol_of(
-        classifiers, shifts, inference.precision, settings.decoder, settings.measured
-    )
+    facts = {name: facts_of(model) for name, model in models.items()}
+    protocol = protocol_of(facts, shifts, inference.precision, settings.decoder, settings.measured)
     for name, paths in tally.unreadable.items():
         protocol["sets"][name]["unreadable"] = paths
     return ShiftReport(
@@ -167,7 +215,7 @@ def _rows(
     table: Table,
     shifts: Sequence[Shift],
     details: Mapping[str, Mapping[str, Counts]],
-    classifiers: Mapping[str, Classifier],
+    classes: Mapping[str, Sequence[str]],
     reference: str | None,
     metrics: Mapping[str, Metric],
 ) -> list[Row]:
@@ -176,7 +224,7 @@ def _rows(
     for shift in shifts:
         for model, own in table.items():
             inside = own[reference] if reference and not shift.in_distribution else None
-            counts, heads = details[model][shift.name], len(classifiers[model].class_names)
+            counts, heads = details[model][shift.name], len(classes[model])
             rows += rows_of(model, Judged(own[shift.name], shift, counts, heads, inside), metrics)
     return rows
 

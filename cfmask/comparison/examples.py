@@ -18,6 +18,7 @@ from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.evaluation.answers import Answers, LabelRule
 from cfmask.images import to_unit
+from cfmask.inference.inference import Model
 from cfmask.inference.readable import Readable
 from cfmask.inference.wise import Blend
 from cfmask.relevance import Relevance, default_relevance
@@ -29,7 +30,7 @@ Explainer = Relevance | InputError
 
 
 def gallery(
-    models: Mapping[str, Classifier | Blend],
+    models: Mapping[str, Model],
     shifts: Sequence[Shift],
     count: int = 4,
     explainers: Mapping[str, Explainer] = MappingProxyType({}),

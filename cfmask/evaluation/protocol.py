@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from cfmask import processes
-from cfmask.classifier import Classifier
 from cfmask.decoding import DECODERS, Decoder
 from cfmask.evaluation.measures import combinations
 from cfmask.evaluation.metrics import METRICS, Metric
@@ -25,13 +24,13 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow"
 
 
 def protocol_of(
-    models: Mapping[str, Classifier],
+    models: Mapping[str, Mapping[str, Any]],
     shifts: Sequence[Shift],
     precision: str,
     decoder: Decoder,
     metrics: Mapping[str, Metric] = METRICS,
 ) -> dict[str, Any]:
-    """The rules of all sets, means and metrics, as JSON holds them."""
+    """The rules of all sets, means and metrics, and facts of the models, as JSON holds them."""
     return {
         "metric": "top-1 accuracy, every image counted once",
         "metrics": {name: metric.described() for name, metric in metrics.items()},
@@ -41,10 +40,7 @@ def protocol_of(
         "means": {name: list(of.weights) for name, of in combinations(shifts).items()},
         "sets": {shift.name: set_protocol(shift) for shift in shifts},
         "missing sets": sorted({name for shift in shifts for name in shift.missing}),
-        "models": {
-            name: {"encoder": model.name, "preprocess": model.spec.preprocess.spec()}
-            for name, model in models.items()
-        },
+        "models": {name: dict(facts) for name, facts in models.items()},
         "precision": precision,
         "decoder": f"{decoder}: {DECODERS[decoder]}",
     }

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import (
@@ -30,6 +31,7 @@ from cfmask.errors import InputError
 from cfmask.evaluation.answers import Answers, LabelRule
 from cfmask.images import to_unit
 from cfmask.inference.answer_store import AnswerStore, file_name, key_of, model_key, set_key
+from cfmask.inference.any_model import AnyModel, Whole
 from cfmask.inference.predictions import PredictionFile, join_parts, key_in
 from cfmask.inference.readable import Readable
 from cfmask.inference.settings import Settings
@@ -39,7 +41,7 @@ from cfmask.shift import Shift
 
 # Images at a time whose activations stay in a processor's cache: a fifth faster than hundreds.
 CACHED = 50
-Model = Classifier | Blend
+Model = Classifier | Blend | AnyModel
 Judge = Callable[[Tensor, Tensor, Tensor, list[str]], Answers]
 
 
@@ -60,14 +62,25 @@ class Tally:
     unreadable: dict[str, list[str]] = field(default_factory=dict)
 
 
-def classifier_of(model: Model) -> Classifier:
+def classifier_of(model: Model) -> Classifier | AnyModel:
     """The classifier itself; a blend's until another one of its line is asked for."""
     return model.classifier() if isinstance(model, Blend) else model
 
 
-def described(model: Model) -> Classifier:
-    """A classifier with the spec, classes and preprocessing of a model, if not its weights."""
+def described(model: Model) -> Classifier | AnyModel:
+    """What has the name, classes and preprocessing of a model, if not its weights."""
     return model.line.tuned if isinstance(model, Blend) else model
+
+
+def facts_of(model: Model) -> dict[str, Any]:
+    """What a report's protocol says of a model."""
+    own = described(model)
+    return {"encoder": own.name, "preprocess": own.preprocess.spec()}
+
+
+def _device(model: Classifier | AnyModel) -> torch.device:
+    """Where the weights lie; the CPU for a function, which has none."""
+    return next((part.device for part in model.parameters()), torch.device("cpu"))
 
 
 class Inference:
@@ -81,8 +94,7 @@ class Inference:
     def __init__(self, models: Mapping[str, Model], settings: Settings) -> None:
         self.models = models
         self.settings = settings
-        parts = (p for model in models.values() for p in classifier_of(model).parameters())
-        device = next((part.device for part in parts), torch.device("cpu"))
+        device = _device(classifier_of(next(iter(models.values()))))
         self.precision = settled(settings.precision, device.type)
         self.store = AnswerStore(settings.store) if settings.store else None
         self.tally = Tally()
@@ -114,9 +126,11 @@ class Inference:
         return found
 
     def _model_keys(self) -> dict[str, str]:
+        """Key of each model; empty for one whose code or transform no key can stand for."""
         if self.store is None or processes.rank():
             return dict.fromkeys(self.models, "")
-        return {name: model_key(classifier_of(model)) for name, model in self.models.items()}
+        found = {name: classifier_of(model) for name, model in self.models.items()}
+        return {n: model_key(m) if isinstance(m, Classifier) else "" for n, m in found.items()}
 
     def _one_set(self, shift: Shift, keys: Mapping[str, str]) -> dict[str, Answers]:
         """Answers of all models; a set is read once for each preprocessing that they have."""
@@ -125,7 +139,8 @@ class Inference:
         for look in looks:
             own = {n: k for n, k in keys.items() if described(self.models[n]).preprocess == look}
             look = replace(look, decoder=self.settings.decoder)
-            data = Readable(shift.load(look), look.size, self.settings.unreadable)
+            finish = look.finish if isinstance(look, Whole) else None
+            data = Readable(shift.load(look), look.size, self.settings.unreadable, finish)
             if not len(data):
                 raise InputError(f"Expected images in the set {shift.name}, but it has none.")
             if shift.groups is not None and len(shift.groups) != len(data):
@@ -133,6 +148,9 @@ class Inference:
                     f"Expected a group for each of the {len(data)} images of {shift.name}, but got "
                     f"{len(shift.groups)}."
                 )
+            for model in map(self.models.__getitem__, own):
+                if isinstance(model, AnyModel):
+                    model.numbered(data[0][0].to(_device(model)))
             answers |= self._of_alike(shift, data, own)
         return {name: answers[name] for name in self.models}
 
@@ -201,7 +219,8 @@ class Inference:
         where: dict[str, tuple[Path, str]],
     ) -> dict[str, Answers]:
         """Answers that an earlier evaluation has left; `where` is filled with file and key."""
-        if self.store is None:
+        keys = {name: key for name, key in keys.items() if key}
+        if self.store is None or not keys:
             return {}
         own = set_key(shift, data)
         how = [str(self.precision), str(self.settings.decoder), *["logits"] * self.settings.logits]
@@ -292,9 +311,9 @@ class Inference:
 
             yield judge
 
-    def _logits(self, model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _logits(self, model: Classifier | AnyModel, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images as floats on the model's device, for the next model, and logits (B, K)."""
-        device = next(model.parameters()).device
+        device = _device(model)
         images = to_unit(images.to(device, non_blocking=True))
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             parts = images.split(CACHED if device.type == "cpu" else len(images))

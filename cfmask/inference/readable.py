@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ Unreadable = Literal["stop", "wrong"]
 
 
 class Readable(Dataset[tuple[Tensor, int, bool]]):
-    """Images uint8 (3, H, W), labels, and whether the image could be read.
+    """Images uint8 (3, H, W) or finished, labels, and whether the image could be read.
 
     Args:
         data: images with labels; its items raise `UnreadableImage` for images that cannot be read.
@@ -27,12 +27,20 @@ class Readable(Dataset[tuple[Tensor, int, bool]]):
         size: (H, W) of the images.
         unreadable: "stop" lets that error pass; "wrong" gives a black image in place. All other
             errors pass.
+        finish: makes of an image what a model takes; None leaves it.
     """
 
-    def __init__(self, data: Any, size: tuple[int, int], unreadable: Unreadable) -> None:
+    def __init__(
+        self,
+        data: Any,
+        size: tuple[int, int],
+        unreadable: Unreadable,
+        finish: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.data = data
         self.size = size
         self.unreadable = unreadable
+        self.finish = finish
 
     def __len__(self) -> int:
         return len(self.data)
@@ -41,11 +49,13 @@ class Readable(Dataset[tuple[Tensor, int, bool]]):
         """Image, label, True if it was read."""
         try:
             image, label = self.data[index]
-            return image, int(label), True
+            read = True
         except UnreadableImage:
             if self.unreadable == "stop":
                 raise
-            return torch.zeros(3, *self.size, dtype=torch.uint8), self.label(index), False
+            image, label = torch.zeros(3, *self.size, dtype=torch.uint8), self.label(index)
+            read = False
+        return self.finish(image) if self.finish else image, int(label), read
 
     def label(self, index: int) -> int:
         """Label of an image, without reading it.

@@ -52,6 +52,11 @@ class Watermarked(Pictures):
             InputError: the file is no readable image.
         """
         image, label = super().__getitem__(index)
+        if tuple(image.shape[1:]) != self.preprocess.size:
+            raise InputError(
+                "Expected a classifier, whose own resizing and cropping the watermark comes after, "
+                "but got a transform; wrap the module as ModuleClassifier."
+            )
         picture = Image.fromarray(image.permute(1, 2, 0).numpy()).convert("RGBA")
         marked = Image.alpha_composite(picture, self.layer).convert("RGB")
         return torch.from_numpy(np.array(marked)).permute(2, 0, 1), label
