@@ -39,7 +39,8 @@ class PackageCAM(Relevance):
         options: further arguments of the class, by name.
 
     Raises:
-        InputError: the package is not installed, or has no such class; the nearest are named.
+        InputError: the package is not installed, or has no such class or option; the nearest are
+            named.
 
     Source: Gildenblat and contributors, https://github.com/jacobgil/pytorch-grad-cam.
     """
@@ -54,6 +55,9 @@ class PackageCAM(Relevance):
         self.layer = layer
         self.options = options or {}
         self._make = known[name]
+        taken = set(inspect.signature(self._make).parameters) - {"model", "target_layers"}
+        if stray := sorted(set(self.options) - taken):
+            raise unknown(f"option of {name}", stray[0], sorted(taken))
         # A pass there and back of the copy; or one a channel of a layer that is not known yet.
         self.passes = math.nan if name in ("ScoreCAM", "AblationCAM") else 3.0
 

@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["cfmask.commands.train_model", "cfmask.runs.gallery"])
+# The second line is what a run imports when it needs it.
+PRELOADED = """cfmask.commands.train_model cfmask.runs.gallery cfmask.families.openclip
+timm skimage.data sklearn.linear_model torch.utils.tensorboard"""
+SERVER.set_forkserver_preload(PRELOADED.split())
 
 
 class Death(NamedTuple):

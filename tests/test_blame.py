@@ -51,6 +51,7 @@ def own(tmp_path, monkeypatch):
     return plant
 
 
+@pytest.mark.filterwarnings("ignore:\\s*Instantiating a subclass spec")
 @pytest.mark.parametrize("kind", BUGS)
 @pytest.mark.parametrize("place", ["at_import", "in_init"])
 def test_a_bug_of_ones_own_keeps_its_traceback(own, kind, place):
@@ -67,6 +68,7 @@ def test_input_that_ones_own_code_refuses_is_one_line(own, capsys):
     assert line == "error: Expected another size."
 
 
+@pytest.mark.filterwarnings("ignore:\\s*Dump of a value that does not round-trip")
 @pytest.mark.parametrize(
     "words",
     [

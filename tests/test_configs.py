@@ -46,7 +46,13 @@ PAPER = {
 }
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+# The commands of the README train by the demos.
+TRAINED = [
+    pytest.param(path, marks=pytest.mark.slow if "demo" in path.name else ()) for path in CONFIGS
+]
+
+
+@pytest.mark.parametrize("config", TRAINED, ids=lambda path: path.name)
 def test_every_config_trains_a_step_and_reports(config, tmp_path):
     text = config.read_text()
     assert f"python train.py --config configs/{config.name}" in text

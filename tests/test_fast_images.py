@@ -166,6 +166,7 @@ def check_damaged(draw) -> None:
         assert np.array_equal(fast, pil)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.data())
 def test_both_decoders_agree_on_damaged_files(draw):

@@ -201,6 +201,8 @@ def test_broken_images(kit, tmp_path, name, edits):
     quietly(check_image, tmp_path / "work", kit, name, edits)
 
 
+@pytest.mark.filterwarnings("ignore:The checkpoint .* is damaged")
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @fuzz(25, **WEIGHTS)
 def test_broken_weights(kit, tmp_path, name, edits):
     quietly(check_weights, tmp_path / "work", kit, name, edits)

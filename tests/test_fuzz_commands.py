@@ -175,7 +175,7 @@ def check_command(runs: Path, case: int, work: Path) -> None:
 CASES = {"case": st.integers(0, 2**63)}
 
 
-@fuzz(60, **CASES)
+@fuzz(40, **CASES)
 def test_hostile_runs_settings_and_names(runs, tmp_path, case):
     quietly(check_command, tmp_path / "work", runs, case)
 

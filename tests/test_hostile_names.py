@@ -196,7 +196,8 @@ def test_names_are_drawn(tmp_path):
         draw(tmp_path / "sheet.png", {ALL[:20]: torch.rand(count, 3, 8, 8)}, NAMES[:-1])
         for name in ("_$\\frac$\x00", "日本語\udcff"):
             assert report(name).plot_trade_off(tmp_path / "plot.png")
-            assert Image.open(tmp_path / "plot.png").size == (640, 688)
+            with Image.open(tmp_path / "plot.png") as plot:
+                assert plot.size == (640, 688)
     assert Image.open(tmp_path / "sheet.png").format == "PNG"
 
 

@@ -114,6 +114,7 @@ def test_a_broken_state_is_one_line(small, tmp_path):
         assert str(file) in refusal(load_classifier, file)
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize("name", ["head.weight", "encoder.conv1.weight"])
 def test_sparse_weights_are_refused(small, tmp_path, name):
     state = {f"classifier.{k}": v.detach() for k, v in small.state_dict().items()}

@@ -79,8 +79,11 @@ def test_unknown_names_layers_and_misfits_are_one_line(tiny_clip, digit_batch):
         PackageCAM("EigenCAM", layer="nowhere").explain(tiny_clip, *digit_batch)
     with pytest.raises(InputError, match="Expected a CNN for ShapleyCAM"):
         PackageCAM("ShapleyCAM").explain(tiny_clip, *digit_batch)
+    with pytest.raises(InputError, match=r"Unknown option of EigenCAM 'colour'.*reshape_transform"):
+        PackageCAM("EigenCAM", options={"colour": "red"})
     with pytest.raises(InputError, match="Expected an encoder and options that EigenCAM"):
-        PackageCAM("EigenCAM", options={"colour": "red"}).explain(tiny_clip, *digit_batch)
+        cam = PackageCAM("EigenCAM", options={"reshape_transform": lambda x: x[0, 0, 0, 0]})
+        cam.explain(tiny_clip, *digit_batch)
 
 
 def test_a_map_by_second_derivatives_explains_a_cnn(small_cnn, capfd):

@@ -88,6 +88,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_run_that_is_killed_while_it_saves_ends_as_if_it_was_not(whole, tmp_path):
+    folder = tmp_path / "run"
+    # While the third checkpoint is being written.
+    assert dies(folder, "torch:save", 3) == -9
+    assert list((folder / "checkpoints").glob("*.partial"))
+    run(folder, "--resume=true")
+    assert_same_run(whole, folder)
+
+
+@pytest.mark.slow
 def test_a_run_that_is_killed_three_times_ends_as_if_it_was_not(whole, tmp_path):
     folder = tmp_path / "run"
     first = dies(folder, STEP, 4)
@@ -154,6 +164,7 @@ def test_a_changed_byte_is_found_or_changes_nothing(stopped, tmp_path, share):
         assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+@pytest.mark.filterwarnings("ignore:The checkpoint .* is damaged")
 def test_the_newest_whole_checkpoint_is_found(halfway):
     folder = halfway / "checkpoints"
     for name in ("step-000000010", "step-000000008", "last", "best"):

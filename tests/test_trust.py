@@ -317,6 +317,7 @@ class Trap:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_pickle_dressed_as_a_program_of_torchs_is_not_taken_for_one(tmp_path):
     file, trace = tmp_path / "dressed.pt", tmp_path / "trace"
     torch.save({"x": Trap(trace)}, file)

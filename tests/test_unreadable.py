@@ -111,6 +111,7 @@ def test_unreadable_validation_images_are_named_too(tmp_path):
         FolderData(str(tmp_path), workers=0).prepare(SMALL)
 
 
+@pytest.mark.filterwarnings("ignore:2 unreadable images were skipped")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unreadable_images_can_be_skipped_and_are_counted(tmp_path, workers):
     data = FolderData(str(photos(tmp_path)), val_images=4, workers=workers, unreadable="skip")
@@ -232,6 +233,7 @@ def test_of_batches_that_come_in_time_nothing_is_said(caplog):
     assert not caplog.records
 
 
+@pytest.mark.filterwarnings("ignore:1 unreadable images were skipped")
 def test_a_report_says_how_many_training_images_were_skipped(tmp_path):
     root, run = fruit(tmp_path / "photos"), tmp_path / "run"
     whole = root / "train" / "lemon" / "6.jpg"
