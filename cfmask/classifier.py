@@ -216,7 +216,8 @@ class Classifier(nn.Module, ABC):
             images: float (B, 3, H, W) in [0, 1].
             hidden: bool (B, h, w), True = this patch is removed, not replaced. A transformer's
                 tokens never attend to it (its class token stays); a CNN runs by layer masking
-                (arXiv 2211.14646). None removes nothing.
+                (arXiv 2211.14646). It may be as fine as pixels, (B, H, W): a transformer then
+                keeps the patches that are visible as wholes. None removes nothing.
 
         Raises:
             InputError: images of another shape than the encoder takes, whole numbers, values far
@@ -248,16 +249,22 @@ class Classifier(nn.Module, ABC):
     def hidden_tokens(self, hidden: Tensor) -> Tensor:
         """Removed patches bool (B, h, w) as tokens bool (B, L); prefix tokens are never removed.
 
+        A finer mask, as of pixels, removes a patch of which any part is hidden.
+
         Raises:
-            InputError: another grid than the encoder's, or an encoder without such tokens.
+            InputError: a grid that the encoder's own does not divide, or no such tokens.
         """
-        if self.tokens is None or hidden.shape[1:] != self.tokens.grid:
+        grid = self.tokens.grid if self.tokens else (0, 0)
+        if 0 in grid or any(own % side for own, side in zip(hidden.shape[1:], grid)):
             raise InputError(
-                f"Expected tokens in a grid of {self.grid} to remove patches from {self.name}, but "
-                f"got a mask of {tuple(hidden.shape[1:])}; use the encoder's own grid or a fill."
+                f"Expected a mask that a grid of {grid} divides to remove patches from "
+                f"{self.name}, but got {tuple(hidden.shape[1:])}; use the encoder's own grid or a "
+                "fill."
             )
+        assert self.tokens is not None
         self.tokens.check("removed patches", "a fill")
-        return F.pad(hidden.flatten(1), (self.tokens.prefix, 0))
+        patches = hidden.unflatten(2, (grid[1], -1)).unflatten(1, (grid[0], -1)).any(4).any(2)
+        return F.pad(patches.flatten(1), (self.tokens.prefix, 0))
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits float32 (B, K) of features (B, D); never in reduced precision."""

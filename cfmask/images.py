@@ -97,6 +97,19 @@ class Preprocess:
             picture = Image.fromarray(picture.permute(1, 2, 0).numpy())
         return as_bytes(tv.center_crop(tv.resize(picture, target, mode), list(self.size)))
 
+    def of_map(self, values: Tensor) -> Tensor:
+        """A map of a picture's pixels (H, W), such as a mask, cut and resized as the picture is.
+
+        Args:
+            values: float, of any height and width; each pixel of the result has its nearest's.
+        """
+        from torchvision.transforms.v2 import functional as tv
+
+        nearest = tv.InterpolationMode.NEAREST_EXACT
+        target = self._target(*values.shape)
+        resized = tv.resize(values.unsqueeze(0), target, nearest, antialias=False)
+        return tv.center_crop(resized, list(self.size))[0]  # type: ignore[no-any-return]
+
     def misfit(self, sides: tuple[int, int]) -> str:
         """Why a picture of this size cannot be resized, upright or lying; empty if it can.
 

@@ -14,26 +14,54 @@ Letters: B images, C channels, H x W positions of a feature map, (h, w) patch gr
 - A global average is over visible positions; with it, or with flattening, map and mask end. With
   nothing visible it is zero: the output is the model's answer to a zero feature, and finite.
 - Statistics over positions (batch norm in training) leave hidden ones out.
+
+`MaskRules` says where the released code has other ways, which `applying` puts to use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from functools import partial
 from traceback import walk_tb
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfmask.errors import InputError
+from cfmask.masked_maps import (
+    Mask,
+    MaskRules,
+    Operation,
+    filled,
+    joined,
+    normalised,
+    over_share,
+    over_windows,
+    wide,
+)
 
-Operation = Callable[..., Any]
+__all__ = ["LayerMaskingError", "MaskRules", "applying", "masked_forward", "unmask"]
+
+_OURS = MaskRules()
+_APPLIED = ContextVar("rules", default=_OURS)
 
 
 class LayerMaskingError(InputError):
     """The model calls something that cannot carry a mask; the text names it and its module."""
+
+
+@contextlib.contextmanager
+def applying(rules: MaskRules) -> Iterator[None]:
+    """Context in which layer masking goes by these rules."""
+    token = _APPLIED.set(rules)
+    try:
+        yield
+    finally:
+        _APPLIED.reset(token)
 
 
 def masked_forward(model: nn.Module, images: Tensor, hidden: Tensor) -> Tensor:
@@ -53,8 +81,9 @@ def masked_forward(model: nn.Module, images: Tensor, hidden: Tensor) -> Tensor:
     """
     pixels = _hidden_pixels(images, hidden)
     try:
-        output = model(_wrap(images.masked_fill(pixels, 0), _Mask(~pixels, pixels), is_zero=True))
-        output = output.value if isinstance(output, _Masked) else output
+        mask = Mask(~pixels, pixels, _APPLIED.get())
+        output = model(_wrap(images.masked_fill(pixels, 0), mask, is_zero=True))
+        output = _clean(output) if isinstance(output, _Masked) else output
         if not isinstance(output, Tensor) or output.is_meta:
             raise LayerMaskingError("The output is no tensor, or torch could not follow its making")
     except LayerMaskingError as error:
@@ -64,7 +93,7 @@ def masked_forward(model: nn.Module, images: Tensor, hidden: Tensor) -> Tensor:
 
 def unmask(x: Tensor) -> tuple[Tensor, Tensor]:
     """Inside `masked_forward`: values of a map (B, C, H, W), and bool (B, H, W), True = visible."""
-    return _map(unmask, x).value, ~_map(unmask, x).mask.hidden[:, 0]
+    return _clean(_map(unmask, x)), ~_map(unmask, x).mask.hidden[:, 0]
 
 
 def _hidden_pixels(images: Tensor, hidden: Tensor) -> Tensor:
@@ -87,18 +116,6 @@ def _place(model: nn.Module, error: BaseException) -> str:
     return f"module '{name}', {type(module).__name__}" if name else type(module).__name__
 
 
-class _Mask(NamedTuple):
-    """Flags of each position, both bool (B, 1, H, W); zeros added by `F.pad` have neither."""
-
-    visible: Tensor
-    hidden: Tensor
-
-    def through(self, window: Operation) -> _Mask:
-        """Send both maps through a pooling or padding; one visible position is enough."""
-        visible = window(self.visible.float()) > 0
-        return _Mask(visible, (window(self.hidden.float()) > 0) & ~visible)
-
-
 class _Masked(Tensor):
     """A value with its mask, dressed as the tensor the model expects.
 
@@ -106,13 +123,13 @@ class _Masked(Tensor):
     `__torch_function__` (TorchScript, C++ extensions) finds no numbers, so none passes silently.
     """
 
-    mask: _Mask  # expanded to the batch and the positions of the value
+    mask: Mask  # expanded to the batch and the positions of the value
     space: int  # axis of H, the next is W: 2 for (B, C, H, W), 1 for (B, H, W, C)
     _value: Tensor
 
     @property
     def value(self) -> Tensor:
-        """The plain tensor, zero where hidden."""
+        """The plain tensor, zero where hidden but by other `MaskRules.outside`."""
         # An autograd.Function runs without gradient and then marks the shell, not the value.
         with torch._C.DisableTorchFunctionSubclass():
             if not self.is_leaf:
@@ -131,16 +148,22 @@ class _Masked(Tensor):
         return rule(func, *args, **(kwargs or {}))
 
 
-def _wrap(value: Tensor, mask: _Mask, space: int = 2, *, is_zero: bool = False) -> _Masked:
+def _wrap(value: Tensor, mask: Mask, space: int = 2, *, is_zero: bool = False) -> _Masked:
     """Join value and mask; hidden positions become zero unless they are known to be."""
-    size = (len(value), 1, *value.shape[space : space + 2])
-    mask = _Mask(mask.visible.expand(size), mask.hidden.expand(size))
-    if not is_zero:
+    mask = mask.expanded((len(value), 1, *value.shape[space : space + 2]))
+    if not is_zero and mask.rules.outside == "zero":
         value = value * ~_spread(mask.hidden, value.ndim, space)
     empty = torch.empty(value.shape, dtype=value.dtype, device="meta")
     shell = Tensor._make_subclass(_Masked, empty, value.requires_grad)
     shell._value, shell.mask, shell.space = value, mask, space
     return shell
+
+
+def _clean(x: _Masked) -> Tensor:
+    """The plain tensor, zero where hidden."""
+    if x.mask.rules.outside == "zero":
+        return x.value
+    return x.value * ~_spread(x.mask.hidden, x.ndim, x.space)
 
 
 def _spread(flags: Tensor, ndim: int, space: int) -> Tensor:
@@ -168,14 +191,15 @@ def _plain(argument: Any) -> Any:
     return argument.value if isinstance(argument, _Masked) else argument
 
 
-def _join(op: Operation, operands: Sequence[_Masked]) -> tuple[_Mask, int]:
-    """Multiply the masks of the operands; also give the axis of H they agree on."""
-    mask, space, ndim = operands[0].mask, operands[0].space, operands[0].ndim
-    for other in operands[1:]:
-        if (other.space, other.ndim) != (space, ndim):
-            raise _refusal(op, "mixes layouts")
-        mask = _Mask(mask.visible & other.mask.visible, mask.hidden | other.mask.hidden)
-    return mask, space
+def _join(
+    op: Operation, operands: Sequence[_Masked], way: str = "intersection"
+) -> tuple[Mask, int]:
+    """One mask of the operands; also give the axis of H they agree on."""
+    space, ndim = operands[0].space, operands[0].ndim
+    if any((other.space, other.ndim) != (space, ndim) for other in operands):
+        raise _refusal(op, "mixes layouts")
+    masks = [operand.mask for operand in operands]
+    return masks[0] if len(masks) == 1 else joined(masks, way), space
 
 
 def _elementwise(op: Operation, *args: Any, is_zero: bool, **kwargs: Any) -> _Masked:
@@ -190,7 +214,7 @@ def _elementwise(op: Operation, *args: Any, is_zero: bool, **kwargs: Any) -> _Ma
     if owner is None:
         return _wrap(result, mask, space, is_zero=is_zero)
     owner.mask = mask
-    if not is_zero:
+    if not is_zero and mask.rules.outside == "zero":
         result.mul_(~_spread(mask.hidden, result.ndim, space))
     return owner
 
@@ -222,35 +246,19 @@ def _conv2d(
 ) -> _Masked:
     """Fill, convolve, and pool the mask with the same window."""
     x, kernel = _map(op, input), weight.shape[2:]
+    rules, how = x.mask.rules, (stride, padding, dilation)
     steps = [dilation] if isinstance(dilation, int) else [*dilation]
     reach = max((size - 1) * step for size, step in zip(kernel, steps * 2, strict=False))
     # What is farther than `reach` from all visible positions is in no window that counts.
-    filled = _filled(x, times=min(max(kernel), reach))
+    times = max(kernel) if rules.outside == "kept" else min(max(kernel), reach)
+    value = filled(_clean(x), x.mask, times if rules.padding == "neighbours" else 0)
     # Counting the visible positions in each window is max-pooling under any kind of padding.
     ones = torch.ones(1, 1, *kernel, device=weight.device)
-    mask = x.mask.through(lambda flags: op(flags, ones, None, stride, padding, dilation) > 0.5)
-    return _wrap(op(filled, weight, bias, stride, padding, dilation, groups), mask)
-
-
-def _filled(x: _Masked, times: int) -> Tensor:
-    """Fill hidden positions, `times` deep, with the mean of their known 3x3 neighbours.
-
-    The filling has no gradient; visible positions keep their value and gradient.
-    """
-    value, (known, hidden) = x.value, x.mask
-    if times == 0:
-        return value
-    with torch.no_grad():
-        # Sums of neighbours divided by 8: exact, without overflow in half precision.
-        eighths = value.new_full((value.shape[1], 1, 3, 3), 1 / 8)
-        filled = value * known
-        for _ in range(times):
-            count = F.conv2d(known.to(value.dtype), eighths[:1], padding=1).to(_wide(x))
-            near = hidden & ~known & (count > 0)
-            weight = torch.where(near, 1 / count, 0).to(value.dtype)
-            filled += weight * F.conv2d(filled, eighths, padding=1, groups=len(eighths))
-            known = known | near
-    return torch.addcmul(value, filled, hidden.to(value.dtype))
+    mask = x.mask.through(lambda flags: op(flags, ones, None, *how) > 0.5)
+    if rules.padding != "partial":
+        return _wrap(op(value, weight, bias, *how, groups), mask)
+    share = op(x.mask.visible.float(), ones / ones.numel(), None, *how)
+    return _wrap(over_windows(op(value, weight, None, *how, groups), share, bias), mask)
 
 
 def _pool(op: Operation, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -260,21 +268,26 @@ def _pool(op: Operation, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return op(t, *args, **kwargs)
 
     x = _map(op, input)
-    pooled = _wrap(pool(x.value), x.mask.through(pool))
+    pooled = _wrap(pool(_clean(x)), x.mask.through(pool))
     if "avg" not in op.__name__ or pooled.shape[2:] != (1, 1):
         return pooled
-    seen = (~x.mask.hidden).to(_wide(x))
-    return _over_share(pooled.value, pool(seen) / pool(torch.ones_like(seen)))
+    if x.mask.rules.mean == "all":
+        return pooled.value
+    seen = (~x.mask.hidden).to(wide(x))
+    return over_share(pooled.value, pool(seen) / pool(torch.ones_like(seen)))
 
 
 def _mean(op: Operation, x: Tensor, dim: Any = None, keepdim: bool = False, **kw: Any) -> Tensor:
     x = _over_space(op, x, dim)
-    share = _spread(~x.mask.hidden, x.ndim, x.space).to(_wide(x)).mean(dim, keepdim)
-    return _over_share(op(x.value, dim, keepdim, **kw), share)
+    mean: Tensor = op(_clean(x), dim, keepdim, **kw)
+    if x.mask.rules.mean == "all":
+        return mean
+    share = _spread(~x.mask.hidden, x.ndim, x.space).to(wide(x)).mean(dim, keepdim)
+    return over_share(mean, share)
 
 
 def _norm(op: Operation, x: Tensor, p: Any = "fro", dim: Any = None, *args: Any, **kw: Any) -> Any:
-    return op(_over_space(op, x, dim).value, p, dim, *args, **kw)
+    return op(_clean(_over_space(op, x, dim)), p, dim, *args, **kw)
 
 
 def _over_space(op: Operation, x: Tensor, dim: Any) -> _Masked:
@@ -283,15 +296,6 @@ def _over_space(op: Operation, x: Tensor, dim: Any) -> _Masked:
     if isinstance(x, _Masked) and {x.space, x.space + 1} <= axes and 0 not in axes:
         return x
     raise _refusal(op, "does not reduce exactly the positions of each image")
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _over_share(mean: Tensor, share: Tensor) -> Tensor:
-    """Turn a mean that counts hidden zeros into one of what is visible, or zero if nothing is."""
-    return (mean / share.masked_fill(share == 0, 1)).to(mean.dtype)
 
 
 def _batch_norm(
@@ -303,21 +307,7 @@ def _batch_norm(
         raise _refusal(op, "is not torch.nn.functional.batch_norm")
     if not options["training"]:
         return _any_to_zero(op, x, mean, variance, *args, **options)
-    value, seen, axes = x.value.to(_wide(x)), ~x.mask.hidden, (0, 2, 3)
-    share = seen.to(value.dtype).mean()
-    centre = _over_share(value.mean(axes, keepdim=True), share)
-    square = (value - centre).masked_fill(~seen, 0).square()
-    power = _over_share(square.mean(axes, keepdim=True), share)
-    unbiased = power * (seen.sum() / (seen.sum() - 1).clamp(min=1))
-    for running, new in ((mean, centre), (variance, unbiased)):
-        if running is not None:
-            running.lerp_(new.detach().flatten().to(running.dtype), options["momentum"])
-    result = (value - centre) * (power + options["eps"]).rsqrt()
-    if options["weight"] is not None:
-        result = result * options["weight"].view(-1, 1, 1)
-    if options["bias"] is not None:
-        result = result + options["bias"].view(-1, 1, 1)
-    return _wrap(result.to(x.dtype), x.mask)
+    return _wrap(normalised(_clean(x), x.mask, mean, variance, options), x.mask)
 
 
 def _last_axis(op: Operation, input: Tensor, *args: Any, **kwargs: Any) -> _Masked:
@@ -328,7 +318,8 @@ def _last_axis(op: Operation, input: Tensor, *args: Any, **kwargs: Any) -> _Mask
 
 
 def _cat(op: Operation, tensors: Sequence[Tensor], dim: int = 0) -> _Masked:
-    mask, space = _join(op, [t for t in tensors if isinstance(t, _Masked)])
+    maps = [t for t in tensors if isinstance(t, _Masked)]
+    mask, space = _join(op, maps, maps[0].mask.rules.join)
     if dim % tensors[0].ndim in (0, space, space + 1):
         raise _refusal(op, "joins maps along another axis than the channels")
     return _wrap(op([_plain(t) for t in tensors], dim), mask, space)
@@ -344,7 +335,7 @@ def _split(op: Operation, x: _Masked, *args: Any, **kwargs: Any) -> tuple[_Maske
 def _pad(op: Operation, input: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> Any:
     x = _map(op, input)
     mask = x.mask.through(lambda flags: F.pad(flags, list(pad[:4]), mode))
-    return _wrap(op(x.value, pad, mode, value), mask)
+    return _wrap(op(_clean(x), pad, mode, value), mask)
 
 
 def _permute(op: Operation, x: _Masked, *args: Any, **kwargs: Any) -> _Masked:
@@ -361,7 +352,7 @@ def _reshape(op: Operation, x: _Masked, *args: Any, **kwargs: Any) -> Any:
     """Regroup channels, or flatten each image: then hidden positions stay zero, unmarked."""
     result = op(x.value, *args, **kwargs)
     if len(result) == len(x) and result.ndim == 2:
-        return result
+        return op(_clean(x), *args, **kwargs)
     if len(result) == len(x) and x.shape[x.space :] == result.shape[-2:] and result.ndim > 2:
         return _wrap(result, x.mask, result.ndim - 2, is_zero=True)
     raise _refusal(op, "mixes positions with channels or images")

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "cfmask"
 
 # Rooms from the ground up; those of one line import none of each other.
 FLOORS = """
-errors version precision attention losses
+errors version precision attention losses masked_maps
 processes files trust terminal decoding layer_masking wordnet digits labels
 heads images weights
 spec
@@ -24,7 +24,7 @@ families saved_relevance package_cam data
 shifts methods
 evaluation
 reporting inference
-runs
+runs missingness
 comparison
 exporting
 __init__

@@ -25,6 +25,11 @@ COMMANDS = {
         "say which image sets are there, and what is wrong with them",
     ),
     "show": ("show_images", "show_images", "draw relevance, masks and counterfactuals of pictures"),
+    "missingness": (
+        "measure_missingness",
+        "measure_missingness",
+        "say what models answer when parts of images are hidden",
+    ),
     "predict": ("predict_images", "predict_images", "name the likeliest classes of pictures"),
     "export": ("export_model", "export_run", "write a run's model in another tool's format"),
     "pack": ("pack_images", "pack_images", "pack an image folder into shards, or verify them"),
@@ -77,7 +82,7 @@ def _command(name: str, words: list[str]) -> None:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<9}{what}" for name, (_, _, what) in COMMANDS.items()]
+    lines = [f"  {name:<12}{what}" for name, (_, _, what) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: cfmask COMMAND [OPTION ...]",

