@@ -18,33 +18,34 @@ from cfmask.commands.parser import (
 from cfmask.comparison.sources import Labels, one_classifier, short_name
 from cfmask.errors import InputError
 from cfmask.missingness.findings import Findings
-from cfmask.missingness.hiding import DEFAULT, HIDINGS
-from cfmask.missingness.lab import SAMPLES, missingness
+from cfmask.missingness.hiding import HIDINGS
+from cfmask.missingness.lab import missingness
 from cfmask.missingness.object_masks import MaskedDigits, class_folders_or_none, find_images
 from cfmask.missingness.per_image import Images
-from cfmask.missingness.removal import ORDERS, check_names
+from cfmask.missingness.removal import check_names
 from cfmask.missingness.segments import SEGMENTATIONS
 from cfmask.relevance import Relevance
 from cfmask.terminal import say, show_table
 
 TEMPLATES = ("a photo of a {}.",)
 DIGITS = "digits"
+WHAT = "models, each a run folder, a .safetensors or .ckpt file, open_clip:NAME/TAG or timm:NAME"
 
 
 def measure(
     what: list[str],
     data: str,
     masks: str | None = None,
-    hidings: tuple[str, ...] = DEFAULT,
+    hidings: tuple[str, ...] = ("black", "grey", "removed"),
     segments: tuple[str, ...] = ("patches",),
-    orders: tuple[str, ...] = ORDERS,
+    orders: tuple[str, ...] = ("random", "most", "least"),
     relevance: Relevance | None = None,
     side: int = 16,
     most_segments: int = 200,
     images: int = 500,
     out: str = "missingness",
     seed: int = 0,
-    samples: int = SAMPLES,
+    samples: int = 1000,
     trust: bool = False,
 ) -> Findings:
     """Hide parts of images in several ways, and see what models still answer.
@@ -129,7 +130,7 @@ def measure_missingness(args: Sequence[str] | None = None) -> None:
         load_public_classes()
         ways = f"Ways of hiding: {', '.join(HIDINGS)}. Segments: {', '.join(SEGMENTATIONS)}."
         parser = OneLineParser(prog="cfmask missingness", description=f"{measure.__doc__} {ways}")
-        parser.add_argument("what", type=str, nargs="+", help="models")
+        parser.add_argument("what", type=str, nargs="+", help=WHAT)
         parser.add_function_arguments(measure, as_group=False, skip={"what"})
         options = parser.instantiate(parser.parse_args(words)).as_dict()
         found = measure(**options)

@@ -167,7 +167,7 @@ def _plain(default: ast.expr) -> str:
         value = ast.literal_eval(default)
     except ValueError:
         return ast.unparse(default)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     if value is None or value is False:
         return ""
