@@ -17,7 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode
+
+from cfmask.internals import internal
+
+_open_modes = internal("function_modes")
 
 
 class AttentionMaps(TorchFunctionMode):
@@ -157,8 +161,7 @@ def eager() -> AbstractContextManager[Any]:
 
 def reading() -> list[AttentionMaps]:
     """The open `AttentionMaps` contexts, outermost first."""
-    stack = _get_current_function_mode_stack()
-    return [mode for mode in stack if isinstance(mode, AttentionMaps)]
+    return [mode for mode in _open_modes() if isinstance(mode, AttentionMaps)]
 
 
 def replayed() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:

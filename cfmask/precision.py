@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from cfmask.internals import internal
+
 Precision = Literal["auto", "fp32", "bf16"]
 
 # Limits of oneDNN below which bf16 is computed by detours, though AVX512 is allowed.
@@ -31,7 +33,7 @@ def bf16_unit(device: str) -> str | None:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.cuda.get_device_name() if fast else None
     # oneDNN does the multiplication: Arm's check is whole, that of x86 asks for AVX512 alone.
-    if device != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if device != "cpu" or not internal("mkldnn_bf16")():
         return None
     if platform.machine().lower() in ("aarch64", "arm64"):
         return "Arm BF16"

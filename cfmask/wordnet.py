@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
+
+from cfmask.internals import timm_text
 
 
 @cache
 def synsets() -> tuple[str, ...]:
     """The 1000 WordNet ids in the order of the head classes, which is their sorted order."""
-    return tuple(_timm_file("imagenet_synsets.txt").split())
+    return tuple(timm_text("imagenet_synsets.txt").split())
 
 
 @cache
@@ -39,7 +40,7 @@ def is_imagenet(folders: Sequence[str]) -> bool:
 @cache
 def subset(name: str) -> tuple[int, ...]:
     """The 200 head classes of ImageNet-R ("r") or ImageNet-A ("a"), sorted."""
-    return tuple(sorted(map(int, _timm_file(f"imagenet_{name}_indices.txt").split())))
+    return tuple(sorted(map(int, timm_text(f"imagenet_{name}_indices.txt").split())))
 
 
 @cache
@@ -48,8 +49,4 @@ def real_labels() -> tuple[tuple[int, ...], ...]:
 
     They are those of Beyer et al., "Are we done with ImageNet?" (2020). Some images have none.
     """
-    return tuple(map(tuple, json.loads(_timm_file("imagenet_real_labels.json"))))
-
-
-def _timm_file(name: str) -> str:
-    return (files("timm") / "data" / "_info" / name).read_text("utf-8")
+    return tuple(map(tuple, json.loads(timm_text("imagenet_real_labels.json"))))

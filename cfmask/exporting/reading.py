@@ -29,6 +29,7 @@ from cfmask.families.timm import TimmClassifier
 from cfmask.files import read_json
 from cfmask.heads import empty_head
 from cfmask.images import Preprocess, to_unit
+from cfmask.internals import internal
 from cfmask.spec import Spec, are_names
 from cfmask.weights import BROKEN, load_weights, parsed, read_header, read_tensors
 
@@ -253,10 +254,8 @@ def _read_onnx(file: Path, class_names: Sequence[str] | None, trusted: bool) -> 
 
 
 def _read_torch_export(file: Path, class_names: Sequence[str] | None, trusted: bool) -> Predictor:
-    from torch._export.verifier import SpecViolationError
-
     texts = {f"{KEY}.json": ""}
-    with _one_line(file, SpecViolationError):
+    with _one_line(file, internal("export_violation")):
         module = torch.export.load(file, extra_files=texts).module()
     return _by_facts({KEY: texts[f"{KEY}.json"]}, file, module)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cfmask.errors import InputError
 from cfmask.files import read_json
+from cfmask.internals import internal
 
 # Names by tensor shape, as a state dict has them.
 Shapes = Mapping[str, tuple[int, ...]]
@@ -118,10 +119,8 @@ def open_clip_candidates(given: Shapes, quick_gelu: bool) -> Iterator[Candidate]
 
 
 def _image_tower(config: Any) -> nn.Module:
-    from open_clip.model import _build_vision_tower
-
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}
-    return nn.ModuleDict({"visual": _build_vision_tower(config["embed_dim"], vision)})
+    return nn.ModuleDict({"visual": internal("vision_tower")(config["embed_dim"], vision)})
 
 
 def _agrees(config: Any, given: Shapes) -> bool:
@@ -165,7 +164,7 @@ def is_torchscript(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
     # As torch itself tells one, or a pickle with a folder called code would be read as code.
-    names: list[str] = torch._C.PyTorchFileReader(str(path)).get_all_records()
+    names: list[str] = internal("archive")(str(path)).get_all_records()
     return "constants.pkl" in names
 
 

@@ -25,6 +25,7 @@ from cfmask.families.timm import (
 )
 from cfmask.heads import ZeroShotHead, check_prompts, zero_shot_weight
 from cfmask.images import Preprocess
+from cfmask.internals import embed, global_pool, need, pool
 from cfmask.layer_masking import masked_forward, unmask
 from cfmask.spec import Spec
 
@@ -104,7 +105,7 @@ class OpenClipClassifier(Classifier):
         """
         tower: Any = self.encoder
         if _reads_class_token(tower):
-            return self._class_token(tower._embeds(normalised), hidden)
+            return self._class_token(embed(tower, normalised), hidden)
         hide = None if hidden is None or self.tokens is None else self.hidden_tokens(hidden)
         if hasattr(tower, "trunk") and self.tokens is not None:
             features: Tensor = tower.head(
@@ -121,14 +122,14 @@ class OpenClipClassifier(Classifier):
         """Features (B, D) that read no hidden token, bool (B, L), of a tower of another pooling."""
         tower: Any = self.encoder
         with AttentionMaps(hidden):
-            values = tower.transformer(tower._embeds(normalised))
+            values = tower.transformer(embed(tower, normalised))
             if self.tokens is None or self.tokens.pooled != "average":
-                pooled = tower._pool(values)[0]
+                pooled = pool(tower, values)
             elif tower.final_ln_after_pool:
-                pooled = tower._pool(self.tokens.leave_out(values, hidden))[0]
+                pooled = pool(tower, self.tokens.leave_out(values, hidden))
             else:
                 values = self.tokens.leave_out(tower.ln_post(values), hidden)
-                pooled = tower._global_pool(values)[0]
+                pooled = global_pool(tower, values)
         features: Tensor = pooled if tower.proj is None else pooled @ tower.proj
         return features
 
@@ -156,7 +157,7 @@ class OpenClipClassifier(Classifier):
             else:
                 tokens = _run_block(block, tokens)
         token = _run_block(last, tokens, only_class=True)
-        features: Tensor = tower._pool(token)[0]
+        features: Tensor = pool(tower, token)
         return features if tower.proj is None else features @ tower.proj
 
     @classmethod
@@ -175,6 +176,7 @@ class OpenClipClassifier(Classifier):
             return replace(inner, feature_map=f"trunk.{inner.feature_map}")
         if hasattr(tower, "attnpool"):
             return Layout((image_size[0] // RESNET_STEP, image_size[1] // RESNET_STEP), "layer4")
+        need("open_clip_torch")
         grid = (int(tower.grid_size[0]), int(tower.grid_size[1]))
         last = f"transformer.resblocks.{len(tower.transformer.resblocks) - 1}.ln_1"
         pooled: Pooling = "average" if tower.pool_type == "avg" else "token"
@@ -227,12 +229,12 @@ def resize_tower(tower: Any, size: Size, name: str) -> None:
 
 def _resampled(embedding: nn.Parameter, old: Size, new: Size) -> nn.Parameter:
     """Position embeddings (1 + P, width), the class token's first, for another grid."""
+    from timm.layers import resample_abs_pos_embed
+
     if tuple(old) == new:
         return embedding
     with torch.no_grad():
-        patches = embedding[1:].T.unflatten(1, old).unsqueeze(0)
-        resized = F.interpolate(patches, new, mode="bicubic", antialias=True, align_corners=False)
-        whole = torch.cat([embedding[:1], resized[0].flatten(1).T])
+        whole = resample_abs_pos_embed(embedding.unsqueeze(0), list(new), list(old))[0]
     return nn.Parameter(whole, embedding.requires_grad)
 
 

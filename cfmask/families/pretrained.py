@@ -21,6 +21,7 @@ from cfmask.families.fingerprint import (
     uses_quick_gelu,
 )
 from cfmask.files import read_json
+from cfmask.internals import internal
 from cfmask.spec import LARGEST
 from cfmask.weights import BROKEN, check_weights, read_checkpoint, read_tensors, tensors_of
 
@@ -81,8 +82,6 @@ def build_tower(config: Any, model: str) -> nn.Module:
     Raises:
         InputError: no such description.
     """
-    from open_clip.model import _build_vision_tower
-
     wrong = f"Expected a description of the image tower of {model}, but"
     if not isinstance(config, dict) or not isinstance(config.get("vision_cfg"), dict):
         raise InputError(f"{wrong} there is none.")
@@ -93,10 +92,9 @@ def build_tower(config: Any, model: str) -> nn.Module:
         )
     if _largest([config.get("embed_dim"), vision]) > LARGEST:
         raise InputError(f"{wrong} it has a size above {LARGEST:,}.")
+    build = internal("vision_tower")
     try:
-        tower: nn.Module = _build_vision_tower(
-            config["embed_dim"], vision, config.get("quick_gelu", False)
-        )
+        tower: nn.Module = build(config["embed_dim"], vision, config.get("quick_gelu", False))
     except UNFIT as error:
         raise InputError(f"{wrong} none can be built: {one_line(error)}") from error
     return tower

@@ -23,6 +23,7 @@ from cfmask.classifier import Classifier, Layout, Pooling, Tokens
 from cfmask.errors import UNFIT, InputError, one_line, unknown
 from cfmask.families.fingerprint import mismatch, shapes, timm_candidates
 from cfmask.images import Preprocess
+from cfmask.internals import add_positions, need
 from cfmask.spec import Spec
 from cfmask.weights import BROKEN, load_weights, read_checkpoint, read_tensors, tensors_of
 
@@ -103,6 +104,7 @@ class TimmClassifier(Classifier):
         Raises:
             InputError: a model whose patches cannot be found.
         """
+        need("timm")
         net: Any = encoder
         # The explicit attention of timm is out of sight of `AttentionMaps`.
         for module in net.modules():
@@ -213,7 +215,7 @@ def _last_tokens(net: Any, images: Tensor, kept: Tensor | None = None) -> Tensor
         with _unchecked(net):
             last: Tensor = net.forward_features(images)
         return last
-    values: Tensor = net.norm_pre(net._pos_embed(net.patch_embed(images)))
+    values: Tensor = net.norm_pre(add_positions(net, net.patch_embed(images)))
     if kept is not None:
         values = values[kept].unflatten(0, (len(images), -1))
     for block in net.blocks:

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cfmask.data.epochs import STOPS
+from cfmask.internals import forget_sigterm
 from cfmask.terminal import NO_READER, reader_is_gone
 
 READER_GONE = "the end of its output's reader"
@@ -42,7 +43,7 @@ class Stopping(Callback):
                     signal.signal(number, self._on_signal)
         if trainer.received_sigterm:
             # It came while the run was being set up.
-            trainer._signal_connector.received_sigterm = False
+            forget_sigterm(trainer)
             self._on_signal(signal.SIGTERM, None)
 
     def _on_signal(self, number: int, frame: Any) -> None:

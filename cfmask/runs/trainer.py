@@ -6,9 +6,27 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.trainer.connectors.accelerator_connector import _PRECISION_INPUT
 
 from cfmask.precision import bf16_unit
+
+# What Lightning takes, in its own words.
+Precision = Literal[
+    "32-true",
+    "bf16-mixed",
+    "16-mixed",
+    "bf16-true",
+    "16-true",
+    "64-true",
+    "transformer-engine",
+    "transformer-engine-float16",
+    "bf16",
+    "32",
+    "16",
+    "64",
+    32,
+    16,
+    64,
+]
 
 
 class Trainer(pl.Trainer):
@@ -21,7 +39,7 @@ class Trainer(pl.Trainer):
     def __init__(
         self,
         *,
-        precision: Literal["auto"] | _PRECISION_INPUT | None = None,
+        precision: Literal["auto"] | Precision | None = None,
         limit_train_batches: int | float | None = None,
         limit_val_batches: int | float | None = None,
         overfit_batches: int | float = 0.0,
