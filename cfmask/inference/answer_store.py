@@ -105,7 +105,7 @@ def set_key(shift: Shift, data: Readable) -> str:
     spread over the set, which stand for how files are read. Of images that are not in files they
     are the pixels of all.
     """
-    rule = {field.name: getattr(shift, field.name) for field in fields(shift)}
+    rule = {field.name: getattr(shift, field.name) for field in fields(Shift)}
     known = {name: value for name, value in rule.items() if name not in UNRELATED}
     digest = hashlib.sha256(repr((known, data.unreadable)).encode())
     length = len(data)

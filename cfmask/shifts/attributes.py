@@ -12,8 +12,8 @@ from cfmask.errors import InputError
 from cfmask.files import read_text
 from cfmask.shifts import imagenet_val
 from cfmask.shifts.imagenet_val import AS_STORED, all_pictures
-from cfmask.shifts.origin import Contents, Origin
-from cfmask.shifts.pictures import Samples, pictures
+from cfmask.shifts.origin import Origin
+from cfmask.shifts.pictures import Contents, Samples, pictures
 from cfmask.wordnet import synsets
 
 X_SOURCE = "https://github.com/facebookresearch/imagenetx"
@@ -54,7 +54,7 @@ def imagenet_x(folder: Path, root: Path) -> Contents:
     facts = _annotations(root)
     images = {Path(path).name: path for path in all_pictures(folder)}
     here = sorted(name for name in facts if name in images)
-    return Contents(
+    return Contents.of(
         [(images[name], facts[name][0]) for name in here],
         f"labels and factors by {X_FACTORS}, prototypes left out; groups: top factor; {AS_STORED}",
         {},
@@ -122,7 +122,7 @@ def imagenet_e(folder: Path, root: Path, edited: bool) -> Contents:
         samples += [(path, labels[Path(path).stem]) for path in files]
         groups += [k] * len(files)
     note = f"labels by {E_LABELS}; groups: folder of the edit; {AS_STORED}"
-    return Contents(samples, note, {}, groups=tuple(groups), group_names=tuple(kinds))
+    return Contents.of(samples, note, {}, groups=tuple(groups), group_names=tuple(kinds))
 
 
 def _edit_labels(file: Path) -> dict[str, int]:

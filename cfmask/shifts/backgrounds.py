@@ -11,8 +11,8 @@ from cfmask.errors import InputError
 from cfmask.files import read_json
 from cfmask.shift import Size
 from cfmask.shifts.imagenet_val import AS_STORED
-from cfmask.shifts.origin import Contents, Origin
-from cfmask.shifts.pictures import AsStored, Samples, labelled, pictures
+from cfmask.shifts.origin import Origin
+from cfmask.shifts.pictures import AsStored, Contents, Samples, labelled, pictures
 from cfmask.wordnet import synsets
 
 IN9_CLASSES = (
@@ -61,7 +61,7 @@ def counteranimal(folder: Path, root: Path, group: str) -> Contents:
         files = (path for place in places for path in pictures(folder / name / place))
         samples += [(path, labels[name]) for path in files]
     note = f"label = number that begins the folder's name; argmax among all classes; {AS_STORED}"
-    return Contents(samples, note, labels)
+    return Contents.of(samples, note, labels)
 
 
 def imagenet9(folder: Path, root: Path) -> Contents:
@@ -75,7 +75,7 @@ def imagenet9(folder: Path, root: Path) -> Contents:
     """
     labels = {name: k for k, name in enumerate(IN9_CLASSES)}
     samples, complaint = labelled(folder, labels, "the nine of ImageNet-9")
-    return Contents(
+    return Contents.of(
         samples,
         f"nine classes; right if the argmax among all classes belongs to it by {IN9_MAP}; as "
         "stored, neither resized nor cropped",

@@ -10,7 +10,8 @@ from pathlib import Path
 from cfmask.errors import InputError
 from cfmask.shift import Size
 from cfmask.shifts.imagenet_val import AS_STORED
-from cfmask.shifts.origin import Contents, Origin, several_classes
+from cfmask.shifts.origin import Origin, several_classes
+from cfmask.shifts.pictures import Contents
 from cfmask.wordnet import synsets
 
 LIST = "images_v2_imagenet_test.csv"
@@ -38,7 +39,7 @@ def dollar_street(folder: Path, root: Path) -> Contents:
             f"such as {absent[0]}; complete the set from {SOURCE}."
         )
     labels, accepts = several_classes([classes for _, classes, _ in rows])
-    return Contents(
+    return Contents.of(
         [(str(folder / path), label) for (path, _, _), label in zip(rows, labels)],
         f"right if the argmax among all classes is one of those of {LIST}; groups: quartiles of "
         f"income; {AS_STORED}",

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from cfmask.decoding import READING
 from cfmask.errors import InputError
 from cfmask.labels import class_numbers
-from cfmask.shift import Shift
-from cfmask.shifts.pictures import Pictures, Samples
+from cfmask.shifts.pictures import Contents, Pictures
 
 FILES = ("metadata.csv", "index.csv")
 # Columns by what they hold; the first that is there is read.
@@ -25,45 +23,21 @@ WITH_CLASS = "place"
 SPLITS = {"0": "train", "1": "val", "2": "test", "valid": "val", "validation": "val"}
 
 
-@dataclass(frozen=True)
-class ImageList:
-    """The images of one split of a list.
-
-    Attributes:
-        samples: path and label of each.
-        groups: name of the group of each; empty if the list has none.
-        note: how labels and groups were read.
-    """
-
-    samples: Samples
-    groups: tuple[str, ...]
-    note: str
-
-    def shift(self, name: str, in_distribution: bool, as_stored: bool = False) -> Shift:
-        """The images as a set of that name, upright or as stored."""
-        names = sorted(set(self.groups))
-        return Shift(
-            name,
-            partial(Pictures, self.samples, as_stored=as_stored),
-            in_distribution,
-            note=f"{self.note}; {READING[as_stored]}",
-            groups=tuple(map(names.index, self.groups)) if names else None,
-            group_names=tuple(names),
-        )
-
-
 def list_file(folder: Path) -> Path | None:
     """The list in a folder, if it has one."""
     return next((folder / name for name in FILES if (folder / name).is_file()), None)
 
 
-def image_list(folder: Path, classes: Sequence[str], split: str) -> ImageList:
+def image_list(
+    folder: Path, classes: Sequence[str], split: str, as_stored: bool = False
+) -> Contents:
     """Read the list of a folder.
 
     Args:
         folder: of the list; paths in it are relative to the folder, or to its `images/`.
         classes: names of the classes in the order of the labels; the list has names or numbers.
         split: which one to read; a list without splits is read whole.
+        as_stored: leave EXIF rotation and transparency alone.
 
     Raises:
         InputError: a damaged list or one without the columns, a class that is not among `classes`,
@@ -78,8 +52,16 @@ def image_list(folder: Path, classes: Sequence[str], split: str) -> ImageList:
     samples = list(zip(_found([row[path] for row in rows], file), labels))
     by = next((column for column in (*GROUPS, WITH_CLASS) if column in columns), "")
     groups = [_group(row, by, classes[k]) for row, k in zip(rows, labels)] if by else []
+    names = tuple(sorted(set(groups)))
     note = f"labels by {label!r} of {file.name}" + (f", groups by {by!r}" if by else "")
-    return ImageList(samples, tuple(groups), note)
+    return Contents.of(
+        samples,
+        f"{note}; {READING[as_stored]}",
+        {},
+        dataset=partial(Pictures, as_stored=as_stored),
+        groups=tuple(map(names.index, groups)) if names else None,
+        group_names=names,
+    )
 
 
 def listed_classes(folder: Path) -> list[str]:

@@ -14,8 +14,8 @@ from cfmask.shift import Size
 from cfmask.shifts import imagenet_val
 from cfmask.shifts.imagenet_val import AS_STORED, val, val_of_subset, val_with_real_labels
 from cfmask.shifts.objectnet import SOURCE, objectnet
-from cfmask.shifts.origin import Contents, Origin
-from cfmask.shifts.pictures import labelled
+from cfmask.shifts.origin import Origin
+from cfmask.shifts.pictures import Contents, labelled
 from cfmask.wordnet import subset, synsets
 
 
@@ -25,7 +25,7 @@ def by_wordnet_id(folder: Path, root: Path, restriction: str = "") -> Contents:
     labels = {synsets()[k]: k for k in classes}
     samples, complaint = labelled(folder, labels, f"WordNet ids of its {len(labels)} classes")
     note = f"label = WordNet id that names the folder; {AS_STORED}"
-    return Contents(samples, note, labels, classes if restriction else None, complaint=complaint)
+    return Contents.of(samples, note, labels, classes if restriction else None, complaint=complaint)
 
 
 def by_number(folder: Path, root: Path) -> Contents:
@@ -33,7 +33,7 @@ def by_number(folder: Path, root: Path) -> Contents:
     labels = {str(k): k for k in range(len(synsets()))}
     samples, complaint = labelled(folder, labels, "numbers 0 to 999")
     note = f"label = number that names the folder; {AS_STORED}"
-    return Contents(samples, note, labels, complaint=complaint)
+    return Contents.of(samples, note, labels, complaint=complaint)
 
 
 def _v2(title: str, name: str, on_request: bool) -> Origin:

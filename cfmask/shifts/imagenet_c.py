@@ -12,6 +12,7 @@ import io
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -29,8 +30,8 @@ from cfmask.shift import Size
 from cfmask.shifts import imagenet_val
 from cfmask.shifts.combinations import ALEXNET_ERRORS, SEVERITIES
 from cfmask.shifts.imagenet import by_wordnet_id
-from cfmask.shifts.origin import Contents, Origin
-from cfmask.shifts.pictures import AsStored, Pictures, Samples
+from cfmask.shifts.origin import Origin
+from cfmask.shifts.pictures import AsStored, Contents, Pictures, Samples
 
 SIDE = 224
 # The published corruptions that are not in mCE.
@@ -136,7 +137,7 @@ def stored(folder: Path, root: Path) -> Contents:
     if found.samples:
         _refuse_another_side(found.samples[0][0])
     note = "label = WordNet id of the folder; as stored at 224 pixels, neither resized nor cropped"
-    return Contents(found.samples, note, found.labels, dataset=AsStored, complaint=found.complaint)
+    return replace(found, load=partial(AsStored, found.samples), note=note)
 
 
 def _refuse_another_side(path: str) -> None:
@@ -156,13 +157,11 @@ def made(folder: Path, root: Path, corruption: str, severity: int) -> Contents:
     """
     corrupt_function()
     val = _val(folder, root)
-    return Contents(
-        val.samples,
-        "MADE HERE from val, not the published images: resized to 256, cropped to 224, corrupted "
-        "by imagecorruptions-imaug with a seed for each file, JPEG quality 85",
-        val.labels,
-        dataset=partial(Corrupted, corruption=corruption, severity=severity),
-        complaint=val.complaint,
+    return replace(
+        val,
+        load=partial(Corrupted, val.samples, corruption=corruption, severity=severity),
+        note="MADE HERE from val, not the published images: resized to 256, cropped to 224, "
+        "corrupted by imagecorruptions-imaug with a seed for each file, JPEG quality 85",
     )
 
 

@@ -11,8 +11,8 @@ from cfmask.data.file_index import entries
 from cfmask.decoding import READING
 from cfmask.errors import InputError
 from cfmask.files import read_text
-from cfmask.shifts.origin import Contents, several_classes
-from cfmask.shifts.pictures import Samples, labelled, pictures
+from cfmask.shifts.origin import several_classes
+from cfmask.shifts.pictures import Contents, Samples, labelled, pictures
 from cfmask.weights import BROKEN
 from cfmask.wordnet import numbers, real_labels, subset, synsets
 
@@ -31,7 +31,7 @@ def val(folder: Path, root: Path) -> Contents:
     else:
         samples, complaint = _flat(folder, root), ""
         note = "label = ground truth of the ILSVRC2012 devkit"
-    return Contents(samples, f"{note}; {AS_STORED}", numbers(), complaint=complaint)
+    return Contents.of(samples, f"{note}; {AS_STORED}", numbers(), complaint=complaint)
 
 
 def val_of_subset(folder: Path, root: Path, name: str) -> Contents:
@@ -39,7 +39,7 @@ def val_of_subset(folder: Path, root: Path, name: str) -> Contents:
     whole, classes = val(folder, root), subset(name)
     samples = [(path, label) for path, label in whole.samples if label in set(classes)]
     labels = {synsets()[k]: k for k in classes}
-    return Contents(samples, whole.note, labels, classes, complaint=whole.complaint)
+    return Contents.of(samples, whole.note, labels, classes, complaint=whole.complaint)
 
 
 def val_with_real_labels(folder: Path, root: Path) -> Contents:
@@ -50,7 +50,7 @@ def val_with_real_labels(folder: Path, root: Path) -> Contents:
     labels, accepts = several_classes([classes for _, classes in seen])
     note = f"ReaL labels by the number in the file's name, images without any left out; {AS_STORED}"
     samples = [(path, label) for (path, _), label in zip(seen, labels)]
-    return Contents(samples, note, {}, accepts=accepts)
+    return Contents.of(samples, note, {}, accepts=accepts)
 
 
 def image_number(path: str) -> int:

@@ -17,8 +17,8 @@ from cfmask.errors import InputError, at_least, unknown
 from cfmask.images import Preprocess
 from cfmask.shift import Size, qualified
 from cfmask.shifts.imagenet_val import devkit_labels
-from cfmask.shifts.origin import Contents, Origin, looked_for
-from cfmask.shifts.pictures import Samples
+from cfmask.shifts.origin import Origin, looked_for
+from cfmask.shifts.pictures import Contents, Samples
 from cfmask.shifts.published import PUBLISHED, is_asked_for
 from cfmask.wordnet import numbers, real_labels
 
@@ -261,7 +261,7 @@ class _Broken(Dataset[str]):
 
     def __init__(self, contents: Contents) -> None:
         self.samples = contents.samples
-        self.images = contents.dataset(contents.samples, Preprocess())
+        self.images = contents.load(Preprocess())
 
     def __len__(self) -> int:
         return len(self.samples)

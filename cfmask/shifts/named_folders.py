@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cfmask.images import Preprocess
 from cfmask.labels import class_numbers
 from cfmask.shift import Request, Shift
 from cfmask.shifts.image_list import image_list, list_file, listed_classes
-from cfmask.shifts.pictures import Pictures, Samples
+from cfmask.shifts.pictures import Contents, Pictures, Samples
 from cfmask.wordnet import is_imagenet
 
 
@@ -125,9 +126,9 @@ def _holds_folders(folder: Path, names: Sequence[str]) -> bool:
 
 def _set(folder: Path, classes: Sequence[str], reference: bool, note: str, stored: bool) -> Shift:
     if list_file(folder):
-        listed = image_list(folder, classes, "test")
+        listed = image_list(folder, classes, "test", stored)
         _refuse_nothing(listed.samples, folder)
-        return listed.shift(folder.name, reference, stored)
+        return replace(listed, name=folder.name, in_distribution=reference)
     inner = class_folders(folder)
     named = any(k is not None for k in class_numbers(inner, classes, str(folder)))
     grouped = not named and _holds_folders(folder, inner)
@@ -135,18 +136,15 @@ def _set(folder: Path, classes: Sequence[str], reference: bool, note: str, store
     # What is wrong with a folder shows now, not after hours of training.
     parts = [_samples(place, classes) for place in places]
     stored = stored or is_imagenet(class_folders(places[0]))
-    load = partial(Pictures, [sample for part in parts for sample in part], as_stored=stored)
-    note = f"{note}; {READING[stored]}"
-    if not grouped:
-        return Shift(folder.name, load, reference, note=note)
-    return Shift(
-        folder.name,
-        load,
-        reference,
-        note=f"{note}; groups: folders around the classes",
-        groups=tuple(k for k, part in enumerate(parts) for _ in part),
-        group_names=tuple(inner),
+    found = Contents.of(
+        [sample for part in parts for sample in part],
+        f"{note}; {READING[stored]}" + "; groups: folders around the classes" * grouped,
+        {},
+        dataset=partial(Pictures, as_stored=stored),
+        groups=tuple(k for k, part in enumerate(parts) for _ in part) if grouped else None,
+        group_names=tuple(inner) if grouped else (),
     )
+    return replace(found, name=folder.name, in_distribution=reference)
 
 
 def _samples(place: Path, classes: Sequence[str]) -> Samples:
@@ -162,11 +160,12 @@ def _samples(place: Path, classes: Sequence[str]) -> Samples:
 def _splits(root: Path, class_names: Sequence[str]) -> list[Shift]:
     """The test and validation images of a list; both are clean sets, in no mean of shifts."""
     lists = {split: image_list(root, class_names, split) for split in ("test", "val")}
-    if lists["val"] == lists["test"]:
+    if lists["val"].samples == lists["test"].samples:
         # Without a column of splits, the whole list is read each time.
         del lists["val"]
     _refuse_nothing([sample for of in lists.values() for sample in of.samples], root)
-    return [of.shift(split, True) for split, of in lists.items() if of.samples]
+    sets = {split: of for split, of in lists.items() if of.samples}
+    return [replace(of, name=split, in_distribution=True) for split, of in sets.items()]
 
 
 def _refuse_nothing(samples: Samples, folder: Path) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from cfmask.errors import InputError
 from cfmask.shifts.imagenet_val import AS_STORED
-from cfmask.shifts.origin import Contents
-from cfmask.shifts.pictures import Pictures, labelled
+from cfmask.shifts.pictures import Contents, Pictures, labelled
 
 BORDER = 2
 SOURCE = "https://objectnet.dev/download.html"
@@ -30,14 +29,14 @@ def objectnet(folder: Path, root: Path) -> Contents:
     what = "ObjectNet folder names"
     samples, complaint = labelled(folder / "images", labels, what, others)
     accepts = {number: overlap[name] for name, number in labels.items()}
-    return Contents(
+    return Contents.of(
         samples,
         f"{BORDER} pixels cropped from each side before resizing; {AS_STORED}",
         labels,
         tuple(sorted({k for several in accepts.values() for k in several})),
         accepts,
         partial(Pictures, border=BORDER),
-        complaint,
+        complaint=complaint,
     )
 
 

@@ -2,58 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-from torch.utils.data import Dataset
-
 from cfmask.errors import InputError
-from cfmask.images import Preprocess
 from cfmask.shift import Shift, Size
-from cfmask.shifts.pictures import Pictures, Samples
+from cfmask.shifts.pictures import Contents
 from cfmask.wordnet import synsets
-
-MakeDataset = Callable[[Samples, Preprocess], Dataset[tuple[Tensor, int]]]
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What lies in the folder of a set, and the rule to judge by.
-
-    Attributes:
-        samples: path and label of each image.
-        note: how labels and images are read.
-        labels: label by the name of its class folder, for all classes that the set should have;
-            empty for a set without class folders.
-        classes: classes of the head among which the argmax is taken; None for all.
-        accepts: label -> classes of the head that are right, where labels are not the head's.
-        dataset: makes images of the samples.
-        complaint: what does not belong there, in one line; empty if all is well.
-        groups: number of the group of each image; None if the set has no groups.
-        group_names: names of the groups by number.
-    """
-
-    samples: Samples
-    note: str
-    labels: Mapping[str, int]
-    classes: tuple[int, ...] | None = None
-    accepts: Mapping[int, tuple[int, ...]] | None = None
-    dataset: MakeDataset = Pictures
-    complaint: str = ""
-    groups: tuple[int, ...] | None = None
-    group_names: tuple[str, ...] = ()
-
-    @property
-    def found(self) -> Size:
-        """Number of images, and of classes that have images."""
-        labels = {label for _, label in self.samples}
-        if self.accepts is not None and not self.labels:
-            labels = {k for label in labels for k in self.accepts[label]}
-        return Size(len(self.samples), len(labels))
-
 
 # Folder of a set and data root -> contents.
 ReadContents = Callable[[Path, Path], Contents]
@@ -147,19 +103,13 @@ class Origin:
         )
         if not contents.samples or (found != (expected or found) and not allow_incomplete):
             raise self._another_size(found, expected, folder)
-        return Shift(
-            name,
-            partial(contents.dataset, contents.samples),
-            self.in_distribution,
-            contents.classes,
-            contents.accepts,
-            found=found,
+        return replace(
+            contents,
+            name=name,
+            in_distribution=self.in_distribution,
             expected=expected,
-            note=contents.note,
             source=self.source,
             licence=self.licence,
-            groups=contents.groups,
-            group_names=contents.group_names,
             part_of=self.part_of,
         )
 

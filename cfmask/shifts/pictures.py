@@ -6,8 +6,11 @@ orientation nor transparency applied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -16,8 +19,10 @@ from cfmask.data.file_index import class_folders, entries
 from cfmask.decoding import ENDINGS, extent, read_image, stored_size
 from cfmask.errors import InputError
 from cfmask.images import Preprocess, as_bytes
+from cfmask.shift import Shift, Size
 
 Samples = list[tuple[str, int]]
+MakeDataset = Callable[[Samples, Preprocess], Dataset[tuple[Tensor, int]]]
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
@@ -92,6 +97,53 @@ class AsStored(Pictures):
                 f"because its set is evaluated as stored, but got {wide} x {high}; "
                 "evaluate a classifier of that size."
             )
+
+
+@dataclass(frozen=True)
+class Contents(Shift):
+    """A set of picture files, and what a look at their names tells.
+
+    Attributes:
+        found: number of images, and of classes that have images.
+        samples: path and label of each image.
+        labels: label by the name of its class folder, for all classes that the set should have;
+            empty for a set without class folders.
+        complaint: what does not belong there, in one line; empty if all is well.
+    """
+
+    found: Size = field(default_factory=lambda: Size(0, 0))
+    samples: Samples = field(default_factory=list, repr=False)
+    labels: Mapping[str, int] = field(default_factory=dict, repr=False)
+    complaint: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        samples: Samples,
+        note: str,
+        labels: Mapping[str, int],
+        classes: tuple[int, ...] | None = None,
+        accepts: Mapping[int, tuple[int, ...]] | None = None,
+        dataset: MakeDataset = Pictures,
+        **facts: Any,
+    ) -> Contents:
+        """A set without a name, counted.
+
+        Args:
+            samples: see above.
+            note: see `Shift`.
+            labels: see above.
+            classes: see `Shift`.
+            accepts: see `Shift`.
+            dataset: makes images of the samples.
+            facts: further attributes, by name.
+        """
+        present = {label for _, label in samples}
+        if accepts is not None and not labels:
+            present = {k for label in present for k in accepts[label]}
+        found = Size(len(samples), len(present))
+        load, rule = partial(dataset, samples), (False, classes, accepts, found)
+        return cls("", load, *rule, note=note, samples=samples, labels=labels, **facts)
 
 
 def pictures(folder: Path) -> list[str]:

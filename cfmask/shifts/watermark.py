@@ -14,8 +14,8 @@ from cfmask.errors import InputError
 from cfmask.images import Preprocess
 from cfmask.shift import Size
 from cfmask.shifts import imagenet_val
-from cfmask.shifts.origin import Contents, Origin, ReadContents
-from cfmask.shifts.pictures import Pictures, Samples
+from cfmask.shifts.origin import Origin, ReadContents
+from cfmask.shifts.pictures import Contents, Pictures, Samples
 
 FONT = "SourceHanSerifSC-ExtraLight.otf"
 SOURCE = "https://github.com/facebookresearch/Whac-A-Mole"
@@ -110,7 +110,7 @@ def imagenet_w(folder: Path, root: Path, only: int | None = None, marked: bool =
     labels = {name: label for name, label in val.labels.items() if only in (None, label)}
     note = f"with the watermark of {FONT}, written after resizing and cropping; " if marked else ""
     dataset = partial(Watermarked, font=font) if marked else Pictures
-    return Contents(
+    return Contents.of(
         samples, f"val, {note}{val.note}", labels, dataset=dataset, complaint=val.complaint
     )
 
