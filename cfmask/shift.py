@@ -11,6 +11,9 @@ from torch.utils.data import Dataset
 
 from cfmask.images import Preprocess
 
+# Share of the images of a folder without `train/` that is held out for testing.
+HOLDOUT = 0.2
+
 
 @dataclass(frozen=True)
 class Size:
@@ -80,6 +83,9 @@ class Request:
         allow_incomplete: True evaluates sets whose number of images is not the published one; the
             report says so.
         only: the one set of the family that is wanted; empty for all. `find_shifts` fills it in.
+        holdout: share of the images of a `data_root` without `train/` that is the set `id`.
+        held_out: paths below `data_root` of the images that a run has held out as that set; empty
+            chooses them anew.
     """
 
     data_root: Path | None = None
@@ -88,6 +94,8 @@ class Request:
     seed: int = 0
     allow_incomplete: bool = False
     only: str = ""
+    holdout: float = HOLDOUT
+    held_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.data_root is not None:

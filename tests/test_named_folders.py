@@ -9,6 +9,7 @@ from imagenet_trees import SIDE, Sees, paint
 from test_shifts import NAMES, plant
 
 from cfmask import InputError, evaluate, find_shifts
+from cfmask.data.file_index import class_folders
 from cfmask.images import Preprocess
 from cfmask.shift import Request
 from cfmask.shifts.named_folders import class_order, own_class_names
@@ -241,7 +242,7 @@ def test_the_order_of_classes_is_what_a_plain_loop_finds(tmp_path):
     for name in names:
         (tmp_path / "train" / name).mkdir(parents=True)
     wanted = [names[k].replace("_", " ") for k in rng.permutation(12)]
-    order, _ = class_order(tmp_path / "train", wanted)
+    order, _ = class_order(class_folders(tmp_path / "train"), wanted, "train")
     assert [name.replace("_", " ") for name in order] == wanted
 
 

@@ -57,6 +57,11 @@ HELP: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
         ("--shifts NAMES", ("--evaluation.shifts",), "sets, such as folders or digits,imagenet/v2"),
         ("--metrics NAMES", ("--evaluation.metrics",), "of your own: my_module.MARGIN,…"),
         ("--data-root FOLDER", ("--evaluation.data_root",), "where these sets lie"),
+        (
+            "--holdout NUMBER",
+            ("--data.holdout", "--evaluation.holdout"),
+            "share that is the test set of a FOLDER without train/: 0.2",
+        ),
         ("--wise NUMBERS", ("--evaluation.wise",), "WiSE-FT weights: 0.5, or 0,0.1,...,1"),
     ],
     "The run": [
@@ -98,8 +103,9 @@ def brief_help() -> str:
         "usage: cfmask train [FOLDER] [OPTION ...]",
         "",
         "Fine-tune a pretrained classifier, then evaluate it in and out of distribution.",
-        "FOLDER holds train/<class>/*, and test folders beside train/. Without it, a",
-        "--config says what to train on: cfmask train --config demo",
+        "FOLDER holds train/<class>/*, and test folders beside train/; or the classes,",
+        "of which a part is held out as the test set. Without it, a --config says what",
+        "to train on: cfmask train --config demo",
     ]
     for heading, group in HELP.items():
         lines += ["", f"{heading}:"]

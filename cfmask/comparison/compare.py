@@ -25,10 +25,11 @@ from cfmask.inference.wise import Blend, alphas_of
 from cfmask.precision import Precision, settled
 from cfmask.reporting.publish import publish
 from cfmask.reporting.report import ShiftReport
+from cfmask.runs.marker import held_out
 from cfmask.runs.parts import masking_of
 from cfmask.runs.record import run_facts, training_curves
 from cfmask.runs.run_folder import CONFIG, RunFolder
-from cfmask.shift import Request, Shift
+from cfmask.shift import HOLDOUT, Request, Shift
 from cfmask.shifts.catalogue import find_shifts
 from cfmask.shifts.published import PUBLISHED
 
@@ -58,6 +59,7 @@ def compare(
     pictures: int = 4,
     metrics: list[str] = [],  # noqa: B006
     trust: bool = False,
+    holdout: float = HOLDOUT,
 ) -> ShiftReport:
     """Evaluate models on sets; write the report in all formats and a picture.
 
@@ -91,6 +93,8 @@ def compare(
         metrics: import paths of metrics of one's own (`my_module.MARGIN`), each a `Metric` or a
             function of `Judged`.
         trust: import what models and runs name and what is not this package's.
+        holdout: share of the images of a data_root without train/ that is the set `id`; a run
+            brings the images that it has held out.
 
     Returns:
         The report, in every process; the first one has written it.
@@ -120,7 +124,9 @@ def compare(
     rows = models_of(sources, alphas_of(wise), lambda: labels_of(shifts, root), trust)
     models = rows.models
     _move(models)
-    request = Request(root, (), images, seed, allow_incomplete)
+    # Read before time is spent: a file of a run may be damaged.
+    runs = {short_name(name, sources): Path(name) for name in sources if is_run(name)}
+    request = Request(root, (), images, seed, allow_incomplete, "", holdout, _held_out(runs))
     found = _sets(shifts, request, models)
     if predictions:
         parquet()
@@ -128,8 +134,6 @@ def compare(
     rules = protocol_of({}, found, used, decoder)
     for path, old in earlier.items():
         _check_protocol(rules, old, path)
-    # Read before time is spent: a file of a run may be damaged.
-    runs = {short_name(name, sources): Path(name) for name in sources if is_run(name)}
     facts = {name: run_facts(run) for name, run in runs.items()}
     curves = {name: training_curves(run) for name, run in runs.items()}
     told = {**_configs(runs), "runs": facts, **_skipped(sources)}
@@ -164,10 +168,23 @@ def check_run(classifier: Classifier, settings: Mapping[str, Any]) -> None:
     between = [alpha for alpha in alphas_of(settings["wise"]) if 0 < alpha < 1]
     root = Path(settings["data_root"]) if settings["data_root"] else None
     drawn = settings["images"], settings["seed"], settings["allow_incomplete"]
-    found = find_shifts(settings["shifts"], Request(root, classifier.class_names, *drawn))
+    request = Request(root, classifier.class_names, *drawn, holdout=settings["holdout"])
+    found = find_shifts(settings["shifts"], request)
     checked_reference(2 + len(between), found, settings["fit"])
     if settings["predictions"]:
         parquet()
+
+
+def _held_out(runs: Mapping[str, Path]) -> tuple[str, ...]:
+    """The test images that all runs have held out of training; none if no run has any."""
+    lists = {name: tuple(held_out(run)) for name, run in runs.items()}
+    some = {paths: name for name, paths in lists.items() if paths}
+    if len(some) > 1:
+        raise InputError(
+            f"Expected runs that held out the same images, but {' and '.join(some.values())} did "
+            "not; evaluate them apart."
+        )
+    return next(iter(some), ())
 
 
 def _check_numbers(images: int, pictures: int) -> None:

@@ -8,6 +8,7 @@ preprocessing, the same for training and evaluation.
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,11 +27,13 @@ from cfmask import digits, wordnet
 from cfmask.data.epochs import EpochLoader, EpochSampler, Seeded, run_seed, start_worker
 from cfmask.data.file_index import FileIndex
 from cfmask.data.folders import Folder, class_folders, hold_out
+from cfmask.data.holdout import HELD_OUT, undivided
 from cfmask.data.unreadable import Skipping, Unreadable, refuse_unreadable
 from cfmask.decoding import READING, Decoder
 from cfmask.errors import InputError, at_least, unknown
 from cfmask.images import Preprocess, RandomCrop, augmented, to_unit
 from cfmask.processes import gathered
+from cfmask.shift import HOLDOUT
 
 Sample = tuple[Tensor, int]
 
@@ -209,11 +212,15 @@ class DigitsData(TrainingData):
 class FolderData(TrainingData):
     """Images in folders: `root/train/<class>/*`, and `root/val/<class>/*` if it exists.
 
+    Without `train/` the classes lie directly in `root`, and a part of each is held out as the test
+    set `id`; see `cfmask.data.holdout`.
+
     Images are brought upright, as `folders` are evaluated, but for those in all 1000 folders of
     ImageNet, which are read as stored, as its sets are evaluated.
 
     Args:
-        root: folder with `train/`. Further folders beside it are for evaluation, not read here.
+        root: folder with `train/`, or with class folders. Further folders beside it are for
+            evaluation, not read here.
         class_names: name of a class by its folder, for prompts, where it is not the folder's own;
             or `imagenet` for OpenAI's names of the 1000 classes, whose folders are WordNet ids.
         val_images: how many training images to hold out, stratified, to choose the epoch by; below
@@ -228,7 +235,13 @@ class FolderData(TrainingData):
             any of `torchvision.transforms.v2`, or a module of one's own, uint8 (3, H, W) -> uint8.
         unreadable: `stop` looks at all files before training and names those that cannot be read;
             `skip` takes the next image in place of one that cannot, and counts them.
+        holdout: share of the images of a `root` without `train/` that is the test set `id`.
+
+    Attributes:
+        held_out: paths below `root` of these images, once they are loaded.
     """
+
+    held_out: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -242,32 +255,55 @@ class FolderData(TrainingData):
         crop: RandomCrop | None = None,
         unreadable: Unreadable = "stop",
         augmentation: torch.nn.Module | list[torch.nn.Module] | None = None,
+        holdout: float = HOLDOUT,
     ) -> None:
         super().__init__(batch_size, workers, decoder, unreadable)
         self.root = Path(root)
+        self.holdout = holdout
+        self.undivided = undivided(self.root)
+        self.train_root = self.root if self.undivided else self.root / "train"
         self.crop = augmented(augmentation, crop)
         self.val_images = val_images
         self.seed = seed
-        self.folders = class_folders(self.root / "train")
-        self.class_names = named(self.folders, class_names, str(self.root / "train"))
+        found = self.undivided
+        self.folders = list(found.classes) if found else class_folders(self.train_root)
+        self.class_names = named(self.folders, class_names, str(self.train_root))
         self.as_stored = wordnet.is_imagenet(self.folders)
         self.reading = READING[self.as_stored]
 
     def load(self, preprocess: Preprocess) -> tuple[Dataset[Sample], Dataset[Sample]]:
         """See `TrainingData.load`."""
         stored = self.as_stored
-        train = Folder(self.root / "train", preprocess, self.folders, self.crop, None, stored)
+        index = self.undivided.index() if self.undivided else None
+        train = Folder(self.train_root, preprocess, self.folders, self.crop, index, stored)
         self._look_at(train.index, preprocess)
+        usable = self._usable(train)
         if self.val_images is None and (self.root / "val").is_dir():
             val = Folder(self.root / "val", preprocess, self.folders, as_stored=stored)
             self._look_at(val.index, preprocess)
-            return train, val
+            return (_part(train, usable) if self.undivided else train), val
         wanted = 0.1 if self.val_images is None else self.val_images
-        count = wanted if wanted >= 1 else wanted * len(train)
-        kept, held = hold_out(train.labels, round(count), self.seed)
+        count = wanted if wanted >= 1 else wanted * len(usable)
+        kept, held = hold_out(train.labels[usable], round(count), self.seed)
         plain = Folder(train.root, preprocess, self.folders, None, train.index, stored)
-        # As arrays: every process that reads would copy a list of a million numbers.
-        return Subset(train, kept.numpy()), Subset(plain, held.numpy())  # type: ignore[arg-type]
+        return _part(train, usable[kept]), _part(plain, usable[held])
+
+    def _usable(self, train: Folder) -> Tensor:
+        """Numbers int64 of the images that may be trained on or validated with."""
+        if self.undivided is None:
+            return torch.arange(len(train))
+        usable, tested = self.undivided.divided(train.index, self.holdout)
+        self.held_out = tuple(os.fsdecode(bytes(train.index.files[k])) for k in tested)
+        self.reading = (
+            f"{len(tested):,} are held out as the test set {HELD_OUT}, as {self.root} has no "
+            f"train/; {READING[self.as_stored]}"
+        )
+        return usable
+
+    def identity(self) -> dict[str, Any]:
+        """See `TrainingData.identity`."""
+        held_out = {"held out": list(self.held_out)} if self.held_out else {}
+        return super().identity() | held_out
 
     @rank_zero_only
     def _look_at(self, index: FileIndex, preprocess: Preprocess) -> None:
@@ -276,6 +312,11 @@ class FolderData(TrainingData):
             paths = [index.path(i) for i in range(len(index))]
             refuse_unreadable(paths, self.workers, progress=True, misfit=preprocess.misfit)
             replace(index, sound=True).keep()
+
+
+def _part(images: Folder, numbers: Tensor) -> Subset[Sample]:
+    # As arrays: every process that reads would copy a list of a million numbers.
+    return Subset(images, numbers.numpy())  # type: ignore[arg-type]
 
 
 def named(

@@ -8,7 +8,7 @@ import os
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,20 @@ class FileIndex:
         return os.path.join(self.root, os.fsdecode(bytes(self.files[index])))
 
     @classmethod
-    def of(cls, root: Path) -> FileIndex:
+    def of(cls, root: Path, classes: Sequence[str] | None = None) -> FileIndex:
         """The index of a folder: kept from an earlier time if no folder has changed, or new.
+
+        Args:
+            root: the folder.
+            classes: names of the class folders, sorted; None for all folders in it.
 
         Raises:
             InputError: no folder, no class folders, a class without pictures.
         """
         known = cls._kept(root)
-        return known if known is not None else cls._listed(root)
+        if known is not None and (classes is None or known.classes == tuple(classes)):
+            return known
+        return cls._listed(root, class_folders(root) if classes is None else classes)
 
     def keep(self) -> None:
         """Write the index of a large folder that has settled to the cache, if that can be."""
@@ -86,8 +92,7 @@ class FileIndex:
             )
 
     @classmethod
-    def _listed(cls, root: Path) -> FileIndex:
-        names = class_folders(root)
+    def _listed(cls, root: Path, names: Sequence[str]) -> FileIndex:
         folders = {"": os.stat(root).st_mtime_ns}
         found = [list(_pictures(str(root), name, folders)) for name in names]
         empty = [name for name, files in zip(names, found, strict=True) if not files]

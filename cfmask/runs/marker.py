@@ -40,6 +40,21 @@ def mark(folder: Path, images: Mapping[str, Any] | None = None) -> None:
     write_text(folder / MARKER, json.dumps(content, indent=1) + "\n")
 
 
+def held_out(folder: Path) -> list[str]:
+    """Paths of the images that a run has held out for testing, below the folder of its images.
+
+    Raises:
+        InputError: a damaged marker.
+    """
+    marker = folder / MARKER
+    begun = read_json(marker) if marker.is_file() else {}
+    images = begun.get("images", {}) if isinstance(begun, dict) else None
+    paths = images.get("held out", []) if isinstance(images, dict) else None
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise InputError(f"Expected what the run began with in {marker}, but it is damaged.")
+    return paths
+
+
 def check_beginning(folder: Path, images: Mapping[str, Any]) -> None:
     """Refuse to go on with a run from another beginning than its own.
 

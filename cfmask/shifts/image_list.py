@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from cfmask.data.holdout import LISTS
 from cfmask.decoding import READING
 from cfmask.errors import InputError
 from cfmask.labels import class_numbers
 from cfmask.shifts.pictures import Contents, Pictures
 
-FILES = ("metadata.csv", "index.csv")
 # Columns by what they hold; the first that is there is read.
 PATHS = ("img_filename", "file_path", "filename", "path")
 LABELS = ("y", "label", "class", "object")
@@ -25,7 +25,7 @@ SPLITS = {"0": "train", "1": "val", "2": "test", "valid": "val", "validation": "
 
 def list_file(folder: Path) -> Path | None:
     """The list in a folder, if it has one."""
-    return next((folder / name for name in FILES if (folder / name).is_file()), None)
+    return next((folder / name for name in LISTS if (folder / name).is_file()), None)
 
 
 def image_list(
@@ -85,7 +85,7 @@ def listed_classes(folder: Path) -> list[str]:
 def _file(folder: Path) -> Path:
     file = list_file(folder)
     if file is None:
-        raise InputError(f"Expected {FILES[0]} in {folder}, but it is not there.")
+        raise InputError(f"Expected {LISTS[0]} in {folder}, but it is not there.")
     return file
 
 

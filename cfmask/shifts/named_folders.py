@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cfmask.data.file_index import class_folders, entries
 from cfmask.data.folders import Folder
+from cfmask.data.holdout import HELD_OUT, Undivided, undivided
 from cfmask.decoding import READING
 from cfmask.errors import InputError
 from cfmask.images import Preprocess
@@ -24,8 +25,10 @@ def folder_shifts(request: Request) -> list[Shift]:
 
     In a set lie class folders, or folders of groups with class folders in them, or a list of
     images (`metadata.csv`, see `cfmask.shifts.image_list`). A list in `data_root` itself makes sets
-    of its splits instead. The order of the labels is told by `class_order`. Images are brought
-    upright, but for those in all 1000 folders of ImageNet, which are read as stored.
+    of its splits instead. Of a `data_root` without `train/` whose classes lie directly in it, the
+    set `id` is what is held out; see `cfmask.data.holdout`. The order of the labels is told by
+    `class_order`. Images are brought upright, but for those in all 1000 folders of ImageNet, which
+    are read as stored.
 
     Raises:
         InputError: no such folder, no sets in it, or folders of other classes.
@@ -35,19 +38,25 @@ def folder_shifts(request: Request) -> list[Shift]:
         raise InputError(f"Expected data_root to be a folder of test folders, but got {root}.")
     if list_file(root):
         return _splits(root, request.class_names)
-    train = root / "train"
-    classes, note = class_order(train, request.class_names)
-    names = [name for name in class_folders(root) if name != "train"]
-    if not names:
+    train, parts = root / "train", undivided(root)
+    folders = list(parts.classes) if parts else class_folders(train) if train.is_dir() else None
+    where = root if parts else train
+    classes, note = class_order(folders, request.class_names, str(where))
+    stored = folders is not None and is_imagenet(folders)
+    names = list(parts.sets) if parts else [n for n in class_folders(root) if n != "train"]
+    own = [_held_out(parts, request, classes, note, stored)] if parts else []
+    if not names and not own:
         raise InputError(f"Expected test folders beside {train}, but there are none.")
-    reference = next((name for name in ("id", "test", "val") if name in names), None)
+    known = [*(shift.name for shift in own), *names]
+    reference = next((name for name in (HELD_OUT, "test", "val") if name in known), None)
     # What lies beside the one set that is asked for need not be a set.
     wanted = [request.only] if request.only in names else names
-    stored = train.is_dir() and is_imagenet(class_folders(train))
-    return [_set(root / name, classes, name == reference, note, stored) for name in wanted]
+    return own + [_set(root / name, classes, name == reference, note, stored) for name in wanted]
 
 
-def class_order(train: Path, class_names: Sequence[str]) -> tuple[list[str], str]:
+def class_order(
+    folders: Sequence[str] | None, class_names: Sequence[str], where: str
+) -> tuple[list[str], str]:
     """Names of the class folders in the order of the labels, and how that order was found.
 
     Without training folders they are called as the classes of the classifier. With them, folders
@@ -55,22 +64,22 @@ def class_order(train: Path, class_names: Sequence[str]) -> tuple[list[str], str
     classes in their own sorted order. For spelling see `class_numbers`.
 
     Args:
-        train: the folder of the training classes, which need not be there.
+        folders: names of those of the training classes, sorted; None if there are none.
         class_names: of the classifier.
+        where: the folders lie, for messages.
 
     Raises:
         InputError: another number of folders than of classes, some that are called as classes of
             other places, or names that do not tell the classes apart.
     """
-    if not train.is_dir():
+    if folders is None:
         return list(class_names), "label = class of the classifier that the folder is called by"
-    folders = class_folders(train)
     if len(folders) != len(class_names):
         raise InputError(
-            f"Expected {len(class_names)} classes in {train}, as the classifier has, but got "
+            f"Expected {len(class_names)} classes in {where}, as the classifier has, but got "
             f"{len(folders)}."
         )
-    numbers = class_numbers(folders, class_names, str(train))
+    numbers = class_numbers(folders, class_names, where)
     named = {place: name for name, place in zip(folders, numbers) if place is not None}
     if len(named) == len(class_names):
         order = [named[k] for k in range(len(class_names))]
@@ -80,11 +89,11 @@ def class_order(train: Path, class_names: Sequence[str]) -> tuple[list[str], str
     if moved:
         name, k, place = moved[0]
         raise InputError(
-            f"Expected the folders of {train} in the order of the classifier's classes, but "
+            f"Expected the folders of {where} in the order of the classifier's classes, but "
             f"{name!r} is folder {k} and class {place}; rename the folders as the classes."
         )
     pairs = ", ".join(f"{name} = {of}" for name, of in list(zip(folders, class_names))[:3])
-    return folders, f"label = place of the folder in train, sorted: {pairs}, …"
+    return list(folders), f"label = place of the training folder, sorted: {pairs}, …"
 
 
 def own_class_names(root: Path) -> tuple[str, ...]:
@@ -99,9 +108,11 @@ def own_class_names(root: Path) -> tuple[str, ...]:
     Raises:
         InputError: nothing there, or a list that numbers its classes.
     """
-    train = root / "train"
+    train, parts = root / "train", undivided(root)
     if list_file(root):
         names = listed_classes(root)
+    elif parts:
+        names = list(parts.classes)
     elif train.is_dir():
         names = class_folders(train)
     else:
@@ -122,6 +133,18 @@ def _classes_of(folder: Path) -> list[str]:
 def _holds_folders(folder: Path, names: Sequence[str]) -> bool:
     """True if in each of these there are folders; hidden ones do not count."""
     return all(any(entries(folder / name).values()) for name in names)
+
+
+def _held_out(
+    parts: Undivided, request: Request, classes: Sequence[str], note: str, stored: bool
+) -> Shift:
+    """The images that are held out of the training classes."""
+    index = parts.index()
+    _, numbers = parts.divided(index, request.holdout, request.held_out)
+    of = {name: classes.index(name) for name in parts.classes}
+    samples = [(index.path(k), of[parts.classes[index.owners[k]]]) for k in numbers.tolist()]
+    told = f"{note}; {len(samples)} of {len(index)} images, held out of training; {READING[stored]}"
+    return Shift(HELD_OUT, partial(Pictures, samples, as_stored=stored), True, note=told)
 
 
 def _set(folder: Path, classes: Sequence[str], reference: bool, note: str, stored: bool) -> Shift:
