@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_train import fails
 
-from cfmask import load_classifier
+from cfmask import ShiftReport, load_classifier
+from cfmask.commands.train_model import train
 
 OLD = Path(__file__).parent / "fixtures" / "v0.1"
 
@@ -40,3 +42,32 @@ def test_a_classifier_of_an_older_version_gives_the_logits_that_it_gave_there(ol
     images = torch.rand(2, 3, *classifier.image_size, generator=torch.Generator().manual_seed(0))
     expected = torch.tensor(json.loads((old / "logits.json").read_text())[like])
     torch.testing.assert_close(classifier(images), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_finished_run_of_an_older_version_reports_again(old, tmp_path, monkeypatch):
+    shutil.copytree(old, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    weights = Path("run/weights.safetensors").read_bytes()
+    before = ShiftReport.load("run/report.json")
+    report = train(["--config=run/config.yaml", "--run=run"])
+    assert [(r.model, r.value) for r in report.rows if r.metric == "accuracy"] == [
+        (r.model, r.value) for r in before.rows if r.metric == "accuracy"
+    ]
+    assert Path("run/weights.safetensors").read_bytes() == weights
+
+
+def test_an_unfinished_run_of_an_older_version_goes_on_to_its_weights(
+    old, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(old, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    images = torch.rand(2, 3, *load_classifier("run").image_size)
+    logits = load_classifier("run")(images)
+    for file in ("weights.safetensors", "checkpoints/last.ckpt"):
+        Path("run", file).unlink()
+    again = ["--config=run/config.yaml", "--run=run", "--resume=true"]
+    assert "model.init_args.lr is 3e-05 there" in fails(capsys, *again, "--model.lr=1e-4")
+    line = fails(capsys, *again, "--model.cycle_momentum=true")
+    assert "another config (model.init_args.cycle_momentum is False there and True here)" in line
+    train(again)
+    torch.testing.assert_close(load_classifier("run")(images), logits, atol=1e-3, rtol=1e-3)

@@ -124,6 +124,12 @@ def test_a_line_needs_three_models_and_a_reference():
         lines_through(accuracies(), None, "")
 
 
+def test_models_that_turn_out_equally_good_have_a_report_without_lines():
+    own = [Row(m, s, "accuracy", 0.5) for m in "abc" for s in ("id", "x")]
+    with pytest.warns(UserWarning, match="Expected at least 3 models with different accuracies"):
+        assert fits_of("models", own, "id") == []
+
+
 def test_lines_are_read_from_a_file(tmp_path):
     path = tmp_path / "fits.csv"
     path.write_text(

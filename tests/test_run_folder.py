@@ -233,6 +233,25 @@ def test_a_run_does_not_go_on_with_other_images(cheap, tmp_path, words):
         check_beginning(run.path, identity(tmp_path / "photos"))
 
 
+def test_an_unfinished_run_goes_on_where_its_images_have_moved(cheap, tmp_path):
+    def config(place):
+        return f"data:\n  init_args:\n    root: {tmp_path / place}\n    batch_size: 2\n"
+
+    begun = identity(photos(tmp_path / "here"))
+    run = RunFolder(tmp_path / "run")
+    with run.held():
+        run.start(config("here"), "start", begun)
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(InputError, match="another config"):
+        run.check(config("there"), overwrite=False)
+    assert not run.check(config("there"), overwrite=False, resume=True)
+    check_beginning(run.path, identity(tmp_path / "there"))
+    # A finished run would report on other images without a word.
+    (run.path / "weights.safetensors").touch()
+    with pytest.raises(InputError, match="another config"):
+        run.check(config("there"), overwrite=False, resume=True)
+
+
 def test_shards_are_told_apart(packed, tmp_path):
     other = Path(shutil.copytree(packed, tmp_path / "shards"))
     assert identity(packed, ShardData) == identity(other, ShardData)

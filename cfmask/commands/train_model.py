@@ -195,14 +195,14 @@ class TrainCLI(LightningCLI):
         wanted = self.config.trainer
         self.trial = bool(wanted.fast_dev_run)
         self.saving = wanted.enable_checkpointing is not False
-        self.folder = RunFolder(self.config.run)
+        self.folder = RunFolder(self.config.run, self._completed)
         self.finished = not self.trial and self._is_finished()
 
     def _is_finished(self) -> bool:
         """Whether the run is to be evaluated alone; the first process refuses other folders."""
         text, overwrite = self.config_text(), self.config.overwrite
         if not leads():
-            return not overwrite and self.folder.is_finished(text)
+            return not overwrite and self.folder.is_finished(text, self.config.resume)
         finished = self.folder.check(text, overwrite, self.config.resume)
         others = self.folder.others() if overwrite else []
         if others:
@@ -286,9 +286,13 @@ class TrainCLI(LightningCLI):
             images = self.datamodule.identity()
             self.folder.start(self.config_text(), self.model.classifier, images)
 
-    def config_text(self) -> str:
-        """The whole configuration as YAML, but for where it is kept and how it was begun."""
-        config = self.config.clone()
+    def _completed(self, settings: dict[str, Any]) -> str:
+        """The config of an older version's settings, those that it did not know at defaults."""
+        return self.config_text(self.parser.parse_object(settings))
+
+    def config_text(self, config: Any = None) -> str:
+        """A configuration, the command's own, as YAML, but for where it is and how it began."""
+        config = (config or self.config).clone()
         for key in ("config", "overwrite", "resume", *NOT_OURS):
             config.pop(key, None)
         text: str = self.parser.dump(config, skip_link_targets=True, skip_unset=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -114,10 +115,11 @@ def fits_of(choice: str, rows: Sequence[Row], reference: str | None) -> list[Fit
 
     Returns:
         Where there are lines for several references, that of the last one listed: in the built-in
-        table the clean images of the set's own classes, if they were evaluated.
+        table the clean images of the set's own classes, if they were evaluated. None, with a
+        warning, through models of which too few differ.
 
     Raises:
-        InputError: a file that cannot be read; fewer than 3 models for a line.
+        InputError: a file that cannot be read.
     """
     if choice == "none":
         return []
@@ -128,7 +130,12 @@ def fits_of(choice: str, rows: Sequence[Row], reference: str | None) -> list[Fit
     if choice == "builtin":
         fits = BUILT_IN
     elif choice == "models":
-        fits = lines_through(accuracies, reference, "the models of this report")
+        try:
+            fits = lines_through(accuracies, reference, "the models of this report")
+        except InputError as error:
+            # Known only after the evaluation, whose report is worth more than its lines.
+            warnings.warn(f"No line through these models: {error}", stacklevel=2)
+            return []
     else:
         fits = read_fits(Path(choice), reference, sets)
     there = [fit for fit in fits if {fit.shift, fit.reference} <= set(sets)]

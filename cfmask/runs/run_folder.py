@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ FREE = (
     "trainer.default_root_dir",
     "trainer.profiler",
 )
+# Where the images lie, which a cluster gives anew to every job.
+ROOT = "data.init_args.root"
 
 
 class RunFolder:
@@ -52,10 +54,15 @@ class RunFolder:
 
     Args:
         path: the folder; nothing is written before `held`.
+        completed: settings, nested, to the YAML text of a config that has the others at their
+            defaults.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self, path: str | Path, completed: Callable[[dict[str, Any]], str] = yaml.safe_dump
+    ) -> None:
         self.path = Path(path)
+        self._completed = completed
 
     def check(self, config: str, overwrite: bool, resume: bool = False) -> bool:
         """Refuse a folder that holds another run, an unfinished one, one at work, or other files.
@@ -92,7 +99,7 @@ class RunFolder:
                 f"Expected {CONFIG} with the run in {self.path}, but it is gone; put it back, or "
                 "start again with --overwrite true."
             )
-        if self.is_finished(config):
+        if self.is_finished(config, resume):
             return True
         if not resume and self.checkpoints():
             raise InputError(
@@ -101,21 +108,33 @@ class RunFolder:
             )
         return False
 
-    def is_finished(self, config: str) -> bool:
+    def is_finished(self, config: str, resume: bool = False) -> bool:
         """Whether the run of these settings lies here with its weights.
+
+        Args:
+            config: the YAML text of the run that is to begin.
+            resume: True lets the images of an unfinished run have moved; that they are the same
+                is seen when they are read.
 
         Raises:
             InputError: a run of other settings lies here.
         """
         if not (self.path / CONFIG).is_file():
             return False
-        other = _difference(_settings(self.config()), _settings(yaml.safe_load(config)))
+        there, here = _settings(self.config()), _settings(yaml.safe_load(config))
+        if here.keys() - there.keys() and all(here.get(key) == there[key] for key in there):
+            # Of an older version, which had fewer settings.
+            there = _settings(yaml.safe_load(self._completed(_nested(there))))
+        finished = (self.path / WEIGHTS).is_file()
+        if resume and not finished and ROOT in there and is_marked(self.path):
+            there[ROOT] = here.get(ROOT)
+        other = _difference(there, here)
         if other:
             raise InputError(
                 f"{self.path} holds a run of another config ({other}); give another --run, or "
                 "--overwrite true."
             )
-        return (self.path / WEIGHTS).is_file()
+        return finished
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -316,6 +335,18 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What `_flat` has made flat."""
+    root: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, name = key.split(".")
+        inner = root
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[name] = value
+    return root
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
