@@ -8,7 +8,8 @@ import torch
 from PIL import Image, features
 
 from cfmask import FolderData, InputError
-from cfmask.data.folders import Folder, class_folders, hold_out
+from cfmask.data.file_index import class_folders
+from cfmask.data.folders import Folder, hold_out
 from cfmask.images import Preprocess
 
 SMALL = Preprocess((8, 8))

@@ -26,12 +26,11 @@ from PIL import Image
 from torchvision.datasets import imagenet as reference
 
 from cfmask import evaluate
-from cfmask.data.folders import Folder
+from cfmask.data.folders import Folder, Pictures
 from cfmask.images import Preprocess
 from cfmask.shift import Size
 from cfmask.shifts import imagenet_val
 from cfmask.shifts.imagenet import IMAGENET
-from cfmask.shifts.pictures import Pictures
 from cfmask.wordnet import real_labels, synsets
 
 

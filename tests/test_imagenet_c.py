@@ -14,13 +14,13 @@ from PIL import Image
 from torchvision import transforms
 
 from cfmask import InputError, evaluate
+from cfmask.data.folders import Pictures
 from cfmask.evaluation.estimates import combined
 from cfmask.images import Preprocess
 from cfmask.shift import Size
 from cfmask.shifts.combinations import ALEXNET_ERRORS, COMBINATIONS
 from cfmask.shifts.imagenet_c import EXTRA, IMAGENET_C, corrupt_function
 from cfmask.shifts.inventory import check_sets
-from cfmask.shifts.pictures import Pictures
 from cfmask.wordnet import synsets
 
 SIDE = 224

@@ -21,10 +21,10 @@ from test_evaluate import CLASSES, ReadsTheLabel, Sees, models, painted, random_
 
 from cfmask import InputError, ShiftReport, UnreadableImage, evaluate
 from cfmask import processes as own_processes
+from cfmask.data.folders import Pictures
 from cfmask.inference.inference import Inference
 from cfmask.inference.wise import Blend, WeightLine
 from cfmask.shift import Shift
-from cfmask.shifts.pictures import Pictures
 
 # A parent that has imported everything forks in no time; one thread each, so that nothing hangs.
 FORK = mp.get_context("fork")

@@ -22,7 +22,7 @@ from cfmask.commands.parser import one_line_errors
 from cfmask.commands.train_model import train
 from cfmask.data import epochs, file_index
 from cfmask.data.epochs import EpochLoader
-from cfmask.data.unreadable import Skipping, complaint_of, refuse_unreadable
+from cfmask.data.unreadable import Skipping, check_file, refuse_unreadable
 from cfmask.errors import visible
 
 
@@ -57,13 +57,14 @@ BROKEN = {
 @pytest.mark.parametrize("kind", SOUND)
 def test_a_sound_file_passes(tmp_path, kind):
     (tmp_path / "x").write_bytes(SOUND[kind])
-    assert complaint_of(str(tmp_path / "x")) == ""
+    check_file(str(tmp_path / "x"))
 
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_file_does_not(tmp_path, kind):
     (tmp_path / "x").write_bytes(BROKEN[kind])
-    assert str(tmp_path / "x") in complaint_of(str(tmp_path / "x"))
+    with pytest.raises(UnreadableImage, match=str(tmp_path / "x")):
+        check_file(str(tmp_path / "x"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

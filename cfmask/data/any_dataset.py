@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset
 
 from cfmask.data.datamodule import Sample, TrainingData, refuse_one_class
-from cfmask.data.folders import hold_out
+from cfmask.data.folders import split
 from cfmask.data.unreadable import Unreadable
 from cfmask.decoding import READING, Decoder, as_picture
 from cfmask.errors import InputError
@@ -146,11 +146,7 @@ class DatasetData(TrainingData):
         train = Labelled(self.train, *how, self.crop)
         if self.val is not None:
             return train, Labelled(self.val, *how)
-        count = self.val_images if self.val_images >= 1 else self.val_images * len(train)
-        kept, held = hold_out(self._labels(), round(count), self.seed)
-        plain = Labelled(self.train, *how)
-        # As arrays: every process that reads would copy a list of a million numbers.
-        return Subset(train, kept.numpy()), Subset(plain, held.numpy())  # type: ignore[arg-type]
+        return split(train, Labelled(self.train, *how), self._labels(), self.val_images, self.seed)
 
     def _labels(self) -> Tensor:
         """Labels int64 (N,) without a look at the images; one for all if they are not told."""

@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from cfmask import digits, wordnet
 from cfmask.data.epochs import EpochLoader, EpochSampler, Seeded, run_seed, start_worker
-from cfmask.data.file_index import FileIndex
-from cfmask.data.folders import Folder, class_folders, hold_out
+from cfmask.data.file_index import FileIndex, class_folders
+from cfmask.data.folders import Folder, split, subset_of
 from cfmask.data.holdout import HELD_OUT, undivided
 from cfmask.data.unreadable import Skipping, Unreadable, refuse_unreadable
 from cfmask.decoding import READING, Decoder
@@ -281,12 +281,10 @@ class FolderData(TrainingData):
         if self.val_images is None and (self.root / "val").is_dir():
             val = Folder(self.root / "val", preprocess, self.folders, as_stored=stored)
             self._look_at(val.index, preprocess)
-            return (_part(train, usable) if self.undivided else train), val
+            return (subset_of(train, usable) if self.undivided else train), val
         wanted = 0.1 if self.val_images is None else self.val_images
-        count = wanted if wanted >= 1 else wanted * len(usable)
-        kept, held = hold_out(train.labels[usable], round(count), self.seed)
         plain = Folder(train.root, preprocess, self.folders, None, train.index, stored)
-        return _part(train, usable[kept]), _part(plain, usable[held])
+        return split(train, plain, train.labels, wanted, self.seed, usable)
 
     def _usable(self, train: Folder) -> Tensor:
         """Numbers int64 of the images that may be trained on or validated with."""
@@ -312,11 +310,6 @@ class FolderData(TrainingData):
             paths = [index.path(i) for i in range(len(index))]
             refuse_unreadable(paths, self.workers, progress=True, misfit=preprocess.misfit)
             replace(index, sound=True).keep()
-
-
-def _part(images: Folder, numbers: Tensor) -> Subset[Sample]:
-    # As arrays: every process that reads would copy a list of a million numbers.
-    return Subset(images, numbers.numpy())  # type: ignore[arg-type]
 
 
 def named(

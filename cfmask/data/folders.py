@@ -1,4 +1,4 @@
-"""Image folders: one folder a class."""
+"""Picture files with labels, and folders of them: one folder a class."""
 
 from __future__ import annotations
 
@@ -6,24 +6,66 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
-from cfmask.data.file_index import FileIndex, class_folders
-from cfmask.decoding import read_image
+from cfmask.data.file_index import FileIndex
+from cfmask.decoding import Picture, read_image
 from cfmask.errors import InputError
 from cfmask.images import Crop, Preprocess
-
-__all__ = ["Folder", "class_folders", "hold_out"]
-
 
 # To ask for the size of every file of a large folder takes minutes on a network disk.
 SIZED = 20_000
 
 
-class Folder(Dataset[tuple[Tensor, int]]):
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Picture files with labels.
+
+    Args:
+        samples: path and label of each.
+        preprocess: picture -> uint8 (3, H, W).
+        border: pixels to crop from each side before anything else is done.
+        as_stored: leave EXIF rotation and transparency alone, see `cfmask.decoding.decode`.
+        crop: augmentation, in place of the preprocessing's resizing and cropping.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[tuple[str, int]],
+        preprocess: Preprocess,
+        border: int = 0,
+        as_stored: bool = True,
+        crop: Crop | None = None,
+    ) -> None:
+        self.samples = samples
+        self.preprocess = preprocess
+        self.border = border
+        self.as_stored = as_stored
+        self.crop = crop
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image uint8 (3, H, W) and its label.
+
+        Raises:
+            UnreadableImage: the file is no readable image.
+        """
+        picture, label = self.picture(index)
+        look = self.preprocess
+        return self.crop(picture, look) if self.crop else look(picture), label
+
+    def picture(self, index: int) -> tuple[Picture, int]:
+        """The picture as it was decoded, and its label."""
+        (path, label), look = self.samples[index], self.preprocess
+        return read_image(path, look.decoder, self.as_stored, self.border, look.misfit), label
+
+
+class Folder(Pictures):
     """Images of a folder with one subfolder a class.
 
     Args:
@@ -53,9 +95,6 @@ class Folder(Dataset[tuple[Tensor, int]]):
         as_stored: bool = False,
     ) -> None:
         self.root = Path(root)
-        self.preprocess = preprocess
-        self.crop = crop
-        self.as_stored = as_stored
         self.index = index or FileIndex.of(self.root)
         self.classes = list(classes) if classes is not None else list(self.index.classes)
         numbers = {name: k for k, name in enumerate(self.classes)}
@@ -68,20 +107,7 @@ class Folder(Dataset[tuple[Tensor, int]]):
             )
         own = torch.tensor([numbers[name] for name in self.index.classes])
         self.labels = own[torch.from_numpy(self.index.owners)]
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image uint8 (3, H, W) and its label.
-
-        Raises:
-            UnreadableImage: the file is no readable image.
-        """
-        path, look = self.index.path(index), self.preprocess
-        picture = read_image(path, look.decoder, self.as_stored, misfit=look.misfit)
-        image = self.crop(picture, self.preprocess) if self.crop else self.preprocess(picture)
-        return image, int(self.labels[index])
+        super().__init__(_Listed(self.index, self.labels), preprocess, 0, as_stored, crop)
 
     def identity(self) -> Iterator[bytes]:
         """Names of all files with their labels, and the sizes of at most `SIZED` of them."""
@@ -92,11 +118,51 @@ class Folder(Dataset[tuple[Tensor, int]]):
             with contextlib.suppress(OSError):
                 yield repr(os.stat(path).st_size).encode()
 
-    @property
-    def samples(self) -> list[tuple[str, int]]:
-        """Path and label of every image, in order."""
-        paths = (self.index.path(i) for i in range(len(self)))
-        return list(zip(paths, self.labels.tolist(), strict=True))
+
+class _Listed(Sequence[tuple[str, int]]):
+    """Path and label of each file of an index, made when they are asked for: there are millions."""
+
+    def __init__(self, index: FileIndex, labels: Tensor) -> None:
+        self.files = index
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        return self.files.path(index), int(self.labels[index])
+
+
+def split(
+    train: Dataset[tuple[Tensor, int]],
+    plain: Dataset[tuple[Tensor, int]],
+    labels: Tensor,
+    wanted: float,
+    seed: int,
+    usable: Tensor | None = None,
+) -> tuple[Subset[tuple[Tensor, int]], Subset[tuple[Tensor, int]]]:
+    """Training images, and some held out of them in proportion to the classes.
+
+    Args:
+        train: all images, as training sees them.
+        plain: the same images, as validation sees them.
+        labels: int64 (N,), theirs.
+        wanted: how many to hold out; below 1 it is the share of them.
+        seed: of the choice.
+        usable: int64 (M,), numbers of the images that take part; None for all.
+    """
+    usable = torch.arange(len(labels)) if usable is None else usable
+    count = wanted if wanted >= 1 else wanted * len(usable)
+    kept, held = hold_out(labels[usable], round(count), seed)
+    return subset_of(train, usable[kept]), subset_of(plain, usable[held])
+
+
+def subset_of(images: Dataset[tuple[Tensor, int]], numbers: Tensor) -> Subset[tuple[Tensor, int]]:
+    """Those of the images that have these numbers, int64 (M,)."""
+    # As an array: every process that reads would copy a list of a million numbers.
+    return Subset(images, numbers.numpy())  # type: ignore[arg-type]
 
 
 def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Pack: an image folder -> tar shards of the WebDataset layout, and back to certainty.
+"""Pack: an image folder -> tar shards of the WebDataset layout; and a check of them.
 
 ``cfmask pack photos/train --out shards`` packs; ``cfmask pack shards --verify
 true`` reads the shards against their index. The bytes of the images are not touched.
@@ -14,14 +14,13 @@ from pathlib import Path
 
 import torch
 from rich.progress import track
-from torch.utils.data import DataLoader, Dataset
 
 from cfmask.data.file_index import FileIndex
 from cfmask.data.shard_index import INDEX, Shard, ShardIndex, checksum, scan
 from cfmask.data.shards import ShardImages
-from cfmask.data.unreadable import refuse_unreadable
+from cfmask.data.unreadable import complaints, refuse_unreadable
 from cfmask.decoding import image_file
-from cfmask.errors import InputError, UnreadableImage, at_least
+from cfmask.errors import InputError, at_least
 from cfmask.files import whole_folder
 from cfmask.images import Preprocess
 
@@ -113,26 +112,9 @@ def verify(folder: Path, workers: int = 0) -> ShardIndex:
 
 
 def _refuse_undecodable(index: ShardIndex, workers: int) -> None:
-    loader = DataLoader(_Complaints(index), 64, num_workers=workers, collate_fn=list)
-    bar = track(loader, "Decoding", transient=True, disable=not sys.stderr.isatty())
-    broken = [complaint for batch in bar for complaint in batch if complaint]
+    images = ShardImages(index, Preprocess((32, 32)))
+    found = complaints(len(images), images.__getitem__, workers, "Decoding", sys.stderr.isatty())
+    broken = [complaint for complaint in found if complaint]
     if broken:
         more = f" {len(broken) - 1} more cannot be read." if len(broken) > 1 else ""
         raise InputError(f"{broken[0]}{more}")
-
-
-class _Complaints(Dataset[str]):
-    """For each image what is wrong with it; empty if nothing."""
-
-    def __init__(self, index: ShardIndex) -> None:
-        self.images = ShardImages(index, Preprocess((32, 32)))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> str:
-        try:
-            self.images[index]
-        except UnreadableImage as error:
-            return str(error)
-        return ""

@@ -15,20 +15,20 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from cfmask import wordnet
 from cfmask.data.datamodule import Sample, TrainingData, named, refuse_one_class
-from cfmask.data.folders import hold_out
+from cfmask.data.folders import Pictures, split
 from cfmask.data.shard_fetch import expand, fetch
 from cfmask.data.shard_index import INDEX, ShardIndex
 from cfmask.data.unreadable import Unreadable
-from cfmask.decoding import READING, Decoder, decode
+from cfmask.decoding import READING, Decoder, Picture, decode
 from cfmask.errors import InputError, UnreadableImage
 from cfmask.images import Crop, Preprocess, RandomCrop, augmented
 
 
-class ShardImages(Dataset[Sample]):
+class ShardImages(Pictures):
     """Images of shards on the disk, in the order of the index.
 
     Args:
@@ -45,10 +45,8 @@ class ShardImages(Dataset[Sample]):
         crop: Crop | None = None,
         as_stored: bool = False,
     ) -> None:
+        super().__init__((), preprocess, 0, as_stored, crop)
         self.index = index
-        self.preprocess = preprocess
-        self.crop = crop
-        self.as_stored = as_stored
         self.labels = index.labels
         sizes = [len(shard) for shard in index.shards]
         self.owners = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
@@ -61,17 +59,11 @@ class ShardImages(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> Sample:
-        """Image uint8 (3, H, W) and its label.
-
-        Raises:
-            UnreadableImage: the image cannot be read; shard and byte are named.
-        """
-        data, name = self.data(index)
-        look = self.preprocess
+    def picture(self, index: int) -> tuple[Picture, int]:
+        """See `Pictures.picture`; of an image that cannot be read, shard and byte are named."""
+        (data, name), look = self.data(index), self.preprocess
         picture = decode(data, name, look.decoder, self.as_stored, misfit=look.misfit)
-        image = self.crop(picture, self.preprocess) if self.crop else self.preprocess(picture)
-        return image, int(self.labels[index])
+        return picture, int(self.labels[index])
 
     def identity(self) -> Iterator[bytes]:
         """Names, sizes and checksums of all shards, and the labels."""
@@ -163,11 +155,8 @@ class ShardData(TrainingData):
         train = ShardImages(self.index, preprocess, self.crop, self.as_stored)
         if self.val_index:
             return train, ShardImages(self.val_index, preprocess, None, self.as_stored)
-        count = self.val_images if self.val_images >= 1 else self.val_images * len(train)
-        kept, held = hold_out(train.labels, round(count), self.seed)
         plain = ShardImages(self.index, preprocess, None, self.as_stored)
-        # As arrays: every process that reads would copy a list of a million numbers.
-        return Subset(train, kept.numpy()), Subset(plain, held.numpy())  # type: ignore[arg-type]
+        return split(train, plain, train.labels, self.val_images, self.seed)
 
 
 def _are_imagenet(names: tuple[str, ...]) -> bool:

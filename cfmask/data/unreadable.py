@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,8 +25,8 @@ TAIL = 4096
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
-def complaint_of(path: str, misfit: Misfit | None = None) -> str:
-    """What is wrong with a picture file, from a look at its first and last bytes; empty if nothing.
+def check_file(path: str, misfit: Misfit | None = None) -> None:
+    """Look at the first and last bytes of a picture file.
 
     A JPEG or PNG whose header can be read and whose end is there is taken for sound. Anything else
     is decoded. So damage between the two goes unnoticed, which costs 25 times as much to find.
@@ -33,34 +34,52 @@ def complaint_of(path: str, misfit: Misfit | None = None) -> str:
     Args:
         path: of the file.
         misfit: what is asked of the size in pixels.
+
+    Raises:
+        UnreadableImage: it is damaged, or has a size that does not fit.
     """
-    try:
-        with image_file(path) as file:
-            image = header(file, path)
-            size = image.height, image.width
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-            end = ENDS.get(image.format or "")
-            fits = misfit is None or not misfit(size)
-            if fits and end is not None and end in file.read():
-                return ""
-        read_image(path, misfit=misfit)
-    except UnreadableImage as error:
-        return str(error)
-    return ""
+    with image_file(path) as file:
+        image = header(file, path)
+        size = image.height, image.width
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+        end = ENDS.get(image.format or "")
+        fits = misfit is None or not misfit(size)
+        if fits and end is not None and end in file.read():
+            return
+    read_image(path, misfit=misfit)
+
+
+def complaints(
+    count: int, look: Callable[[int], object], workers: int, what: str, progress: bool
+) -> list[str]:
+    """What is wrong with each of some images; an empty text where nothing is.
+
+    Args:
+        count: number of images.
+        look: reads one of them, or raises an InputError.
+        workers: processes that read.
+        what: they do, for the bar.
+        progress: show a bar.
+    """
+    loader = DataLoader(_Looks(count, look), 256, num_workers=workers, collate_fn=list)
+    batches = track(loader, what, disable=not progress, transient=True)
+    return [complaint for batch in batches for complaint in batch]
 
 
 class _Looks(Dataset[str]):
-    """Complaint about each file."""
-
-    def __init__(self, paths: Sequence[str], misfit: Misfit | None) -> None:
-        self.paths = paths
-        self.misfit = misfit
+    def __init__(self, count: int, look: Callable[[int], object]) -> None:
+        self.count = count
+        self.look = look
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return self.count
 
     def __getitem__(self, index: int) -> str:
-        return complaint_of(self.paths[index], self.misfit)
+        try:
+            self.look(index)
+        except InputError as error:
+            return str(error)
+        return ""
 
 
 def refuse_unreadable(
@@ -80,9 +99,8 @@ def refuse_unreadable(
     Raises:
         InputError: some cannot be read; the first 20 are named, with how many there are.
     """
-    loader = DataLoader(_Looks(paths, misfit), 256, num_workers=workers, collate_fn=list)
-    batches = track(loader, "Looking at all images", disable=not progress, transient=True)
-    answers = [complaint for batch in batches for complaint in batch]
+    look = partial(_check_one, paths, misfit)
+    answers = complaints(len(paths), look, workers, "Looking at all images", progress)
     broken = [path for path, complaint in zip(paths, answers, strict=True) if complaint]
     if len(broken) == 1:
         raise InputError(next(complaint for complaint in answers if complaint))
@@ -92,6 +110,10 @@ def refuse_unreadable(
             f"{', '.join(broken[:20])}{', …' if len(broken) > 20 else ''}; remove or replace them, "
             "or give unreadable: skip."
         )
+
+
+def _check_one(paths: Sequence[str], misfit: Misfit | None, index: int) -> None:
+    check_file(paths[index], misfit)
 
 
 class Skipping(Dataset[tuple[Tensor, int]]):

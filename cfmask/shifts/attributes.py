@@ -7,7 +7,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from cfmask.data.folders import class_folders
+from cfmask.data.file_index import class_folders
 from cfmask.errors import InputError
 from cfmask.files import read_text
 from cfmask.shifts import imagenet_val

@@ -6,7 +6,7 @@ import re
 from functools import partial
 from pathlib import Path
 
-from cfmask.data.folders import class_folders
+from cfmask.data.file_index import class_folders
 from cfmask.errors import InputError
 from cfmask.files import read_json
 from cfmask.shift import Size

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from cfmask.data.folders import Pictures
 from cfmask.data.holdout import LISTS
 from cfmask.decoding import READING
 from cfmask.errors import InputError
 from cfmask.labels import class_numbers
-from cfmask.shifts.pictures import Contents, Pictures
+from cfmask.shifts.pictures import Contents
 
 # Columns by what they hold; the first that is there is read.
 PATHS = ("img_filename", "file_path", "filename", "path")

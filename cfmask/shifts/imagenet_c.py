@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cfmask.data.folders import Pictures
 from cfmask.decoding import read_image, stored_size
 from cfmask.errors import InputError
 from cfmask.images import Preprocess
@@ -31,7 +32,7 @@ from cfmask.shifts import imagenet_val
 from cfmask.shifts.combinations import ALEXNET_ERRORS, SEVERITIES
 from cfmask.shifts.imagenet import by_wordnet_id
 from cfmask.shifts.origin import Origin
-from cfmask.shifts.pictures import AsStored, Contents, Pictures, Samples
+from cfmask.shifts.pictures import AsStored, Contents, Samples
 
 SIDE = 224
 # The published corruptions that are not in mCE.

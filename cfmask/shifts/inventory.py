@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from rich.progress import track
 from rich.table import Column, Table
-from torch.utils.data import DataLoader, Dataset
 
+from cfmask.data.unreadable import complaints
 from cfmask.errors import InputError, at_least, unknown
 from cfmask.images import Preprocess
 from cfmask.shift import Size, qualified
@@ -256,29 +256,13 @@ def _some(names: Sequence[str], count: int = 3) -> str:
     return f"{len(names)} ({', '.join(names[:count])}{', …' if len(names) > count else ''})"
 
 
-class _Broken(Dataset[str]):
-    """For each image its path if it cannot be decoded, else an empty text."""
-
-    def __init__(self, contents: Contents) -> None:
-        self.samples = contents.samples
-        self.images = contents.load(Preprocess())
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> str:
-        try:
-            self.images[index]
-        # A set that is read as stored refuses images of another size, which belong here too.
-        except InputError:
-            return self.samples[index][0]
-        return ""
-
-
 def _unreadable(contents: Contents, name: str, workers: int, progress: bool) -> list[str]:
-    loader = DataLoader(_Broken(contents), 64, num_workers=workers, collate_fn=list)
-    batches = track(loader, f"Decoding {name}", disable=not progress, transient=True)
-    return [path for batch in batches for path in batch if path]
+    """Paths of the images that cannot be decoded by the set's own rules."""
+    # A set that is read as stored refuses images of another size too.
+    look: Any = contents.load(Preprocess())
+    what = f"Decoding {name}"
+    found = complaints(len(look), look.__getitem__, workers, what, progress)
+    return [path for (path, _), wrong in zip(contents.samples, found, strict=True) if wrong]
 
 
 def check_table(checks: Sequence[SetCheck]) -> Table:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from cfmask.data.file_index import class_folders, entries
-from cfmask.data.folders import Folder
+from cfmask.data.folders import Folder, Pictures
 from cfmask.data.holdout import HELD_OUT, Undivided, undivided
 from cfmask.decoding import READING
 from cfmask.errors import InputError
@@ -16,7 +16,7 @@ from cfmask.images import Preprocess
 from cfmask.labels import class_numbers
 from cfmask.shift import Request, Shift
 from cfmask.shifts.image_list import image_list, list_file, listed_classes
-from cfmask.shifts.pictures import Contents, Pictures, Samples
+from cfmask.shifts.pictures import Contents, Samples
 from cfmask.wordnet import is_imagenet
 
 
@@ -177,7 +177,7 @@ def _samples(place: Path, classes: Sequence[str]) -> Samples:
         if k is not None:
             spelled[k] = name
     found = Folder(place, Preprocess(), spelled)
-    return [(path, label) for (path, _), label in zip(found.samples, found.labels.tolist())]
+    return list(found.samples)
 
 
 def _splits(root: Path, class_names: Sequence[str]) -> list[Shift]:

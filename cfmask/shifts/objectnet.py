@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from cfmask.data.folders import Pictures
 from cfmask.errors import InputError
 from cfmask.shifts.imagenet_val import AS_STORED
-from cfmask.shifts.pictures import Contents, Pictures, labelled
+from cfmask.shifts.pictures import Contents, labelled
 
 BORDER = 2
 SOURCE = "https://objectnet.dev/download.html"

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cfmask.data.file_index import class_folders, entries
+from cfmask.data.folders import Pictures
 from cfmask.decoding import ENDINGS, extent, read_image, stored_size
 from cfmask.errors import InputError
 from cfmask.images import Preprocess, as_bytes
@@ -23,39 +24,6 @@ from cfmask.shift import Shift, Size
 
 Samples = list[tuple[str, int]]
 MakeDataset = Callable[[Samples, Preprocess], Dataset[tuple[Tensor, int]]]
-
-
-class Pictures(Dataset[tuple[Tensor, int]]):
-    """Picture files with labels.
-
-    Args:
-        samples: path and label of each.
-        preprocess: picture -> uint8 (3, H, W).
-        border: pixels to crop from each side before anything else is done.
-        as_stored: True for published sets; False brings pictures upright, on white.
-    """
-
-    def __init__(
-        self, samples: Samples, preprocess: Preprocess, border: int = 0, as_stored: bool = True
-    ) -> None:
-        self.samples = samples
-        self.preprocess = preprocess
-        self.border = border
-        self.as_stored = as_stored
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image uint8 (3, H, W) and its label.
-
-        Raises:
-            UnreadableImage: the file is no readable image.
-        """
-        path, label = self.samples[index]
-        look = self.preprocess
-        image = read_image(path, look.decoder, self.as_stored, self.border, look.misfit)
-        return look(image), label
 
 
 class AsStored(Pictures):

@@ -10,12 +10,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from cfmask.data.folders import Pictures
 from cfmask.errors import InputError
 from cfmask.images import Preprocess
 from cfmask.shift import Size
 from cfmask.shifts import imagenet_val
 from cfmask.shifts.origin import Origin, ReadContents
-from cfmask.shifts.pictures import Contents, Pictures, Samples
+from cfmask.shifts.pictures import Contents, Samples
 
 FONT = "SourceHanSerifSC-ExtraLight.otf"
 SOURCE = "https://github.com/facebookresearch/Whac-A-Mole"
