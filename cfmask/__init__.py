@@ -58,57 +58,41 @@ if TYPE_CHECKING:
     from cfmask.shifts.catalogue import SHIFTS, find_shifts
     from cfmask.spec import Spec
 
-# Module by public name.
+# Public names by module.
 _HOMES = {
-    "checkpoint": ("average", "interpolate", "load_classifier", "save_classifier", "start_from"),
-    "classifier": ("Classifier", "Layout", "Tokens"),
-    "comparison.evaluate": ("evaluate",),
+    "checkpoint": "average interpolate load_classifier save_classifier start_from",
+    "classifier": "Classifier Layout Tokens",
+    "comparison.evaluate": "evaluate",
     "counterfactual": (
-        "BlurFill",
-        "ConstantFill",
-        "ContextMask",
-        "Counterfactual",
-        "Fill",
-        "MultiFill",
-        "NoFill",
-        "ObjectMask",
-        "PatchMask",
-        "RandomMask",
-        "ShuffleFill",
-        "SingleFill",
+        "BlurFill ConstantFill ContextMask Counterfactual Fill MultiFill NoFill ObjectMask "
+        "PatchMask RandomMask ShuffleFill SingleFill"
     ),
-    "data.any_dataset": ("DatasetData",),
-    "data.datamodule": ("DigitsData", "FolderData", "TrainingData"),
-    "data.shards": ("ShardData",),
-    "errors": ("InputError", "UnreadableImage"),
-    "evaluation.metrics": ("Judged", "Metric"),
-    "families.module": ("ModuleClassifier",),
-    "families.openclip": ("OpenClipClassifier",),
-    "families.saved": ("SavedClassifier",),
-    "families.timm": ("TimmClassifier",),
-    "images": ("Preprocess", "RandomCrop"),
-    "methods.base": ("Method",),
-    "methods.distillation": ("Distillation",),
-    "methods.finetuning": ("FineTuning",),
-    "methods.linear_probe": ("LinearProbe",),
-    "methods.masked_distillation": ("MaskedDistillation",),
-    "package_cam": ("PackageCAM",),
+    "data.any_dataset": "DatasetData",
+    "data.datamodule": "DigitsData FolderData TrainingData",
+    "data.shards": "ShardData",
+    "errors": "InputError UnreadableImage",
+    "evaluation.metrics": "Judged Metric",
+    "families.module": "ModuleClassifier",
+    "families.openclip": "OpenClipClassifier",
+    "families.saved": "SavedClassifier",
+    "families.timm": "TimmClassifier",
+    "images": "Preprocess RandomCrop",
+    "methods.base": "Method",
+    "methods.distillation": "Distillation",
+    "methods.finetuning": "FineTuning",
+    "methods.linear_probe": "LinearProbe",
+    "methods.masked_distillation": "MaskedDistillation",
+    "package_cam": "PackageCAM",
     "relevance": (
-        "AttentionRelevance",
-        "AttentionRollout",
-        "GradCAM",
-        "GradientRelevance",
-        "HiResCAM",
-        "LayerCAM",
-        "Relevance",
+        "AttentionRelevance AttentionRollout GradCAM GradientRelevance HiResCAM LayerCAM Relevance"
     ),
-    "reporting.report": ("ShiftReport",),
-    "saved_relevance": ("SavedRelevance", "save_relevance"),
-    "shift": ("Request", "Shift"),
-    "shifts.catalogue": ("SHIFTS", "find_shifts"),
-    "spec": ("Spec",),
+    "reporting.report": "ShiftReport",
+    "saved_relevance": "SavedRelevance save_relevance",
+    "shift": "Request Shift",
+    "shifts.catalogue": "SHIFTS find_shifts",
+    "spec": "Spec",
 }
-_HOME = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
+_HOME = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = sorted(_HOME)
 

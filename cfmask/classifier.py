@@ -175,10 +175,11 @@ class Classifier(nn.Module, ABC):
 
     @property
     def head_from(self) -> HeadOrigin:
-        """What the head's weights come from; of a class of one's own chance, unless its spec says.
+        """Where the head's weights come from, a key of `cfmask.heads.HEAD_ORIGINS`.
 
-        `probe` fits only a head from chance, so a class whose head is good puts another of
-        `cfmask.heads.HEAD_ORIGINS` as `head_from` in its spec.
+        For a class of one's own it is `chance` (random) unless its spec says otherwise. The probe
+        that precedes training fits only such heads, so a class that brings a good one sets
+        `head_from` in its spec.
         """
         kinds: dict[str, HeadOrigin] = {"zero_shot": "text", "own": "weights"}
         return self.spec.head_from or kinds.get(self.spec.head, "chance")

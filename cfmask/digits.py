@@ -74,15 +74,15 @@ class DigitSet:
 
 
 @dataclass(frozen=True)
-class Law:
+class Sampling:
     """How the images of one set are drawn.
 
     Attributes:
         pool: key of `POOLS`.
         crops: "train" (left 65 % of the photographs) or "test" (right 35 %).
         styles: keys of `STYLES`, drawn uniformly.
-        tied: probability that the background is the one tied to the class; -1 never draws it and
-            0.1 is chance, for which the background is independent of the class.
+        tied: probability that the background is the one tied to the class; -1 never draws it, and
+            0.1 makes the background independent of the class.
         backgrounds: how many of `BACKGROUNDS` are in use.
         opacity: range of the digit's opacity in [0, 1].
         height: range of the digit's height as a fraction of S.
@@ -100,14 +100,14 @@ class Law:
 
 
 SETS = {
-    "train": Law("train", "train", tied=0.95),
-    "val": Law("val", "train", tied=0.95),
-    "id": Law("test", tied=0.95),
-    "v2": Law("test", height=(0.38, 0.5), colourful=(0.4, 0.8)),
-    "counter": Law("test", tied=-1),
-    "sketch": Law("test", styles=("sketch",)),
-    "rendition": Law("test", styles=("negative", "painting", "mosaic")),
-    "corruption": Law("test", styles=("blurry", "noisy")),
+    "train": Sampling("train", "train", tied=0.95),
+    "val": Sampling("val", "train", tied=0.95),
+    "id": Sampling("test", tied=0.95),
+    "v2": Sampling("test", height=(0.38, 0.5), colourful=(0.4, 0.8)),
+    "counter": Sampling("test", tied=-1),
+    "sketch": Sampling("test", styles=("sketch",)),
+    "rendition": Sampling("test", styles=("negative", "painting", "mosaic")),
+    "corruption": Sampling("test", styles=("blurry", "noisy")),
 }
 
 
@@ -127,20 +127,20 @@ def digit_set(name: str, count: int, seed: int) -> DigitSet:
     return draw(SETS[name], count, zlib.crc32(f"{name}/{seed}".encode()))
 
 
-def draw(law: Law, count: int, seed: int) -> DigitSet:
-    """Draw `count` images of a law; classes are balanced up to rounding."""
+def draw(sampling: Sampling, count: int, seed: int) -> DigitSet:
+    """Draw `count` images; classes are balanced up to rounding."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 10
     labels = labels[torch.randperm(count, generator=rng)]
-    backgrounds = _draw_backgrounds(labels, law, rng)
-    styles = torch.randint(len(law.styles), (count,), generator=rng)
+    backgrounds = _draw_backgrounds(labels, sampling, rng)
+    styles = torch.randint(len(sampling.styles), (count,), generator=rng)
 
-    photos = _crop(backgrounds, law.crops, rng)
-    alpha = _place(_draw_digits(labels, law.pool, rng), law.height, rng)
-    ink = _uniform(law.opacity, count, rng).view(-1, 1, 1, 1) * alpha
-    images = photos * (1 - ink) + _ink_colours(photos, alpha, law.colourful, rng) * ink
+    photos = _crop(backgrounds, sampling.crops, rng)
+    alpha = _place(_draw_digits(labels, sampling.pool, rng), sampling.height, rng)
+    ink = _uniform(sampling.opacity, count, rng).view(-1, 1, 1, 1) * alpha
+    images = photos * (1 - ink) + _ink_colours(photos, alpha, sampling.colourful, rng) * ink
 
-    for i, style in enumerate(law.styles):
+    for i, style in enumerate(sampling.styles):
         rows = (styles == i).nonzero().flatten()
         images[rows] = STYLES[style](images[rows], rng)
     order = list(STYLES)
@@ -149,7 +149,7 @@ def draw(law: Law, count: int, seed: int) -> DigitSet:
         labels=labels,
         digit=alpha[:, 0] > 0.5,
         backgrounds=backgrounds,
-        styles=torch.tensor([order.index(style) for style in law.styles])[styles],
+        styles=torch.tensor([order.index(style) for style in sampling.styles])[styles],
     )
 
 
@@ -157,12 +157,12 @@ def _uniform(bounds: tuple[float, float], count: int, rng: torch.Generator) -> T
     return bounds[0] + (bounds[1] - bounds[0]) * torch.rand(count, generator=rng)
 
 
-def _draw_backgrounds(labels: Tensor, law: Law, rng: torch.Generator) -> Tensor:
+def _draw_backgrounds(labels: Tensor, sampling: Sampling, rng: torch.Generator) -> Tensor:
     """Background of each image (N,): the class's own with probability `tied`, else another."""
     count = len(labels)
-    shift = torch.randint(1, law.backgrounds, (count,), generator=rng)
-    own = torch.rand(count, generator=rng) < law.tied
-    return torch.where(own, labels, (labels + shift) % law.backgrounds)
+    shift = torch.randint(1, sampling.backgrounds, (count,), generator=rng)
+    own = torch.rand(count, generator=rng) < sampling.tied
+    return torch.where(own, labels, (labels + shift) % sampling.backgrounds)
 
 
 def _draw_digits(labels: Tensor, pool: str, rng: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -94,12 +95,11 @@ def plant_numbered(root: Path, shift: int) -> None:
         paint(root / "val" / folder / f"ILSVRC2012_val_{number:08d}.JPEG", k)
 
 
-@pytest.mark.parametrize(("shift", "said"), [(0, False), (1, True)])
-def test_folders_filled_in_another_order_are_found_by_the_real_labels(tmp_path, shift, said):
+@pytest.mark.parametrize(("shift", "right"), [(0, []), (1, ["0 of 20"])])
+def test_folders_filled_in_another_order_are_found_by_the_real_labels(tmp_path, shift, right):
     plant_numbered(tmp_path, shift)
-    lines = [p for p in one(tmp_path, "val").problems if "mis-sorted" in p]
-    assert len(lines) == said
-    assert not said or "only 0 of 20" in lines[0]
+    problems = " ".join(one(tmp_path, "val").problems)
+    assert re.findall(r"mis-sorted: only (\d+ of \d+) images", problems) == right
 
 
 def test_a_single_image_in_a_wrong_folder_is_found_by_the_devkit(tmp_path):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import open_clip
+import pretrain_tiny_clip
 import pytest
 import timm
 import torch
@@ -226,9 +227,7 @@ def test_the_tiny_clip_is_small_and_as_good_as_documented(tiny_clip):
 
 
 def test_pretraining_writes_a_folder_that_loads(tmp_path):
-    from cfmask.tiny_clip import pretrain
-
-    pretrain.make(tmp_path / "clip", steps=2, batch_size=8)
+    pretrain_tiny_clip.make(tmp_path / "clip", steps=2, batch_size=8)
     classifier = OpenClipClassifier(str(tmp_path / "clip"), None, digits.CLASS_NAMES)
     assert classifier(torch.rand(1, 3, 48, 48)).shape == (1, 10)
     shipped, made = (Path(p) / "merges.txt.gz" for p in (TINY_CLIP, tmp_path / "clip"))

@@ -56,9 +56,8 @@ def test_its_logits_are_those_of_the_module_on_normalised_images():
     mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (net_mean(), net_std()))
     assert torch.allclose(classifier(images), net((images - mean) / std), atol=1e-5)
     assert classifier.features(images).shape == (2, 512)
-    assert (classifier.feature_map, classifier.grid) == ("layer4.1.bn2", (2, 2)) or (
-        classifier.feature_map.startswith("layer4") and classifier.grid == (2, 2)
-    )
+    assert classifier.feature_map.split(".")[0] == "layer4"
+    assert classifier.grid == (2, 2)
 
 
 def net_mean():

@@ -55,7 +55,7 @@ def show(
         fill: replaces them; a run's own by default, else `SingleFill`. It takes from the other
             pictures and from training images of the run.
         out: PNG file to write.
-        seed: of chance in masks and fills.
+        seed: of the random choices in masks and fills.
         trust: import the classes that a checkpoint names, and fetch the data that it names by URL.
 
     Returns:

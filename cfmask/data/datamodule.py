@@ -119,7 +119,7 @@ class TrainingData(pl.LightningDataModule, ABC):
         return [data for data in (self.train_set, self.val_set) if isinstance(data, Skipping)]
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled, in an order and with a chance that depend on seed and epoch alone."""
+        """Training batches; order and augmentation depend on the seed and the epoch alone."""
         assert self.train_set is not None, "setup was not called"
         seed, trainer = run_seed(), self.trainer
         data = Seeded(self.train_set, seed)
@@ -130,7 +130,7 @@ class TrainingData(pl.LightningDataModule, ABC):
         return self._loader(data, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """In order."""
+        """Validation batches, in the order of the set."""
         assert self.val_set is not None, "setup was not called"
         return self._loader(self.val_set)
 
@@ -186,7 +186,7 @@ class DigitsData(TrainingData):
 
     Args:
         train_images: number of training images, at least 2.
-        val_images: number of validation images, of the same law.
+        val_images: number of validation images, drawn in the same way.
         batch_size: images a step.
         seed: of the images.
     """

@@ -128,7 +128,7 @@ def selective(confidence: Tensor, correct: Tensor) -> tuple[int, int]:
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Chance that a score (N,) of one set is above one of another (M,); equal ones count half."""
+    """Probability that a score (N,) of one set is above one (M,) of another; ties count half."""
     from sklearn.metrics import roc_auc_score
 
     truth = torch.cat([torch.ones(len(inside)), torch.zeros(len(outside))])

@@ -231,7 +231,7 @@ METRICS: Mapping[str, Metric] = {
     "auroc_max_logit": Metric(
         "AUROC of the maximum logit against the reference",
         _auroc_max_logit,
-        "chance that an image of the reference set has a higher maximum logit",
+        "probability that an image of the reference set has a higher maximum logit",
     ),
     "effective_robustness_logit": _effective_robustness("logit"),
     "effective_robustness_probit": _effective_robustness("probit"),

@@ -145,7 +145,7 @@ class Results:
         return firsts[-1] if firsts else None
 
     def differs(self, row: Row) -> bool:
-        """Whether an accuracy differs from the baseline's by more than chance (McNemar)."""
+        """Whether an accuracy differs significantly from the baseline's (exact McNemar test)."""
         if row.metric != "accuracy":
             return False
         own = [d for d in self.differences if (d.second, d.shift) == (row.model, row.shift)]

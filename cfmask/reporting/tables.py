@@ -17,7 +17,7 @@ from cfmask.reporting.escapes import csv_cell, latex, markdown
 from cfmask.reporting.rendering import BELOW, Cell, Column, Table
 from cfmask.shifts.combinations import COMBINATIONS
 
-# After the name of a set that is not whole, and after a figure that chance does not explain.
+# After the name of a set that is not whole, and after an accuracy that differs significantly.
 INCOMPLETE, DIFFERS = "*", "†"
 # Columns of the long form: a line for each figure.
 FIELDS = ("model", "shift", "metric", "value", "low", "high", "correct", "total", "note")

@@ -86,8 +86,8 @@ class EpochGallery(pl.Callback):
     """After each epoch, a picture of what the method does to some validation images.
 
     It goes to `<folder>/epoch_<number>.png` and to TensorBoard, for methods that mask. The images
-    and the chance in masks and fills are the same in each epoch; training draws as if there were no
-    picture.
+    and the random choices of masks and fills are the same in each epoch; the random numbers of
+    training are untouched.
 
     Args:
         folder: where the pictures go.
@@ -123,7 +123,7 @@ class EpochGallery(pl.Callback):
 def of_method(
     method: MaskedDistillation, classifier: Classifier, images: Tensor, labels: Tensor
 ) -> Columns | None:
-    """Columns of a method's own relevance, masks and fills, with a chance of their own.
+    """Columns of a method's own relevance, masks and fills, under a random seed of their own.
 
     A picture ends no run: where these images cannot be explained, as by maps that were saved of the
     training images alone, a warning says so and there is none.

@@ -218,11 +218,11 @@ class StepCheckpoints(Checkpoint):
 
 
 class Position(Callback):
-    """Lets the order of the images and all chance of a step depend on where the step stands.
+    """Makes the order of the images and the random numbers of a step depend on its position alone.
 
-    Masks and donors are so the same whether the run was stopped on the way or not, and on however
-    many devices it runs: torch is seeded before every step, by seed, epoch and batch, and masks
-    and fills take their rows of what it draws for all devices.
+    Torch is seeded before every step by seed, epoch and batch, and masks and fills take their rows
+    of what is drawn for all devices. So masks and donors are the same whether the run was
+    interrupted or not, and on any number of devices.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -257,7 +257,7 @@ class RunFolder:
             write_text(self.path / SKIPPED, "\n".join(images) + "\n")
 
     def skipped(self) -> list[str]:
-        """These lines."""
+        """The lines that `note_skipped` wrote; empty if there are none."""
         file = self.path / SKIPPED
         return read_text(file).splitlines() if file.is_file() else []
 

@@ -23,7 +23,7 @@ from cfmask.shifts.published import PUBLISHED, is_asked_for
 from cfmask.wordnet import numbers, real_labels
 
 # The folder of most images is among the ReaL labels of the image. Where it is so for less than this
-# share, they were sorted by a wrong list; by chance it is so for one in a thousand.
+# share, they were sorted by a wrong list; in random folders it is so for one in a thousand.
 AGREEMENT = 0.7
 _VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 

@@ -1,1 +1,1 @@
-"""The tiny CLIP that ships with the package, and the script that made it."""
+"""The tiny CLIP that ships with the package; `benchmarks/pretrain_tiny_clip.py` makes it."""

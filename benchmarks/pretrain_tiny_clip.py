@@ -1,10 +1,10 @@
-"""Make the tiny CLIP of this folder: ``python -m cfmask.tiny_clip.pretrain --out DIR``.
+"""Make the tiny CLIP that ships with cfmask: ``python benchmarks/pretrain_tiny_clip.py --out DIR``.
 
 An open_clip CLIP of 979,009 parameters, pretrained contrastively on composites of the digits world
 in all styles and on all backgrounds (pretraining pool and left sides of the photographs only). It
 takes 15 to 16 minutes on 2 cores. In the first 45 % of the steps the captions are only "a <digit>",
 on images that go from plain to full: this phase is in effect classification, and without it the
-contrastive loss stays at chance. After it come full captions that name style and background, some
+contrastive loss never falls. After it come full captions that name style and background, some
 wrong digits, some images without a digit.
 
 Writes open_clip's local-folder layout: open_clip_config.json, open_clip_model.safetensors (fp16)
@@ -173,7 +173,7 @@ def contrastive_loss(logits: Tensor, own: Tensor) -> Tensor:
 def composites(progress: float, count: int, rng: torch.Generator) -> tuple[Tensor, list[str]]:
     """Images (count, 3, S, S) in [0, 1] and their captions; `progress` in [0, 1) sets the phase."""
     ease = min(1.0, max(0.0, (0.35 - progress) / 0.2))
-    law = digits.Law(
+    sampling = digits.Sampling(
         "pretrain",
         "train",
         styles=("photo",) if ease > 0.7 else tuple(digits.STYLES),
@@ -183,7 +183,7 @@ def composites(progress: float, count: int, rng: torch.Generator) -> tuple[Tenso
         height=(0.36, 0.66),
         colourful=(0.0, 0.8),
     )
-    batch = digits.draw(law, count, int(torch.randint(1 << 62, (1,), generator=rng)))
+    batch = digits.draw(sampling, count, int(torch.randint(1 << 62, (1,), generator=rng)))
     images = batch.images.float() / 255
     ground = images.mean((2, 3), keepdim=True)
     plain = ease * (1 - batch.digit.unsqueeze(1).float())
