@@ -117,8 +117,10 @@ def _parts(arg: str, options: Sequence[str]) -> list[str]:
 def print_report(report: ShiftReport, folder: Path, metrics: Sequence[str] = ("accuracy",)) -> None:
     """Print the tables of a report and where all of it lies."""
     for metric in metrics:
-        show_table(report.table(metric))
-        say("")
+        shown = [report.table(metric), report.spread_table(metric)]
+        for table in shown[:1] + [table for table in shown[1:] if table.rows]:
+            show_table(table)
+            say("")
     say(f"Everything of this run is in {folder}/")
 
 

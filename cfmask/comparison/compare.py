@@ -11,11 +11,13 @@ from cfmask import processes
 from cfmask.classifier import Classifier
 from cfmask.comparison.evaluate import checked_reference, report_of
 from cfmask.comparison.examples import Explainer, gallery
+from cfmask.comparison.seeds import seed_groups
 from cfmask.comparison.sources import Found, is_run, labels_of, models_of, short_name
 from cfmask.decoding import Decoder
 from cfmask.errors import InputError, at_least
 from cfmask.evaluation.metrics import own_metrics
 from cfmask.evaluation.protocol import protocol_of
+from cfmask.evaluation.spreads import spreads_of
 from cfmask.files import read_text
 from cfmask.inference.inference import Model, described
 from cfmask.inference.predictions import parquet
@@ -138,6 +140,7 @@ def compare(
     curves = {name: training_curves(run) for name, run in runs.items()}
     told = {**_configs(runs), "runs": facts, **_skipped(sources)}
     report = report_of(models, found, settings, rows.starts)
+    report.spreads.extend(spreads_of(report.rows, seed_groups(runs, rows.runs), rows.starts))
     for path, old in earlier.items():
         report = joined(report, old, path)
     report.run.update(told)
@@ -253,6 +256,7 @@ def joined(first: ShiftReport, second: ShiftReport, source: str) -> ShiftReport:
         details={name: sets for report in both for name, sets in report.details.items()},
         differences=[pair for report in both for pair in report.differences],
         curves=[curve for report in both for curve in report.curves],
+        spreads=[spread for report in both for spread in report.spreads],
         training={name: curves for report in both for name, curves in report.training.items()},
     )
 
@@ -266,6 +270,7 @@ def _renamed(report: ShiftReport, names: Mapping[str, str]) -> ShiftReport:
     models = {new(m): facts for m, facts in report.protocol.get("models", {}).items()}
     return replace(
         report,
+        spreads=[replace(s, models=list(map(new, s.models))) for s in report.spreads],
         rows=[replace(row, model=new(row.model)) for row in report.rows],
         protocol={**report.protocol, "models": models},
         details={new(m): sets for m, sets in report.details.items()},

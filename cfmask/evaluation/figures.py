@@ -115,3 +115,29 @@ class Curve:
     models: list[str]
     chosen: str | None = None
     chosen_on: str | None = None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure of runs that differ by their seed alone.
+
+    Attributes:
+        model: name of their common row.
+        models: names of their own rows.
+        shift: name of the set or combination.
+        metric: its name.
+        mean: of their values.
+        sd: standard deviation of their values, with n - 1.
+        gain: mean of the differences of each from the model that it was tuned from; None where
+            these are not known.
+        gain_sd: standard deviation of these differences; None likewise.
+    """
+
+    model: str
+    models: list[str]
+    shift: str
+    metric: str
+    mean: float
+    sd: float
+    gain: float | None = None
+    gain_sd: float | None = None

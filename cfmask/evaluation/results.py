@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cfmask.errors import InputError
-from cfmask.evaluation.figures import MEAN, Curve, Difference, Fit, Row
+from cfmask.evaluation.figures import MEAN, Curve, Difference, Fit, Row, Spread
 from cfmask.evaluation.stored_report import report_parts
 from cfmask.files import read_json, write_text
 
@@ -38,6 +38,7 @@ class Results:
         run: date, versions, hardware, processes, images, seconds, images per second, configs, and
             "runs": in words, what each run was.
         training: run -> metric -> [step, value] of what it logged.
+        spreads: means and standard deviations over runs that differ by their seed alone.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -49,6 +50,7 @@ class Results:
     curves: list[Curve] = field(default_factory=list)
     run: dict[str, Any] = field(default_factory=dict)
     training: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
+    spreads: list[Spread] = field(default_factory=list)
 
     def row(self, model: str, shift: str, metric: str = "accuracy") -> Row:
         """The figure of a model on a set or combination.

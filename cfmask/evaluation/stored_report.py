@@ -16,7 +16,7 @@ from typing import (
     is_typeddict,
 )
 
-from cfmask.evaluation.figures import Curve, Difference, Fit, Row
+from cfmask.evaluation.figures import Curve, Difference, Fit, Row, Spread
 
 # Levels of what a report may hold beside what is named here.
 DEPTH = 20
@@ -104,6 +104,7 @@ PARTS: dict[str, Any] = {
     "curves": list[Curve],
     "run": dict[str, Any],
     "training": dict[str, dict[str, list[list[float]]]],
+    "spreads": list[Spread],
 }
 # Of these, only what is named is read.
 OPEN = (SetRule, Protocol)

@@ -31,7 +31,7 @@ from cfmask.reporting.details import (
 from cfmask.reporting.disagreement import Disagreement
 from cfmask.reporting.rendering import BELOW, environment
 from cfmask.reporting.svg import GLYPHS
-from cfmask.reporting.tables import footnotes, heading, incomplete, tables
+from cfmask.reporting.tables import footnotes, heading, incomplete, spread_tables, tables
 
 # Greys of pictures under relevance, in [0, 1].
 DARKEST, BRIGHTEST = 0.12, 0.72
@@ -55,6 +55,7 @@ def as_html(report: Results, gallery: Sequence[Disagreement] = ()) -> str:
         "training": list(_training(report)),
         "leads": list(_leads(report, styles)),
         "tables": tables(report),
+        "seeds": spread_tables(report)[:1],
         "partly": incomplete(report),
         "footnotes": footnotes(report, place=BELOW),
         "scatters": list(_scatters(report, styles)),

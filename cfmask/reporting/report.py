@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from cfmask.errors import InputError
 from cfmask.evaluation.results import Results
 from cfmask.reporting.rendering import Table
-from cfmask.reporting.tables import FIELDS, records, table_of
+from cfmask.reporting.tables import FIELDS, records, spread_table, table_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class ShiftReport(Results):
     def table(self, metric: str = "accuracy") -> Table:
         """Models by sets: the figures of a metric, in per cent or its own unit, with intervals."""
         return table_of(self, metric)
+
+    def spread_table(self, metric: str = "accuracy") -> Table:
+        """Mean ± standard deviation over runs that differ by their seed; no rows if none do."""
+        return spread_table(self, metric)
 
     def frame(self) -> Any:
         """All figures as a pandas DataFrame, a row for each.

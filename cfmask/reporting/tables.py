@@ -8,9 +8,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from cfmask.evaluation.figures import MEAN, Row
+from cfmask.evaluation.figures import MEAN, Row, Spread
 from cfmask.evaluation.metrics import METRICS, Metric, described
 from cfmask.evaluation.results import LEVEL, Results
 from cfmask.reporting.escapes import csv_cell, latex, markdown
@@ -30,11 +31,17 @@ def metrics_of(report: Results) -> list[str]:
 
 
 def tables(report: Results) -> list[Table]:
-    """A table for each metric that has figures.
+    """A table for each metric that has figures, and then those over seeds, if there are any.
 
     Sets that are parts of a large collection are left to the CSV and the JSON.
     """
-    return [table_of(report, name) for name in metrics_of(report)]
+    return [table_of(report, name) for name in metrics_of(report)] + spread_tables(report)
+
+
+def spread_tables(report: Results) -> list[Table]:
+    """A table over seeds for each metric that has one."""
+    made = [spread_table(report, name) for name in metrics_of(report)]
+    return [table for table in made if table.rows]
 
 
 def table_of(report: Results, name: str = "accuracy") -> Table:
@@ -59,6 +66,38 @@ def table_of(report: Results, name: str = "accuracy") -> Table:
     return Table(
         metric.heading, [Column("model", True), *columns], [rows], notes, name, metric.meaning
     )
+
+
+def spread_table(report: Results, name: str = "accuracy") -> Table:
+    """Mean ± standard deviation of runs that differ by their seed alone, and their gains."""
+    metric = described(name, report.protocol)
+    gains = replace(metric, signed=True)
+    shifts = report.columns(name)
+    cells = {(s.model, s.shift): s for s in report.spreads if s.metric == name}
+    columns = [Column("model", True)] + [
+        Column(heading(report, s), rank=_rank(report, s, place))
+        for place, s in enumerate(shifts, 1)
+    ]
+    rows = []
+    for model in dict.fromkeys(model for model, _ in cells):
+        own = [cells.get((model, shift)) for shift in shifts]
+        runs = max(len(spread.models) for spread in own if spread)
+        head = Cell(model, remark=f"{runs} seeds")
+        rows.append([head, *(_spread(spread, metric, gains) for spread in own)])
+    notes = ["±: standard deviation over seeds."]
+    if any(spread.gain is not None for spread in cells.values()):
+        notes = [f"{notes[0]} {BELOW}: gain of each run over its own start."]
+    title = f"Over seeds: {metric.heading}"
+    return Table(title, columns, [rows] if rows else [], notes, name)
+
+
+def _spread(spread: Spread | None, metric: Metric, gains: Metric) -> Cell:
+    if spread is None:
+        return Cell("")
+    below = ""
+    if spread.gain is not None and spread.gain_sd is not None:
+        below = f"{gains.text(spread.gain)} ± {metric.text(spread.gain_sd)}"
+    return Cell(f"{metric.text(spread.mean)} ± {metric.text(spread.sd)}", below=below)
 
 
 def _rank(report: Results, shift: str, place: int) -> int:

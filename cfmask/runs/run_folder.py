@@ -121,10 +121,10 @@ class RunFolder:
         """
         if not (self.path / CONFIG).is_file():
             return False
-        there, here = _settings(self.config()), _settings(yaml.safe_load(config))
+        there, here = settings_of(self.config()), settings_of(yaml.safe_load(config))
         if here.keys() - there.keys() and all(here.get(key) == there[key] for key in there):
             # Of an older version, which had fewer settings.
-            there = _settings(yaml.safe_load(self._completed(_nested(there))))
+            there = settings_of(yaml.safe_load(self._completed(_nested(there))))
         finished = (self.path / WEIGHTS).is_file()
         if resume and not finished and ROOT in there and is_marked(self.path):
             there[ROOT] = here.get(ROOT)
@@ -320,7 +320,7 @@ class RunFolder:
             raise InputError(f"{line} cannot be: {reason}; give another --run.") from error
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a config that make the training, flat: `a.b.c` -> value."""
     return {key: value for key, value in _flat(config) if not _is_free(key)}
 
