@@ -234,7 +234,7 @@ class Classifier(nn.Module, ABC):
         if not torch.compiler.is_compiling():
             check_unit(images, values=images.device.type == "cpu" or not self._looked)
             self._looked = True
-        with _kernels(images.device):
+        with self._kernels(images.device):
             return full_precision(self.encode((images - self.mean) / self.std, hidden))
 
     def encode(self, normalised: Tensor, hidden: Tensor | None) -> Tensor:
@@ -277,14 +277,15 @@ class Classifier(nn.Module, ABC):
         """Logits float32 (B, K) of images (B, 3, H, W) in [0, 1]."""
         return self.classify(self.features(images))
 
+    def _kernels(self, device: torch.device) -> AbstractContextManager[Any]:
+        """On CPUs the fused attention kernel is far slower in bf16 than plain matrix products."""
+        if device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return nullcontext()
+        # What is computed again for its gradient is so outside of this context.
+        again = any(getattr(m, "grad_checkpointing", False) for m in self.encoder.modules())
+        return nullcontext() if again and torch.is_grad_enabled() else sdpa_kernel(SDPBackend.MATH)
+
 
 def full_precision(values: Tensor) -> Tensor:
     """Reduced-precision floats as float32; float32 and float64 pass."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _kernels(device: torch.device) -> AbstractContextManager[Any]:
-    """On CPUs the fused attention kernel is far slower in bf16 than plain matrix products."""
-    if device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()

@@ -109,3 +109,18 @@ def test_what_is_misspelt_is_one_line_with_the_right_name(
     assert end.value.code == 2
     assert right in line.split("Nearest: ")[-1], line
     assert "+" not in line
+
+
+class Part:
+    def __init__(self, again: bool = False, share: float = 1.0):
+        self.again, self.share = again, share
+
+
+@pytest.mark.parametrize("after", [[], ["--run=x"]])
+def test_a_setting_of_a_part_alone_means_yes(after):
+    parser = OneLineParser(exit_on_error=False)
+    parser.add_argument("--run", type=str)
+    parser.add_subclass_arguments(Part, "part")
+    chosen = [f"--part={Part.__module__}.Part"]
+    parsed = parser.instantiate_classes(parser.parse_args([*chosen, "--part.again", *after])).part
+    assert parsed.again is True and parsed.share == 1

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import timm
 import torch
 import torch.multiprocessing
+import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from cfmask import (
@@ -189,6 +190,24 @@ def test_recomputed_blocks_give_the_same_gradient(tiny_clip, digit_batch):
     plain = gradient(masked(tiny_clip), digit_batch)
     again = gradient(masked(tiny_clip, grad_checkpointing=True), digit_batch)
     assert torch.allclose(plain, again, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["tiny-clip", "test_vit"])
+def test_blocks_are_recomputed_in_reduced_precision(tiny_clip, digit_batch, model):
+    images, labels = digit_batch[0][:2], digit_batch[1][:2]
+    classifier = tiny_clip
+    if model != "tiny-clip":
+        classifier = TimmClassifier(model, False, digits.CLASS_NAMES, image_size=64)
+        images = F.interpolate(images, (64, 64))
+    gradients = []
+    for again in (False, True):
+        method = FineTuning(copy.deepcopy(classifier), grad_checkpointing=again)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = sum(method.losses(images, labels).values())
+        loss.backward()
+        trained = [p.grad.flatten() for p in method.classifier.parameters() if p.grad is not None]
+        gradients.append(torch.cat(trained))
+    assert F.cosine_similarity(*gradients, dim=0) > 0.99
 
 
 def test_an_encoder_that_cannot_recompute_is_refused(tiny_clip):

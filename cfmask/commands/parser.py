@@ -31,7 +31,8 @@ if typing.TYPE_CHECKING:
 class OneLineParser(ArgumentParser):
     """Parser whose errors are one line with the nearest names, and exit code 2.
 
-    A yes-or-no option without a value means yes: `--resume` for `--resume true`.
+    A yes-or-no option without a value means yes: `--resume` for `--resume true`. So does one of a
+    part's own settings, whose types only the part knows: `--model.grad_checkpointing`.
     """
 
     def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
@@ -47,11 +48,18 @@ class OneLineParser(ArgumentParser):
         spaced = all(action.option_strings for action in self._actions)
         bare = [
             f"{word}=true"
-            if word in switches and not _is_value(after, spaced or not _is_truth(switches[word]))
+            if (word in switches and not _is_value(after, spaced or not _is_truth(switches[word])))
+            or (self._is_inner(word) and after.startswith("--"))
             else word
             for word, after in itertools.pairwise(words)
         ]
         return super().parse_args(bare, *more, **options)
+
+    def _is_inner(self, word: str) -> bool:
+        """Whether a word names a setting of a part whose class is chosen on the same line."""
+        part, dot, name = word.partition(".")
+        chosen = dot and part in self._option_string_actions and "=" not in word
+        return bool(chosen) and word not in self._option_string_actions and name != "help"
 
     def parse_path(self, path: Any, *more: Any, **options: Any) -> Any:
         """See `ArgumentParser.parse_path`."""
