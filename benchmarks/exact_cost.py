@@ -29,6 +29,7 @@ from torch.utils.flop_counter import (
 from cfmask import processes
 from cfmask.attention import AttentionMaps
 from cfmask.classifier import Classifier
+from cfmask.internals import fake_tensors
 from cfmask.methods import MaskedDistillation, Method
 from cfmask.runs.cost import memory
 
@@ -158,9 +159,7 @@ class _FusedAttention(AttentionMaps):
 def _count(
     method: Method, images: int, dtype: torch.dtype | None, fused: bool, fake: bool
 ) -> StepCost:
-    from torch._subclasses import FakeTensorMode
-
-    mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
+    mode: Any = fake_tensors() if fake else nullcontext()
     # The registry of torch leaves the CPU's attention out, and the groups of convolutions.
     own = {
         FLASH: _flash_flops,

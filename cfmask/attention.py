@@ -9,9 +9,11 @@ Letters: B images, H heads, L keys, Q queries (Q = L in self-attention), d head 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from cfmask.internals import internal
 
 _open_modes = internal("function_modes")
+_MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 
 
 class AttentionMaps(TorchFunctionMode):
@@ -105,52 +108,28 @@ class AttentionMaps(TorchFunctionMode):
             attention = F.dropout(attention, dropout_p)
         return attention.to(value.dtype) @ value
 
-    def _multi_head(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        embed_dim_to_check: int,
-        num_heads: int,
-        in_proj_weight: Tensor | None,
-        in_proj_bias: Tensor | None,
-        bias_k: Tensor | None,
-        bias_v: Tensor | None,
-        add_zero_attn: bool,
-        dropout_p: float,
-        out_proj_weight: Tensor,
-        out_proj_bias: Tensor | None,
-        training: bool = True,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        use_separate_proj_weight: bool = False,
-        q_proj_weight: Tensor | None = None,
-        k_proj_weight: Tensor | None = None,
-        v_proj_weight: Tensor | None = None,
-        static_k: Tensor | None = None,
-        static_v: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, None]:
+    def _multi_head(self, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         """What `nn.MultiheadAttention` computes, for inputs of shape (L, B, H · d)."""
-        unusual = (key_padding_mask, bias_k, bias_v, static_k, static_v)
-        if add_zero_attn or any(x is not None for x in unusual):
+        given = _MULTI_HEAD.bind(*args, **kwargs)
+        given.apply_defaults()
+        of = SimpleNamespace(**given.arguments)
+        unusual = (of.key_padding_mask, of.bias_k, of.bias_v, of.static_k, of.static_v)
+        if of.add_zero_attn or any(x is not None for x in unusual):
             raise ValueError(
                 "Expected nn.MultiheadAttention without padding mask or extra keys, but got "
                 "one that has them; use GradCAM for this encoder."
             )
-        weights: Any = (q_proj_weight, k_proj_weight, v_proj_weight)
-        if not use_separate_proj_weight:
-            assert in_proj_weight is not None
-            weights = in_proj_weight.chunk(3)
-        biases = [None] * 3 if in_proj_bias is None else list(in_proj_bias.chunk(3))
+        weights = (of.q_proj_weight, of.k_proj_weight, of.v_proj_weight)
+        if not of.use_separate_proj_weight:
+            weights = of.in_proj_weight.chunk(3)
+        biases = [None] * 3 if of.in_proj_bias is None else of.in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(x, w, b).unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)
-            for x, w, b in zip((query, key, value), weights, biases)
+            F.linear(x, w, b).unflatten(-1, (of.num_heads, -1)).permute(1, 2, 0, 3)
+            for x, w, b in zip((of.query, of.key, of.value), weights, biases)
         )
-        out = self._attend(q, k, v, attn_mask, dropout_p if training else 0.0)
-        return F.linear(out.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias), None
+        out = self._attend(q, k, v, of.attn_mask, of.dropout_p if of.training else 0.0)
+        merged = out.permute(2, 0, 1, 3).flatten(2)
+        return F.linear(merged, of.out_proj_weight, of.out_proj_bias), None
 
 
 def eager() -> AbstractContextManager[Any]:

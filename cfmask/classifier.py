@@ -73,10 +73,10 @@ class Tokens:
             )
 
     def leave_out(self, values: Tensor, hidden: Tensor) -> Tensor:
-        """Tokens (B, L, C) whose mean over what is pooled leaves the hidden ones bool (B, L) out.
+        """Tokens (B, L, C) changed so that average pooling ignores the hidden ones, bool (B, L).
 
-        Hidden tokens become the mean of the visible ones: the mean over all is then that of the
-        visible alone. Where nothing is visible it is zero.
+        Hidden tokens become the mean of the visible ones, or zero where none is visible; the mean
+        over all tokens is then the mean over the visible ones. Other poolings get them unchanged.
         """
         if self.pooled not in ("average", "all"):
             return values

@@ -94,6 +94,16 @@ def timm_text(name: str) -> str:
         raise _gone("timm", f"timm/data/_info/{name}") from error
 
 
+def fake_tensors() -> Any:
+    """Context in which tensors have shapes but no values.
+
+    Without a GPU, torch's own would make autograd believe in one for the rest of the process, and
+    no process that is forked later could compute a gradient.
+    """
+    kind = internal("fake_tensors")
+    return type(kind.__name__, (kind,), {"avoid_device_init": False})(allow_non_fake_inputs=True)
+
+
 def forget_sigterm(trainer: Any) -> None:
     """Let a trainer of Lightning's forget that it was told to stop."""
     internal("signals")

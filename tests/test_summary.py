@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -97,6 +98,20 @@ def test_a_map_of_one_pass_a_channel_is_not_counted_as_one(tiny_clip, tmp_path, 
     assert "how often the encoder runs" in capsys.readouterr().out
     summary.save(tmp_path / "summary.json")
     assert json.loads((tmp_path / "summary.json").read_text())["flops"] is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_after_a_count_a_forked_process_computes_gradients(tiny_clip):
+    forward_cost(tiny_clip)
+    weight = torch.ones(2, requires_grad=True)
+    (2 * weight).sum().backward()
+    if not (child := os.fork()):
+        try:
+            (3 * weight).sum().backward()
+            os._exit(int(weight.grad.tolist() != [5, 5]))
+        finally:
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 class Counting(FineTuning):

@@ -85,8 +85,8 @@ class Metric:
 
     Attributes:
         title: in words.
-        of: gives the figure, as a number or with its interval; None where a set has none. The
-            metric itself has no function if its figures are made of those of others.
+        of: gives the figure, as a number or with its interval; it returns None where a set has
+            none. None in its place for metrics that are computed from others.
         meaning: what a reader needs to know, a clause without a stop.
         unit: of the figure as it is shown; empty for none.
         scale: by which a value is multiplied to be shown; 100 for per cent.

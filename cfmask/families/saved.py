@@ -12,10 +12,10 @@ from cfmask.classifier import Classifier, Layout
 
 
 class SavedClassifier(Classifier):
-    """The classifier of a run folder or file, of whatever family it is; see `start_from`.
+    """The classifier of a run folder or weights file, as the starting point of another run.
 
-    It stands for `start_from` where a configuration wants a class: what it makes is a classifier of
-    the family that the file names.
+    It is `start_from` for configurations, which want a class: the object that it makes is of the
+    class that the file names, such as `OpenClipClassifier`.
 
     Args:
         path: run folder, whose tuned weights are taken, .safetensors or .ckpt file.

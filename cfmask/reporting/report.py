@@ -17,7 +17,7 @@ from cfmask.reporting.tables import FIELDS, records, spread_table, table_of
 
 @dataclass(frozen=True)
 class ShiftReport(Results):
-    """What an evaluation gives.
+    """The result of an evaluation: all figures of models on sets, with the protocol behind them.
 
     `print(report)` shows the accuracies: in a terminal as many columns as it has room for, whole
     where the output goes to a file. A notebook shows them as a table.

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cfmask.classifier import Classifier
-from cfmask.internals import internal
+from cfmask.internals import fake_tensors
 from cfmask.methods import Method
 
 
@@ -75,7 +75,7 @@ def memory(method: Method, images: int, forward: ForwardCost | None) -> dict[str
 
 
 def _count(classifier: Classifier, images: int, precision: str) -> ForwardCost:
-    fake = internal("fake_tensors")(allow_non_fake_inputs=True)
+    fake = fake_tensors()
     tensors = [*classifier.parameters(), *classifier.buffers()]
     twin = copy.deepcopy(classifier, {id(x): fake.from_tensor(x) for x in tensors}).eval()
     # Compiled in an earlier run; what is compiled takes no tensors without values.
