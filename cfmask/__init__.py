@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from cfmask.families.saved import SavedClassifier
     from cfmask.families.timm import TimmClassifier
     from cfmask.images import Preprocess, RandomCrop
+    from cfmask.inference.saved_answers import SavedAnswers
     from cfmask.methods.base import Method
     from cfmask.methods.distillation import Distillation
     from cfmask.methods.finetuning import FineTuning
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from cfmask.saved_relevance import SavedRelevance, save_relevance
     from cfmask.shift import Request, Shift
     from cfmask.shifts.catalogue import SHIFTS, find_shifts
+    from cfmask.shifts.own_sets import dataset_shift
     from cfmask.spec import Spec
 
 # Public names by module.
@@ -77,6 +79,7 @@ _HOMES = {
     "families.saved": "SavedClassifier",
     "families.timm": "TimmClassifier",
     "images": "Preprocess RandomCrop",
+    "inference.saved_answers": "SavedAnswers",
     "methods.base": "Method",
     "methods.distillation": "Distillation",
     "methods.finetuning": "FineTuning",
@@ -90,6 +93,7 @@ _HOMES = {
     "saved_relevance": "SavedRelevance save_relevance",
     "shift": "Request Shift",
     "shifts.catalogue": "SHIFTS find_shifts",
+    "shifts.own_sets": "dataset_shift",
     "spec": "Spec",
 }
 _HOME = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names.split()}

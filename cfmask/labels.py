@@ -36,6 +36,30 @@ def class_numbers(names: Sequence[str], classes: Sequence[str], where: str) -> l
     return found
 
 
+def numbers_of(values: Sequence[str], classes: Sequence[str], where: str) -> list[int]:
+    """The class of each value, which is its name, spelled as for `class_numbers`, or its number.
+
+    Args:
+        values: of the column of a table.
+        classes: in the order of their numbers.
+        where: what has these values, for the message.
+
+    Raises:
+        InputError: what is neither; see `class_numbers`.
+    """
+    names = list(dict.fromkeys(values))
+    found = dict(zip(names, class_numbers(names, classes, where)))
+    for name, k in found.items():
+        if k is None:
+            if not (name.isdecimal() and len(name) < 10 and int(name) < len(classes)):
+                raise InputError(
+                    f"Expected classes among {', '.join(classes[:8])} or numbers below "
+                    f"{len(classes)} in {where}, but got {name!r:.60}."
+                )
+            found[name] = int(name)
+    return [k for value in values if (k := found[value]) is not None]
+
+
 def _refuse(where: str, names: Sequence[str], classes: Sequence[str]) -> None:
     raise InputError(
         f"Expected names in {where} that tell the classes apart, but {' and '.join(names)} may be "

@@ -40,7 +40,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 def test_the_page_has_a_file_for_every_part():
     parts = ["mask", "fill", "relevance", "net", "method", "data", "augmentation", "sets"]
-    parts += ["metric", "evaluation", "loop"]
+    parts += ["metric", "evaluation", "answers", "loop"]
     assert set(FILES) == {f"my_{part}.py" for part in parts} | {"mine.yaml"}
     assert all(len(text.splitlines()) < 30 for text in FILES.values())
 
@@ -63,3 +63,5 @@ def test_every_command_runs_the_parts(here, capsys):
     report = ShiftReport.load(here / "runs" / "mine" / "report.json")
     assert report.row("tuned", "my_sets.shades/shades").total == 64
     assert report.value("tuned", "my_sets.shades/shades", "my_metric.MARGIN") > 0
+    saved = ShiftReport.load(here / "runs" / "answers" / "report.json")
+    assert saved.row("answers.npz", "my_sets.shades/shades").correct == 64

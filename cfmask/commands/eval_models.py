@@ -70,6 +70,7 @@ def evaluate_run(args: Sequence[str] | None = None) -> ShiftReport | None:
 
 WHAT = (
     "models, each a run folder, a .safetensors or .ckpt file, open_clip:NAME/TAG or timm:NAME; or "
+    "logits or predictions (.npz, .parquet, .csv) of a model that cannot be loaded here; or "
     "the report.json of models that were evaluated by the same protocol"
 )
 SHOW = "measures to print, such as accuracy,nll,ece, beside those of one's own"

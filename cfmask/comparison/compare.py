@@ -19,9 +19,10 @@ from cfmask.evaluation.metrics import own_metrics
 from cfmask.evaluation.protocol import protocol_of
 from cfmask.evaluation.spreads import spreads_of
 from cfmask.files import read_text
-from cfmask.inference.inference import Model, described
+from cfmask.inference.inference import Model, classes_of
 from cfmask.inference.predictions import parquet
 from cfmask.inference.readable import Unreadable
+from cfmask.inference.saved_answers import SavedAnswers
 from cfmask.inference.settings import Settings
 from cfmask.inference.wise import Blend, alphas_of
 from cfmask.precision import Precision, settled
@@ -67,7 +68,8 @@ def compare(
 
     Args:
         what: models, each a run folder, a .safetensors or .ckpt file, `open_clip:NAME/TAG` or
-            `timm:NAME`; or the report.json of models that were evaluated by the same protocol.
+            `timm:NAME`; or logits or predictions of a model that cannot be loaded here, see
+            `SavedAnswers`; or the report.json of models that were evaluated by the same protocol.
         out: folder of the report; the run's own for one run folder, else `runs/evaluation`.
         shifts: families of shift sets (`digits`, `folders`, `imagenet`), single sets
             (`digits/sketch`, `imagenet/objectnet`), or the import path of what makes sets of one's
@@ -132,13 +134,14 @@ def compare(
     found = _sets(shifts, request, models)
     if predictions:
         parquet()
-    used = settled(precision, processes.device().type)
+    saved = [name for name, model in models.items() if isinstance(model, SavedAnswers)]
+    used = settled(precision, processes.device().type) if len(saved) < len(models) else None
     rules = protocol_of({}, found, used, decoder)
     for path, old in earlier.items():
         _check_protocol(rules, old, path)
     facts = {name: run_facts(run) for name, run in runs.items()}
     curves = {name: training_curves(run) for name, run in runs.items()}
-    told = {**_configs(runs), "runs": facts, **_skipped(sources)}
+    told = {**_configs(runs), "runs": facts, **_skipped(sources), **_left_out(saved)}
     report = report_of(models, found, settings, rows.starts)
     report.spreads.extend(spreads_of(report.rows, seed_groups(runs, rows.runs), rows.starts))
     for path, old in earlier.items():
@@ -228,6 +231,12 @@ def _skipped(sources: Sequence[str]) -> dict[str, dict[str, int]]:
     return {"skipped_training_images": some} if some else {}
 
 
+def _left_out(saved: Sequence[str]) -> dict[str, str]:
+    """What a report lacks of models of which only answers are known, if there are any."""
+    lacks = "pictures on which they differ, and, of predictions alone, figures of logits"
+    return {"left out": f"of {', '.join(saved)}: {lacks}"} if saved else {}
+
+
 def _is_report(what: str) -> bool:
     return Path(what).suffix == ".json"
 
@@ -314,7 +323,7 @@ def _move(models: Mapping[str, Model]) -> None:
     for model in models.values():
         if isinstance(model, Blend):
             model.line.between.to(device)
-        else:
+        elif not isinstance(model, SavedAnswers):
             model.to(device)
 
 
@@ -323,7 +332,7 @@ def _sets(shifts: Sequence[str], request: Request, models: Mapping[str, Model]) 
 
     The families of ImageNet check the number and order of the classes, whatever their names.
     """
-    classes = {described(model).class_names: name for name, model in models.items()}
+    classes = {classes_of(model): name for name, model in models.items()}
     (names, first), *others = classes.items()
     own = [family.partition("/")[0] for family in shifts]
     for other, model in others:

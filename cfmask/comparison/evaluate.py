@@ -21,8 +21,9 @@ from cfmask.evaluation.metrics import Counts, Judged, Metric
 from cfmask.evaluation.protocol import protocol_of, run_facts
 from cfmask.evaluation.robustness import check_fit, fits_of, robustness_rows
 from cfmask.inference.any_model import AnyModel, Function, Transform, Whole, named
-from cfmask.inference.inference import Inference, Model, described, facts_of
+from cfmask.inference.inference import Inference, Model, classes_of, described, facts_of
 from cfmask.inference.readable import Unreadable
+from cfmask.inference.saved_answers import SavedAnswers
 from cfmask.inference.settings import Settings
 from cfmask.inference.wise import Blend
 from cfmask.precision import Precision
@@ -30,7 +31,7 @@ from cfmask.reporting.report import ShiftReport
 from cfmask.shift import Shift
 from cfmask.shifts.combinations import COMBINATIONS
 
-Given = Classifier | Blend | Function | tuple[Function, Transform]
+Given = Classifier | Blend | SavedAnswers | Function | tuple[Function, Transform]
 
 
 def evaluate(
@@ -59,7 +60,8 @@ def evaluate(
     Args:
         models: by the name of their row, or one alone: classifiers, blends of two, or any module or
             function that gives logits (B, K) for a batch of what `transform` makes. Modules are put
-            in eval mode for the time. A pair (module, transform) has a transform of its own.
+            in eval mode for the time. A pair (module, transform) has a transform of its own; of
+            `SavedAnswers` no image is read.
             Paired comparisons are with the first model, and with `starts`.
         shifts: the sets, from `find_shifts`.
         batch_size: images at a time; all models see the batch, so that images are read once.
@@ -124,14 +126,16 @@ def evaluate(
 def _title(model: Given) -> str:
     if isinstance(model, Classifier | Blend):
         return described(model).name
+    if isinstance(model, SavedAnswers):
+        return model.path.name
     return named(model[0] if isinstance(model, tuple) else model)
 
 
 def _with_transform(
     given: Given, transform: Transform | None
-) -> Classifier | Blend | tuple[Function, Transform]:
+) -> Classifier | Blend | SavedAnswers | tuple[Function, Transform]:
     """A module or function with the transform that it needs; classifiers pass."""
-    if isinstance(given, Classifier | Blend):
+    if isinstance(given, Classifier | Blend | SavedAnswers):
         return given
     call, own = given if isinstance(given, tuple) else (given, transform)
     if callable(call) and callable(own):
@@ -153,7 +157,7 @@ def report_of(
     reference = checked_reference(len(models), shifts, settings.fit)
     inference = Inference(models, settings)
     table = inference.answer(shifts)
-    classes = {name: described(model).class_names for name, model in models.items()}
+    classes = {name: classes_of(model) for name, model in models.items()}
     details = {
         name: {s.name: counts_of(s, own[s.name], classes[name]) for s in shifts}
         for name, own in table.items()
@@ -163,7 +167,8 @@ def report_of(
     fits = fits_of(settings.fit, single, reference)
     tally = inference.tally
     facts = {name: facts_of(model) for name, model in models.items()}
-    protocol = protocol_of(facts, shifts, inference.precision, settings.decoder, settings.measured)
+    used = inference.precision if inference.models else None
+    protocol = protocol_of(facts, shifts, used, settings.decoder, settings.measured)
     for name, paths in tally.unreadable.items():
         protocol["sets"][name]["unreadable"] = paths
     return ShiftReport(

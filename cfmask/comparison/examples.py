@@ -172,6 +172,7 @@ def _answer(
     """The answer to one image, with the relevance of the likeliest accepted class."""
     images = image.unsqueeze(0)
     said = _judged(model, images, torch.tensor([label]), shift)
+    assert said.confidence is not None
     batch, accepted = _batch(model, images), _accepted(shift, label)
     relevance, words = _explained(model, batch, accepted, explainer)
     return Answer(

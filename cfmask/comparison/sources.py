@@ -1,6 +1,6 @@
 """Sources: what a command line names -> classifiers.
 
-A run folder, a weights file, `open_clip:NAME/TAG` or `timm:NAME`.
+A run folder, a weights file, `open_clip:NAME/TAG`, `timm:NAME`, or a file of answers.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from cfmask.errors import InputError, unknown
 from cfmask.families.openclip import UNTRAINED, OpenClipClassifier
 from cfmask.families.timm import PACKAGE, TimmClassifier
 from cfmask.inference.inference import Model
+from cfmask.inference.saved_answers import ENDINGS, SavedAnswers
 from cfmask.inference.wise import Blend, WeightLine
 from cfmask.runs.run_folder import CONFIG
 from cfmask.shifts.catalogue import SHIFTS
@@ -106,8 +107,8 @@ def named_classifier(what: str, labels: Labels) -> Classifier:
     if family == "timm" and tag in TIMM_WEIGHTS:
         return TimmClassifier(name, TIMM_WEIGHTS[tag], labels.names, head="own").eval()
     raise InputError(
-        "Expected a run folder, a .safetensors or .ckpt file, open_clip:NAME/TAG or timm:NAME, but "
-        f"got {what}; is the path right?"
+        "Expected a run folder, a .safetensors or .ckpt file, open_clip:NAME/TAG, timm:NAME or a "
+        f"file of answers ({', '.join(ENDINGS)}), but got {what}; is the path right?"
     )
 
 
@@ -146,9 +147,10 @@ def models_of(
     same in several runs are one row.
 
     Args:
-        sources: each a run folder, a weights file or a name as `named_classifier` takes it.
+        sources: each a run folder, a weights file, a name as `named_classifier` takes it, or a file
+            of `SavedAnswers`.
         alphas: weights of the tuned model, in [0, 1].
-        labels: gives the classes for named classifiers; asked only if no source brings its own.
+        labels: gives the classes for named classifiers and saved answers.
         trust: see `load_classifier`.
 
     Raises:
@@ -156,7 +158,8 @@ def models_of(
     """
     if len(set(sources)) < len(sources):
         raise InputError(f"Expected each model once, but got {' '.join(sources)}.")
-    found = [what for what in sources if Path(what).exists()]
+    answers = [w for w in sources if Path(w).suffix in ENDINGS and not Path(w).is_dir()]
+    found = [what for what in sources if Path(what).exists() and what not in answers]
     brought = {what: load_classifier(what, trust=trust) for what in found}
     own = next((Labels(c.class_names) for c in brought.values()), None)
     models: dict[str, Model] = {}
@@ -172,6 +175,8 @@ def models_of(
             runs |= dict.fromkeys((name for name, _ in others), what)
         elif what in brought:
             models[what] = brought[what]
+        elif what in answers:
+            models[what] = SavedAnswers(what, (own or labels()).names)
         else:
             asked = labels()
             names = asked if own is None else Labels(own.names, asked.templates)

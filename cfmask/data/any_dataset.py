@@ -1,10 +1,11 @@
-"""Training data from any dataset of (image, label): one's own, torchvision's, Hugging Face's."""
+"""Images and labels of any dataset: one's own, torchvision's, Hugging Face's."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class Labelled(Dataset[Sample]):
         classes: number K of classes.
         preprocess: picture -> uint8 (3, H, W).
         crop: augmentation, in place of the preprocessing's resizing and cropping.
+        numbers: class that each label of the dataset stands for; None where it is the label itself.
     """
 
     data: Any
@@ -36,6 +38,7 @@ class Labelled(Dataset[Sample]):
     classes: int
     preprocess: Preprocess
     crop: Crop | None = None
+    numbers: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -51,7 +54,27 @@ class Labelled(Dataset[Sample]):
         image, label = self._pair(self.data[index], where)
         picture = as_picture(image, where, self.preprocess.misfit)
         look = self.crop(picture, self.preprocess) if self.crop else self.preprocess(picture)
-        return look, _number(label, self.classes, where)
+        return look, self._class(label, where)
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """Labels int64 (N,) without a look at the images; None if the dataset does not tell them.
+
+        It tells them as `targets`, `labels` or a column.
+        """
+        data, key = self.data, self.keys[1]
+        found = next((getattr(data, n) for n in ("targets", "labels") if hasattr(data, n)), None)
+        if key in getattr(data, "column_names", ()):
+            found = data[key]
+        if found is None or len(found) != len(data):
+            return None
+        whole = type(data).__name__
+        return torch.tensor([self._class(k, f"{i} of {whole}") for i, k in enumerate(found)])
+
+    def _class(self, label: Any, where: str) -> int:
+        known = self.classes if self.numbers is None else len(self.numbers)
+        number = _number(label, known, where)
+        return number if self.numbers is None else self.numbers[number]
 
     def _pair(self, item: Any, where: str) -> Sequence[Any]:
         if isinstance(item, Mapping) and all(key in item for key in self.keys):
@@ -69,9 +92,10 @@ def _number(label: Any, classes: int, where: str) -> int:
     try:
         number = operator.index(label)
     except (TypeError, ValueError) as error:
+        several = hasattr(label, "__len__") and not isinstance(label, str | bytes)
         raise InputError(
             f"Expected the label of item {where} to be the number of a class, but got "
-            f"{label!r:.60}."
+            f"{label!r:.60}{'; images of several classes (multi-label) are none' * several}."
         ) from error
     if not 0 <= number < classes:
         raise InputError(
@@ -131,10 +155,16 @@ class DatasetData(TrainingData):
     ) -> None:
         super().__init__(batch_size, workers, decoder, unreadable)
         for data in (train, val):
-            _refuse_unsized(data)
+            if data is not None:
+                refuse_unsized(data, type(data).__name__)
         self.train, self.val = train, val
         self.keys = image_key, label_key
-        self.class_names = tuple(class_names or _names(train, label_key))
+        self.class_names = tuple(class_names or told_names(train, label_key) or ())
+        if not self.class_names:
+            raise InputError(
+                f"Expected class_names for {type(train).__name__}, which does not tell any; give "
+                "the names in the order of the labels."
+            )
         refuse_one_class(self.class_names, "class_names")
         self.val_images = val_images
         self.seed = seed
@@ -146,38 +176,41 @@ class DatasetData(TrainingData):
         train = Labelled(self.train, *how, self.crop)
         if self.val is not None:
             return train, Labelled(self.val, *how)
-        return split(train, Labelled(self.train, *how), self._labels(), self.val_images, self.seed)
-
-    def _labels(self) -> Tensor:
-        """Labels int64 (N,) without a look at the images; one for all if they are not told."""
-        data: Any = self.train
-        found = next((getattr(data, n) for n in ("targets", "labels") if hasattr(data, n)), None)
-        if self.keys[1] in getattr(data, "column_names", ()):
-            found = data[self.keys[1]]
-        if found is None or len(found) != len(data):
-            return torch.zeros(len(data), dtype=torch.int64)
-        classes, whole = len(self.class_names), type(data).__name__
-        numbers = [_number(label, classes, f"{i} of {whole}") for i, label in enumerate(found)]
-        return torch.tensor(numbers)
+        plain = Labelled(self.train, *how)
+        labels = torch.zeros(len(plain)).long() if plain.labels is None else plain.labels
+        return split(train, plain, labels, self.val_images, self.seed)
 
 
-def _refuse_unsized(data: Any) -> None:
+def refuse_unsized(data: Any, what: str) -> None:
+    """Refuse what is no dataset with a length and items by number, such as a stream.
+
+    Args:
+        data: what was given.
+        what: it is called in the message.
+
+    Raises:
+        InputError: it is none.
+    """
     sized = all(hasattr(data, name) for name in ("__len__", "__getitem__"))
-    if data is not None and (isinstance(data, IterableDataset) or not sized):
+    if isinstance(data, Mapping):
         raise InputError(
-            f"Expected a dataset with a length and items by number, but got {type(data).__name__}; "
-            "an epoch is a permutation of all images."
+            f"Expected one dataset, but {what} has {', '.join(map(str, data))}; take one."
+        )
+    if isinstance(data, IterableDataset) or not sized:
+        raise InputError(
+            f"Expected a dataset with a length and items by number, but got {what}, which is none; "
+            "of a stream make one first."
         )
 
 
-def _names(data: Any, key: str) -> Sequence[str]:
-    """Names of the classes that a dataset of torchvision or Hugging Face knows."""
+def told_names(data: Any, key: str = "label") -> list[str] | None:
+    """Names of the classes that a dataset of torchvision or Hugging Face knows, by label.
+
+    Args:
+        data: the dataset.
+        key: of the label in items that are mappings.
+    """
     features = getattr(data, "features", None)
     feature = features.get(key) if isinstance(features, Mapping) else None
     names = getattr(data, "classes", None) or getattr(feature, "names", None)
-    if not names:
-        raise InputError(
-            f"Expected class_names for {type(data).__name__}, which does not tell any; give the "
-            "names in the order of the labels."
-        )
-    return [str(name) for name in names]
+    return [str(name) for name in names] if names else None

@@ -65,6 +65,11 @@ class ShardImages(Pictures):
         picture = decode(data, name, look.decoder, self.as_stored, misfit=look.misfit)
         return picture, int(self.labels[index])
 
+    @property
+    def shard_files(self) -> list[Path]:
+        """The tar files."""
+        return [self.index.folder / shard.name for shard in self.index.shards]
+
     def identity(self) -> Iterator[bytes]:
         """Names, sizes and checksums of all shards, and the labels."""
         yield repr([(s.name, s.bytes, s.sha256) for s in self.index.shards]).encode()
@@ -185,6 +190,18 @@ def find_shards(where: str, cache: Path) -> ShardIndex:
     index = index.only([path.name for path in paths]) if paths else index
     _check_sizes(index)
     return index
+
+
+def shards_in(folder: Path) -> ShardIndex | None:
+    """The index of the shards in a folder; None if there are none.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    if (folder / INDEX).is_file():
+        return find_shards(str(folder), folder)
+    files = sorted(folder.glob("*.tar"))
+    return ShardIndex.scanned(files) if files else None
 
 
 def _check_sizes(index: ShardIndex) -> None:

@@ -23,15 +23,17 @@ class Answers:
 
     Attributes:
         labels: int64 (N,), as the set gives them.
-        best: int64 (N, min(5, C)), competing classes by falling logit.
+        best: int64 (N, min(5, C)), competing classes by falling logit; (N, 1) where the predicted
+            class alone is known. What only logits tell is None then: all that follows `readable`.
         correct: bool (N,), the first of `best` is right.
-        top5: bool (N,), one of `best` is right.
-        unrestricted: bool (N,), the argmax among all classes of the head is right.
-        nll: float32 (N,), -log of the probability of all right classes together, in nats.
-        confidence: float32 (N,) in [0, 1], probability of the answer; see `LabelRule`.
-        max_logit: float32 (N,), among all classes of the head.
         readable: bool (N,); an image that could not be read is answered as a black one would be,
             and is never right.
+        top5: bool (N,), one of `best` is right.
+        unrestricted: bool (N,), the argmax among all classes of the head is right; None where only
+            the logits of the competing classes are known.
+        nll: float32 (N,), -log of the probability of all right classes together, in nats.
+        confidence: float32 (N,) in [0, 1], probability of the answer; see `LabelRule`.
+        max_logit: float32 (N,), among all classes of the head; None likewise.
         logits: float32 (N, C) of the competing classes in the order of the head; None unless they
             were asked for.
     """
@@ -39,12 +41,12 @@ class Answers:
     labels: Tensor
     best: Tensor
     correct: Tensor
-    top5: Tensor
-    unrestricted: Tensor
-    nll: Tensor
-    confidence: Tensor
-    max_logit: Tensor
     readable: Tensor
+    top5: Tensor | None = None
+    unrestricted: Tensor | None = None
+    nll: Tensor | None = None
+    confidence: Tensor | None = None
+    max_logit: Tensor | None = None
     logits: Tensor | None = None
 
     def __len__(self) -> int:
@@ -58,7 +60,8 @@ class Answers:
     @classmethod
     def joined(cls, parts: Sequence[Answers]) -> Answers:
         """Answers to the images of several parts of a set, one after the other."""
-        return cls(*(torch.cat(column) for column in zip(*(p.tensors().values() for p in parts))))
+        columns = [part.tensors() for part in parts]
+        return cls(**{name: torch.cat([c[name] for c in columns]) for name in columns[0]})
 
 
 class LabelRule:
@@ -177,3 +180,22 @@ class LabelRule:
             readable=seen,
             logits=competing if keep_logits else None,
         )
+
+    def judge_predictions(self, predicted: Tensor, labels: Tensor) -> Answers:
+        """Answers of which only the predicted classes are known.
+
+        Args:
+            predicted: int64 (N,), one of the competing classes for each image.
+            labels: int64 (N,).
+
+        Raises:
+            InputError: a class that does not compete; a label that is none of the set.
+        """
+        other = predicted[~torch.isin(predicted, self.classes)]
+        if len(other):
+            raise InputError(
+                f"Expected predictions among the {len(self.classes)} classes that compete on "
+                f"{self.name}, but got class {int(other[0])}; take the best of these classes."
+            )
+        correct = (predicted[:, None] == self.right[self.rows(labels)]).any(1)
+        return Answers(labels, predicted[:, None], correct, torch.ones_like(correct))

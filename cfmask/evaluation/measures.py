@@ -39,7 +39,9 @@ def counts_of(shift: Shift, answers: Answers, names: Sequence[str]) -> Counts:
         answers: to its images.
         names: of the head's classes.
     """
-    counts: Counts = {"bins": calibration_bins(answers.confidence, answers.correct)}
+    counts: Counts = {}
+    if answers.confidence is not None:
+        counts["bins"] = calibration_bins(answers.confidence, answers.correct)
     accepts = shift.accepts or {}
     several = [k for right in accepts.values() for k in right]
     if len(several) == len(set(several)):
@@ -82,7 +84,8 @@ def rows_of(model: str, judged: Judged, metrics: Mapping[str, Metric] = METRICS)
     """
     rows = []
     for name, metric in metrics.items():
-        found = metric.of(judged) if metric.of else None
+        asked = not metric.needs_logits or judged.answers.logits is not None
+        found = metric.of(judged) if metric.of and asked else None
         if found is not None:
             own = found if isinstance(found, Value) else Value(float(found))
             if not math.isfinite(own.value):

@@ -33,7 +33,7 @@ class Judged:
 
     Attributes:
         answers: to the N images of the set; `answers.logits` is float (N, C) for a metric that
-            needs logits, else None.
+            needs logits, else None. Of predictions from a file the scores are None, see `Answers`.
         shift: the set.
         counts: of its classes, groups and bins of confidence; see `cfmask.evaluation.measures`.
         heads: number of classes of the head.
@@ -93,7 +93,8 @@ class Metric:
         digits: after the decimal point.
         better: 1 if more is better, -1 if less is, 0 if neither.
         signed: True shows a plus before gains.
-        needs_logits: True keeps the logits of all images for `of`, N · C floats.
+        needs_logits: True keeps the logits of all images for `of`, N · C floats; a model of which
+            only predictions are known has no figure then.
     """
 
     title: str
@@ -129,17 +130,18 @@ def _accuracy(judged: Judged) -> Value:
 
 
 def _accuracy_unrestricted(judged: Judged) -> Value | None:
-    if judged.shift.classes is None:
+    right = judged.answers.unrestricted
+    if judged.shift.classes is None or right is None:
         return None
-    return Value.share(int(judged.answers.unrestricted.sum()), len(judged.answers))
+    return Value.share(int(right.sum()), len(right))
 
 
 def _top5(judged: Judged) -> Value | None:
     """The first five of five classes say nothing."""
-    classes = judged.shift.classes
-    if (judged.heads if classes is None else len(classes)) <= BEST:
+    classes, right = judged.shift.classes, judged.answers.top5
+    if right is None or (judged.heads if classes is None else len(classes)) <= BEST:
         return None
-    return Value.share(int(judged.answers.top5.sum()), len(judged.answers))
+    return Value.share(int(right.sum()), len(right))
 
 
 def _class_mean(judged: Judged) -> Value | None:
@@ -159,22 +161,27 @@ def _worst(judged: Judged, kind: str) -> Value | None:
     return Value.share(*min(triples, key=lambda triple: triple[0] / triple[1]))
 
 
-def _nll(judged: Judged) -> Value:
-    return Value.between(*mean_with_interval(judged.answers.nll))
+def _nll(judged: Judged) -> Value | None:
+    nll = judged.answers.nll
+    return None if nll is None else Value.between(*mean_with_interval(nll))
 
 
-def _ece(judged: Judged) -> float:
-    return expected_calibration_error(judged.counts["bins"])
+def _ece(judged: Judged) -> float | None:
+    bins = judged.counts.get("bins")
+    return expected_calibration_error(bins) if bins else None
 
 
-def _selective_accuracy(judged: Judged) -> Value:
-    return Value.share(*selective(judged.answers.confidence, judged.answers.correct))
+def _selective_accuracy(judged: Judged) -> Value | None:
+    confidence = judged.answers.confidence
+    return (
+        None if confidence is None else Value.share(*selective(confidence, judged.answers.correct))
+    )
 
 
 def _auroc_max_logit(judged: Judged) -> float | None:
-    if judged.reference is None:
-        return None
-    return auroc(judged.reference.max_logit, judged.answers.max_logit)
+    inside = judged.reference.max_logit if judged.reference else None
+    outside = judged.answers.max_logit
+    return None if inside is None or outside is None else auroc(inside, outside)
 
 
 def _effective_robustness(transform: str) -> Metric:

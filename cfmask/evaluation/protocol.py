@@ -20,17 +20,21 @@ from cfmask.evaluation.metrics import METRICS, Metric
 from cfmask.shift import Shift
 from cfmask.version import __version__
 
+SAVED = "not known, as all answers come from files"
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow")
 
 
 def protocol_of(
     models: Mapping[str, Mapping[str, Any]],
     shifts: Sequence[Shift],
-    precision: str,
+    precision: str | None,
     decoder: Decoder,
     metrics: Mapping[str, Metric] = METRICS,
 ) -> dict[str, Any]:
-    """The rules of all sets, means and metrics, and facts of the models, as JSON holds them."""
+    """The rules of all sets, means and metrics, and facts of the models, as JSON holds them.
+
+    A precision of None stands for answers that were all read from files, without an image.
+    """
     return {
         "metric": "top-1 accuracy, every image counted once",
         "metrics": {name: metric.described() for name, metric in metrics.items()},
@@ -41,8 +45,8 @@ def protocol_of(
         "sets": {shift.name: set_protocol(shift) for shift in shifts},
         "missing sets": sorted({name for shift in shifts for name in shift.missing}),
         "models": {name: dict(facts) for name, facts in models.items()},
-        "precision": precision,
-        "decoder": f"{decoder}: {DECODERS[decoder]}",
+        "precision": precision or SAVED,
+        "decoder": f"{decoder}: {DECODERS[decoder]}" if precision else SAVED,
     }
 
 

@@ -101,23 +101,24 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> hashlib._Hash:
 def set_key(shift: Shift, data: Readable) -> str:
     """Key of a set: its rule, its labels, and its images.
 
-    Of image files these are path, size and time of change of each, and the pixels of 16 that are
-    spread over the set, which stand for how files are read. Of images that are not in files they
-    are the pixels of all.
+    Of image files or shards these are path, size and time of change of each, and the pixels of 16
+    images that are spread over the set, which stand for how files are read. Of images that are not
+    in files they are the pixels of all.
     """
     rule = {field.name: getattr(shift, field.name) for field in fields(Shift)}
     known = {name: value for name, value in rule.items() if name not in UNRELATED}
     digest = hashlib.sha256(repr((known, data.unreadable)).encode())
     length = len(data)
-    for path in data.paths() if data.in_files else []:
+    files = data.paths() if data.in_files else getattr(data.data, "shard_files", [])
+    for path in files:
         state = Path(path).stat() if Path(path).is_file() else None
         facts = (state.st_size, state.st_mtime_ns) if state else ()
         digest.update(repr((path, facts)).encode())
-    count = min(PROBES, length) if data.in_files else length
+    count = min(PROBES, length) if files else length
     for i in range(count):
         image, label, _ = data[i * (length - 1) // max(1, count - 1)]
         digest.update(repr((i, label, tuple(image.shape))).encode())
         digest.update(image.contiguous().numpy().data)
-    if data.in_files:
+    if files:
         digest.update(repr([data.label(i) for i in range(length)]).encode())
     return digest.hexdigest()

@@ -29,11 +29,12 @@ from cfmask import processes
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.evaluation.answers import Answers, LabelRule
-from cfmask.images import to_unit
+from cfmask.images import Preprocess, to_unit
 from cfmask.inference.answer_store import AnswerStore, file_name, key_of, model_key, set_key
 from cfmask.inference.any_model import AnyModel, Whole
 from cfmask.inference.predictions import PredictionFile, join_parts, key_in
 from cfmask.inference.readable import Readable
+from cfmask.inference.saved_answers import SavedAnswers
 from cfmask.inference.settings import Settings
 from cfmask.inference.wise import Blend
 from cfmask.precision import settled
@@ -41,7 +42,9 @@ from cfmask.shift import Shift
 
 # Images at a time whose activations stay in a processor's cache: a fifth faster than hundreds.
 CACHED = 50
-Model = Classifier | Blend | AnyModel
+# What runs here, and what may stand in a report.
+Live = Classifier | Blend | AnyModel
+Model = Live | SavedAnswers
 Judge = Callable[[Tensor, Tensor, Tensor, list[str]], Answers]
 
 
@@ -62,18 +65,25 @@ class Tally:
     unreadable: dict[str, list[str]] = field(default_factory=dict)
 
 
-def classifier_of(model: Model) -> Classifier | AnyModel:
+def classifier_of(model: Live) -> Classifier | AnyModel:
     """The classifier itself; a blend's until another one of its line is asked for."""
     return model.classifier() if isinstance(model, Blend) else model
 
 
-def described(model: Model) -> Classifier | AnyModel:
+def described(model: Live) -> Classifier | AnyModel:
     """What has the name, classes and preprocessing of a model, if not its weights."""
     return model.line.tuned if isinstance(model, Blend) else model
 
 
+def classes_of(model: Model) -> tuple[str, ...]:
+    """Names of the classes that a model tells apart."""
+    return (model if isinstance(model, SavedAnswers) else described(model)).class_names
+
+
 def facts_of(model: Model) -> dict[str, Any]:
     """What a report's protocol says of a model."""
+    if isinstance(model, SavedAnswers):
+        return {"encoder": model.name}
     own = described(model)
     return {"encoder": own.name, "preprocess": own.preprocess.spec()}
 
@@ -92,10 +102,12 @@ class Inference:
     """
 
     def __init__(self, models: Mapping[str, Model], settings: Settings) -> None:
-        self.models = models
+        self.models = {n: m for n, m in models.items() if not isinstance(m, SavedAnswers)}
+        self.saved = {n: m for n, m in models.items() if isinstance(m, SavedAnswers)}
+        self.order = list(models)
         self.settings = settings
-        device = _device(classifier_of(next(iter(models.values()))))
-        self.precision = settled(settings.precision, device.type)
+        devices = [_device(classifier_of(model)).type for model in self.models.values()]
+        self.precision = settled(settings.precision, devices[0] if devices else "cpu")
         self.store = AnswerStore(settings.store) if settings.store else None
         self.tally = Tally()
         shown = settings.progress and processes.rank() == 0
@@ -111,7 +123,7 @@ class Inference:
         """
         for name, model in self.models.items():
             _check_weights(name, model)
-        found: dict[str, dict[str, Answers]] = {name: {} for name in self.models}
+        found: dict[str, dict[str, Answers]] = {name: {} for name in self.order}
         began = time.perf_counter()
         with eval_mode(self.models.values()), self.bar:
             keys = self._model_keys()
@@ -122,8 +134,12 @@ class Inference:
                 self.bar.update(task, description=shift.name)
                 for name, answers in self._one_set(shift, keys).items():
                     found[name][shift.name] = answers
+            if self.saved:
+                sets = {shift.name: self._images(shift, Preprocess()) for shift in shifts}
+                for name, saved in self.saved.items():
+                    found[name] = saved.answers(shifts, sets, self.settings.logits)
         self.tally.seconds = time.perf_counter() - began
-        return found
+        return {name: found[name] for name in self.order}
 
     def _model_keys(self) -> dict[str, str]:
         """Key of each model; empty for one whose code or transform no key can stand for."""
@@ -138,21 +154,25 @@ class Inference:
         looks = dict.fromkeys(described(m).preprocess for m in self.models.values())
         for look in looks:
             own = {n: k for n, k in keys.items() if described(self.models[n]).preprocess == look}
-            look = replace(look, decoder=self.settings.decoder)
-            finish = look.finish if isinstance(look, Whole) else None
-            data = Readable(shift.load(look), look.size, self.settings.unreadable, finish)
-            if not len(data):
-                raise InputError(f"Expected images in the set {shift.name}, but it has none.")
-            if shift.groups is not None and len(shift.groups) != len(data):
-                raise InputError(
-                    f"Expected a group for each of the {len(data)} images of {shift.name}, but got "
-                    f"{len(shift.groups)}."
-                )
+            data = self._images(shift, look)
             for model in map(self.models.__getitem__, own):
                 if isinstance(model, AnyModel):
                     model.numbered(data[0][0].to(_device(model)))
             answers |= self._of_alike(shift, data, own)
         return {name: answers[name] for name in self.models}
+
+    def _images(self, shift: Shift, look: Preprocess) -> Readable:
+        look = replace(look, decoder=self.settings.decoder)
+        finish = look.finish if isinstance(look, Whole) else None
+        data = Readable(shift.load(look), look.size, self.settings.unreadable, finish)
+        if not len(data):
+            raise InputError(f"Expected images in the set {shift.name}, but it has none.")
+        if shift.groups is not None and len(shift.groups) != len(data):
+            raise InputError(
+                f"Expected a group for each of the {len(data)} images of {shift.name}, but got "
+                f"{len(shift.groups)}."
+            )
+        return data
 
     def _of_alike(
         self, shift: Shift, data: Readable, keys: Mapping[str, str]
@@ -326,7 +346,7 @@ def _part(path: Path, token: str, rank: int) -> Path:
     return path.with_name(f".{path.stem[-40:]}-{rank}.{token}.partial")
 
 
-def _check_weights(name: str, model: Model) -> None:
+def _check_weights(name: str, model: Live) -> None:
     """Refuse what would make every logit NaN, before an image is read."""
     for part in (model.line.start, model.line.tuned) if isinstance(model, Blend) else (model,):
         # A buffer may be a mask, in which infinity has a meaning.
@@ -358,7 +378,7 @@ _COLUMNS = (
 
 
 @contextlib.contextmanager
-def eval_mode(models: Iterable[Model]) -> Iterator[None]:
+def eval_mode(models: Iterable[Live]) -> Iterator[None]:
     """All models in eval mode; the mode of every module is put back."""
     modules = [module for model in models for module in classifier_of(model).modules()]
     modes = {module: module.training for module in modules}

@@ -72,6 +72,7 @@ class PredictionFile:
             logits: float (B, C) of the competing classes.
         """
         pa, _ = parquet()
+        assert answers.confidence is not None
         values: torch.Tensor = logits.float().cpu().contiguous().view(-1)
         flat = pa.array(values.numpy(), pa.float32())
         content = [

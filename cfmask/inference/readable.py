@@ -85,6 +85,16 @@ class Readable(Dataset[tuple[Tensor, int, bool]]):
                 f"got {value!r:.50}."
             ) from error
 
+    def labels(self) -> Tensor:
+        """Label of every image, int64 (N,); images are read only where nothing else tells them.
+
+        Raises:
+            InputError: a label that is no number.
+        """
+        names = ("labels", "targets")
+        told = self.files is not None or any(getattr(self.data, n, None) is not None for n in names)
+        return torch.tensor([self.label(k) if told else self[k][1] for k in range(len(self))])
+
     def paths(self) -> list[str]:
         """Paths of the images, in order; their numbers if they are not files."""
         if self.files is None:

@@ -11,7 +11,7 @@ from cfmask.data.folders import Pictures
 from cfmask.data.holdout import LISTS
 from cfmask.decoding import READING
 from cfmask.errors import InputError
-from cfmask.labels import class_numbers
+from cfmask.labels import numbers_of
 from cfmask.shifts.pictures import Contents
 
 # Columns by what they hold; the first that is there is read.
@@ -45,11 +45,11 @@ def image_list(
             or an image that is not there.
     """
     file = _file(folder)
-    rows = _rows(file)
+    rows = listed_rows(file)
     columns = list(rows[0])
     path, label = _column(PATHS, columns, file), _column(LABELS, columns, file)
     rows = [row for row in rows if _split(row) in (split, "")]
-    labels = _numbers([row[label].strip() for row in rows], classes, file)
+    labels = numbers_of([row[label].strip() for row in rows], classes, str(file))
     samples = list(zip(_found([row[path] for row in rows], file), labels))
     by = next((column for column in (*GROUPS, WITH_CLASS) if column in columns), "")
     groups = [_group(row, by, classes[k]) for row, k in zip(rows, labels)] if by else []
@@ -72,7 +72,7 @@ def listed_classes(folder: Path) -> list[str]:
         InputError: no or a damaged list, or one that has numbers for names.
     """
     file = _file(folder)
-    rows = _rows(file)
+    rows = listed_rows(file)
     label = _column(LABELS, list(rows[0]), file)
     names = sorted({row[label].strip() for row in rows})
     if all(name.isdecimal() for name in names):
@@ -90,8 +90,12 @@ def _file(folder: Path) -> Path:
     return file
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
-    """The lines of a list, every one with all its columns."""
+def listed_rows(file: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file by the names in its first, every one with all its columns.
+
+    Raises:
+        InputError: it cannot be read, or has no lines or other ones.
+    """
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             rows = list(csv.DictReader(lines))
@@ -136,21 +140,6 @@ def _split(row: Mapping[str, str]) -> str:
     """The split of a row; empty if the list has none."""
     value = (row.get("split") or "").strip().lower()
     return SPLITS.get(value, value)
-
-
-def _numbers(values: Sequence[str], classes: Sequence[str], file: Path) -> list[int]:
-    """Labels of the lines, by names of the classes or by their numbers."""
-    names = list(dict.fromkeys(values))
-    found = dict(zip(names, class_numbers(names, classes, str(file))))
-    for name, k in found.items():
-        if k is None:
-            if not (name.isdecimal() and len(name) < 10 and int(name) < len(classes)):
-                raise InputError(
-                    f"Expected classes among {', '.join(classes[:8])} or numbers below "
-                    f"{len(classes)} in {file}, but got {name!r}."
-                )
-            found[name] = int(name)
-    return [k for value in values if (k := found[value]) is not None]
 
 
 def _group(row: Mapping[str, str], column: str, label: str) -> str:

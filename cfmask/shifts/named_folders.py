@@ -10,6 +10,8 @@ from pathlib import Path
 from cfmask.data.file_index import class_folders, entries
 from cfmask.data.folders import Folder, Pictures
 from cfmask.data.holdout import HELD_OUT, Undivided, undivided
+from cfmask.data.shard_index import INDEX, ShardIndex
+from cfmask.data.shards import ShardImages, shards_in
 from cfmask.decoding import READING
 from cfmask.errors import InputError
 from cfmask.images import Preprocess
@@ -24,9 +26,10 @@ def folder_shifts(request: Request) -> list[Shift]:
     """Every folder beside `data_root/train` is a set; `id`, `test` or `val` is the reference.
 
     In a set lie class folders, or folders of groups with class folders in them, or a list of
-    images (`metadata.csv`, see `cfmask.shifts.image_list`). A list in `data_root` itself makes sets
-    of its splits instead. Of a `data_root` without `train/` whose classes lie directly in it, the
-    set `id` is what is held out; see `cfmask.data.holdout`. The order of the labels is told by
+    images (`metadata.csv`, see `cfmask.shifts.image_list`), or shards, with an index or without. A
+    list in `data_root` itself makes sets of its splits instead. Of a `data_root` without `train/`
+    whose classes lie directly in it, the set `id` is what is held out; see `cfmask.data.holdout`.
+    The order of the labels is told by
     `class_order`. Images are brought upright, but for those in all 1000 folders of ImageNet, which
     are read as stored.
 
@@ -39,7 +42,7 @@ def folder_shifts(request: Request) -> list[Shift]:
     if list_file(root):
         return _splits(root, request.class_names)
     train, parts = root / "train", undivided(root)
-    folders = list(parts.classes) if parts else class_folders(train) if train.is_dir() else None
+    folders = list(parts.classes) if parts else _folders_of(train) if train.is_dir() else None
     where = root if parts else train
     classes, note = class_order(folders, request.class_names, str(where))
     stored = folders is not None and is_imagenet(folders)
@@ -114,7 +117,7 @@ def own_class_names(root: Path) -> tuple[str, ...]:
     elif parts:
         names = list(parts.classes)
     elif train.is_dir():
-        names = class_folders(train)
+        names = _folders_of(train)
     else:
         names = [name for folder in class_folders(root) for name in _classes_of(root / folder)]
     return tuple(name.replace("_", " ") for name in sorted(set(names)))
@@ -124,10 +127,23 @@ def _classes_of(folder: Path) -> list[str]:
     """Names of the classes of a set: of its folders, or of those in the folders of groups."""
     if list_file(folder):
         return listed_classes(folder)
+    if shards_in(folder):
+        return _folders_of(folder)
     inner = class_folders(folder)
     if not _holds_folders(folder, inner):
         return inner
     return [name for group in inner for name in class_folders(folder / group)]
+
+
+def _folders_of(folder: Path) -> list[str]:
+    """Names of the class folders in a folder, or of those that its shards were packed of."""
+    index = shards_in(folder)
+    if index is not None and not index.classes:
+        raise InputError(
+            f"Expected shards in {folder} with the names of their classes, but there is no {INDEX} "
+            "beside them; pack them with cfmask pack."
+        )
+    return list(index.classes) if index else class_folders(folder)
 
 
 def _holds_folders(folder: Path, names: Sequence[str]) -> bool:
@@ -152,6 +168,9 @@ def _set(folder: Path, classes: Sequence[str], reference: bool, note: str, store
         listed = image_list(folder, classes, "test", stored)
         _refuse_nothing(listed.samples, folder)
         return replace(listed, name=folder.name, in_distribution=reference)
+    index = shards_in(folder)
+    if index is not None:
+        return _packed(folder.name, index, classes, reference, note, stored)
     inner = class_folders(folder)
     named = any(k is not None for k in class_numbers(inner, classes, str(folder)))
     grouped = not named and _holds_folders(folder, inner)
@@ -168,6 +187,28 @@ def _set(folder: Path, classes: Sequence[str], reference: bool, note: str, store
         group_names=tuple(inner) if grouped else (),
     )
     return replace(found, name=folder.name, in_distribution=reference)
+
+
+def _packed(
+    name: str, index: ShardIndex, classes: Sequence[str], reference: bool, note: str, stored: bool
+) -> Shift:
+    """Shards as a set: their classes by name, or by number where they have no names."""
+    where = f"the shards of {index.folder}"
+    found = class_numbers(index.classes, classes, where)
+    if None in found:
+        raise InputError(
+            f"Expected the classes of {where} among {', '.join(classes[:8])}"
+            f"{', …' if len(classes) > 8 else ''}, but got {index.classes[found.index(None)]}; "
+            "leave it out."
+        )
+    numbers = [k for k in found if k is not None] or list(range(len(classes)))
+    index.check_labels(len(numbers))
+    shards = [replace(s, labels=[numbers[k] for k in s.labels]) for s in index.shards]
+    whole = ShardIndex(index.folder, tuple(classes), tuple(shards))
+    stored = stored or is_imagenet(list(index.classes))
+    load = partial(ShardImages, whole, as_stored=stored)
+    told = note if index.classes else "label = number in the shards"
+    return Shift(name, load, reference, note=f"{told}; {READING[stored]}")
 
 
 def _samples(place: Path, classes: Sequence[str]) -> Samples:

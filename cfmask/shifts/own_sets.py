@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from cfmask.data.any_dataset import Labelled
+from cfmask.data.any_dataset import Labelled, refuse_unsized, told_names
 from cfmask.decoding import READING
 from cfmask.errors import InputError
+from cfmask.labels import class_numbers
 from cfmask.shift import Request, Shift
 from cfmask.trust import find_callable
-
-# Of image and label in the items of a data set that are mappings.
-KEYS = ("image", "label")
 
 
 def own_shifts(path: str, request: Request) -> list[Shift]:
@@ -42,17 +41,65 @@ def own_shifts(path: str, request: Request) -> list[Shift]:
             f"Expected {path} to give a list of Shift or a data set of images and labels, but got "
             f"{made!r:.80}."
         )
-    load = partial(Labelled, made, KEYS, len(request.class_names))
-    return [Shift(path.rpartition(".")[2], load, note=f"made by {path}; {READING[False]}")]
+    shift = dataset_shift(path.rpartition(".")[2], made, request.class_names)
+    return [replace(shift, note=f"made by {path}; {shift.note}")]
+
+
+def dataset_shift(
+    name: str,
+    data: Any,
+    class_names: Sequence[str],
+    in_distribution: bool = False,
+    image_key: str = "image",
+    label_key: str = "label",
+) -> Shift:
+    """A set of any data set with a length: of one's own class, torchvision's, Hugging Face's.
+
+    Where the data set knows names of its classes, and all are classes of the classifier, labels go
+    by name; else they are the numbers of the classifier's classes. Items are as for `DatasetData`.
+
+    Args:
+        name: of the set in reports.
+        data: images and labels.
+        class_names: of the classifier, in the order of its logits.
+        in_distribution: True for the reference set.
+        image_key: of the image in items that are mappings.
+        label_key: of the label in such items.
+
+    Raises:
+        InputError: no such data set, or classes of which some are others of the classifier.
+    """
+    refuse_unsized(data, type(data).__name__)
+    names = told_names(data, label_key) or []
+    found = class_numbers(names, class_names, f"the data set {name}")
+    by_name = bool(names) and None not in found
+    moved = [(n, k, of) for k, (n, of) in enumerate(zip(names, found)) if of not in (None, k)]
+    if moved and not by_name:
+        other, k, of = moved[0]
+        raise InputError(
+            f"Expected the classes of {name} among those of the classifier or in their order, but "
+            f"{other!r} is class {k} of it and class {of} of the classifier, which lacks "
+            f"{names[found.index(None)]!r}; leave the images of others out."
+        )
+    numbers = tuple(k for k in found if k is not None) if by_name else None
+    keys = image_key, label_key
+    load = partial(Labelled, data, keys, len(class_names), numbers=numbers)
+    told = "labels by name" if by_name else "label = number of the class"
+    return Shift(name, load, in_distribution, note=f"{told}; {READING[False]}")
 
 
 def class_names_of(path: str) -> tuple[str, ...]:
     """Classes of sets of one's own: the attribute `class_names` of what makes them.
 
+    A data set that is made without a request may know them itself.
+
     Raises:
         InputError: it has none.
     """
-    names = getattr(find_callable(path), "class_names", None)
+    maker = find_callable(path)
+    names = getattr(maker, "class_names", None)
+    if names is None and not _takes_one(maker):
+        names = told_names(maker())
     if not isinstance(names, list | tuple):
         raise InputError(
             f"Expected {path} to say its classes, for a model that brings none, but it has no "
