@@ -77,6 +77,16 @@ def test_shards_name_the_classes_of_a_model_that_brings_none(root):
         found(root, "foreign", NAMES[:3])
 
 
+def test_shards_are_a_test_set_beside_the_classes_of_an_undivided_folder(root, class_photos):
+    for place in class_photos.iterdir():
+        shutil.copytree(place, root / place.name)
+    shutil.rmtree(root / "id")
+    held_out, *others = find_shifts(["folders"], Request(root, NAMES))
+    assert held_out.in_distribution
+    assert [shift.name for shift in others] == ["folders/foreign", "folders/packed"]
+    assert content(others[0]) == content(others[1])
+
+
 def test_answers_to_shards_are_kept_until_a_shard_changes(root, tmp_path):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))

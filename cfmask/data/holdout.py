@@ -4,7 +4,7 @@
     photos/lime/*.jpg       photos/sketches/lime/*.png
 
 A folder with pictures directly in it is a class. One without, whose folders are called as classes,
-or hold only such folders, is a test set.
+or hold only such folders, is a test set; so is one with shards or a list of images.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cfmask.data.file_index import FileIndex, class_folders, entries
 from cfmask.data.folders import hold_out
+from cfmask.data.shard_index import has_shards
 from cfmask.decoding import ENDINGS
 from cfmask.errors import InputError
 from cfmask.labels import class_numbers
@@ -122,9 +123,9 @@ def _has_pictures(folder: Path) -> bool:
 
 
 def _is_set(folder: Path, classes: Sequence[str], groups: bool = True) -> bool:
-    """Whether the folders in a folder are called as classes, or are groups of such folders."""
+    """Whether folders in a folder are called as classes, or groups of such; or it has shards."""
     inner = sorted(name for name, is_folder in entries(folder).items() if is_folder)
-    if _lists(folder):
+    if _lists(folder) or has_shards(folder):
         return True
     if inner and None not in class_numbers(inner, classes, str(folder)):
         return True

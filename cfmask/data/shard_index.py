@@ -160,6 +160,11 @@ class ShardIndex:
                 )
 
 
+def has_shards(folder: Path) -> bool:
+    """Whether there are shards in a folder, with an index or without."""
+    return (folder / INDEX).is_file() or any(folder.glob("*.tar"))
+
+
 def scan(path: Path) -> Shard:
     """Read the headers of a shard.
 
