@@ -324,6 +324,7 @@ def test_constructors_spell_their_arguments_and_all_of_them_arrive(kind, tiny_cl
         }
     values = {"lr": 2e-3, "weight_decay": 0.3, "betas": (0.7, 0.8), "warmup": 0.4}
     values |= {"task_weight": 0.6, "cycle_momentum": True, "grad_checkpointing": True}
+    values |= {"label_smoothing": 0.1}
     values |= {"distance": "logit", "distill_weight": 7.0, "temperature": 8.0, "bf16_teacher": True}
     values = {name: value for name, value in values.items() if name in given}
     method = build(kind, tiny_clip, **values)

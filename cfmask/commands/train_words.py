@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cfmask.commands.shipped import with_shipped_configs
-from cfmask.errors import InputError, no_option
+from cfmask.errors import InputError, no_option, unknown
 
 # Groups of the help: heading, then short option, the long ones it stands for, and what it is.
 HELP: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
@@ -44,6 +44,12 @@ HELP: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
         ("--lr NUMBER", ("--model.lr",), "peak learning rate"),
         ("--epochs NUMBER", ("--trainer.max_epochs",), "passes over the training images"),
         ("--batch-size NUMBER", ("--data.batch_size",), "images a step on a device"),
+        ("--head-lr NUMBER", ("--model.head_lr",), "peak learning rate of the head, if another"),
+        ("--layer-decay NUMBER", ("--model.layer_decay",), "rate of a layer by that of the next"),
+        ("--label-smoothing NUMBER", ("--model.label_smoothing",), "such as 0.1"),
+        ("--augment NAME", ("--data.augmentation",), "randaugment, trivialaugment"),
+        ("--mixup ALPHA", ("--model.mixup",), "such as 0.8; of the task loss's images"),
+        ("--cutmix ALPHA", ("--model.cutmix",), "such as 1.0; of the task loss's images"),
         ("--precision NAME", ("--trainer.precision",), "auto, 32-true, bf16-mixed, 16-mixed"),
         ("--devices NUMBER", ("--trainer.devices",), "how many GPUs or processes"),
         ("--seed NUMBER", ("--seed_everything",), "of everything that is drawn"),
@@ -74,6 +80,8 @@ HELP: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
     ],
 }
 SHORT = {name.split()[0]: longs for group in HELP.values() for name, longs, _ in group if longs}
+# torchvision's classes by short name.
+AUGMENTS = {"randaugment": "RandAugment", "trivialaugment": "TrivialAugmentWide"}
 # Methods with a distance to a teacher, and the tag of a model without its weights.
 DISTILLING = ("MaskedDistillation", "Distillation")
 UNTRAINED = "random"
@@ -168,6 +176,10 @@ def _long(words: Sequence[str]) -> list[str]:
             raise InputError(f"Expected a value after {word}, but got none.")
         if word == "--model":
             found += _model(value, words)
+        elif word == "--augment":
+            if value not in AUGMENTS:
+                raise unknown("augmentation", value, AUGMENTS)
+            found += [*SHORT[word], f"torchvision.transforms.v2.{AUGMENTS[value]}"]
         elif word in ("--shifts", "--metrics") and value[:1] != "[":
             found += [*SHORT[word], json.dumps(value.split(","))]
         else:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -22,6 +21,9 @@ from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
 from cfmask.heads import fit_linear_head
 from cfmask.images import to_unit
+from cfmask.methods.encoders import checkpoint_blocks, compile_encoder
+from cfmask.methods.mixing import Mixing
+from cfmask.methods.rates import Rates
 
 # Images of a probe at most: a regression on more takes hours, and is hardly better.
 PROBED = 50_000
@@ -48,6 +50,11 @@ class Method(pl.LightningModule, ABC):
         cycle_momentum: let the first beta go from 0.95 to 0.85 while the learning rate rises, and
             back while it falls, as the released code of the paper does; the first of `betas` is
             not used then.
+        label_smoothing: share of the target that all classes get alike, in [0, 1).
+        mixup: alpha of mixup of the task loss's images; 0 for none.
+        cutmix: alpha of cutmix, likewise; where both are given, a batch has one of them.
+        layer_decay: learning rate of a layer in units of that of the next one, in (0, 1].
+        head_lr: peak learning rate of the head; None for `lr`.
 
     Attributes:
         skip_nonfinite: how many steps with a loss or gradient that is not finite may be left out
@@ -66,16 +73,21 @@ class Method(pl.LightningModule, ABC):
         compile: bool = False,
         grad_checkpointing: bool = False,
         cycle_momentum: bool = False,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        layer_decay: float = 1.0,
+        head_lr: float | None = None,
     ) -> None:
         super().__init__()
-        if lr <= 0:
-            raise InputError(f"Expected a learning rate above 0, but got {lr}.")
         if not (weight_decay >= 0 and math.isfinite(weight_decay)):
             raise InputError(f"Expected a weight decay of at least 0, but got {weight_decay}.")
         if not all(0 <= beta < 1 for beta in betas):
             raise InputError(f"Expected betas in [0, 1), but got {betas[0]} and {betas[1]}.")
         if not 0 <= warmup <= 1:
             raise InputError(f"Expected warmup in [0, 1], but got {warmup}.")
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"Expected label_smoothing in [0, 1), but got {label_smoothing}.")
         self.classifier = classifier
         self.lr = lr
         self.weight_decay = weight_decay
@@ -87,6 +99,9 @@ class Method(pl.LightningModule, ABC):
         self.grad_checkpointing = grad_checkpointing
         if grad_checkpointing:
             checkpoint_blocks(classifier)
+        self.label_smoothing = label_smoothing
+        self.mixing = Mixing(mixup, cutmix, len(classifier.class_names))
+        self.rates = Rates(lr, layer_decay, head_lr)
         classes = max(2, len(classifier.class_names))
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         # The teacher is not in the checkpoint.
@@ -119,8 +134,14 @@ class Method(pl.LightningModule, ABC):
         return 1.0
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Weighted cross-entropy of logits (B, K) and labels int64 (B,)."""
-        return self.task_weight * F.cross_entropy(logits, labels)
+        """Weighted cross-entropy of logits (B, K) and labels int64 (B,), or float (B, K)."""
+        smoothing = self.label_smoothing
+        return self.task_weight * F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+    def task_of(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Weighted cross-entropy of images (B, 3, H, W) that are mixed if that is wanted."""
+        mixed, targets = self.mixing(images, labels)
+        return self.task_loss(self.classifier(mixed), targets)
 
     def backward_now(self, loss: Tensor) -> Tensor:
         """Add the gradient of one part of the loss at once, so that its graph is freed.
@@ -230,9 +251,8 @@ class Method(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """AdamW and a one-cycle schedule that moves with every optimiser step."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            parameters,
+            self.rates.groups(self, self.classifier),
             lr=self.lr,
             betas=self.betas,
             weight_decay=self.weight_decay,
@@ -243,7 +263,7 @@ class Method(pl.LightningModule, ABC):
             raise InputError("Expected a number of epochs or steps, but both are unlimited.")
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            self.lr,
+            [group["lr"] for group in optimizer.param_groups],
             int(steps),
             pct_start=self.warmup,
             cycle_momentum=self.cycle_momentum,
@@ -321,39 +341,3 @@ def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
 def frozen_copy(classifier: Classifier) -> Classifier:
     """A teacher: copy in eval mode whose parameters get no gradient."""
     return copy.deepcopy(classifier).eval().requires_grad_(False)
-
-
-def checkpoint_blocks(classifier: Classifier) -> None:
-    """Make the encoder compute its blocks again for their gradients.
-
-    Raises:
-        InputError: the encoder has no such option.
-    """
-    encoder: Any = classifier.encoder
-    # CLIP's ResNets have the option, and it does nothing; timm's models without it assert.
-    able = hasattr(encoder, "set_grad_checkpointing") and not hasattr(encoder, "attnpool")
-    try:
-        if able:
-            encoder.set_grad_checkpointing(True)
-    except AssertionError:
-        able = False
-    if not able:
-        raise InputError(
-            f"Expected an encoder with gradient checkpointing, but {classifier.name} has none; "
-            "leave out grad_checkpointing."
-        )
-
-
-def compile_encoder(classifier: Classifier) -> None:
-    """Compile the encoder of whole images; where patches are removed it runs as written."""
-    fast = torch.compile(type(classifier).encode)
-    # A copy of the classifier gets one of its own, which a closure would not be.
-    classifier.encode = partial(_encode, classifier, fast)  # type: ignore[method-assign]
-
-
-def _encode(
-    classifier: Classifier, fast: Callable[..., Tensor], normalised: Tensor, hidden: Tensor | None
-) -> Tensor:
-    if hidden is None:
-        return fast(classifier, normalised, None)
-    return type(classifier).encode(classifier, normalised, hidden)

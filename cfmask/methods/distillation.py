@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.losses import feature_mse, logit_kl, relative_feature_mse
-from cfmask.methods.base import Method, compile_encoder, frozen_copy
+from cfmask.methods.base import Method, frozen_copy
+from cfmask.methods.encoders import compile_encoder
 
 Distance = Literal["feature", "relative_feature", "logit"]
 
@@ -34,6 +35,11 @@ class Distillation(Method):
         compile: run encoders through `torch.compile`; see `Method`.
         grad_checkpointing: compute blocks again instead of keeping them; see `Method`.
         cycle_momentum: of the released code; see `Method`.
+        label_smoothing: share of the target that all classes get alike, in [0, 1).
+        mixup: alpha of mixup of the task loss's images, in a pass of their own; 0 for none.
+        cutmix: alpha of cutmix, likewise; where both are given, a batch has one of them.
+        layer_decay: learning rate of a layer in units of that of the next one, in (0, 1].
+        head_lr: peak learning rate of the head; None for `lr`.
 
     Source: the clean-image rows of arXiv 2303.03052, table 3.
     """
@@ -53,6 +59,11 @@ class Distillation(Method):
         compile: bool = False,
         grad_checkpointing: bool = False,
         cycle_momentum: bool = False,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        layer_decay: float = 1.0,
+        head_lr: float | None = None,
     ) -> None:
         super().__init__(
             classifier,
@@ -64,6 +75,11 @@ class Distillation(Method):
             compile,
             grad_checkpointing,
             cycle_momentum,
+            label_smoothing,
+            mixup,
+            cutmix,
+            layer_decay,
+            head_lr,
         )
         if temperature <= 0 or distill_weight < 0:
             raise InputError(
@@ -93,12 +109,15 @@ class Distillation(Method):
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """See `Method.losses`."""
         features = self.classifier.features(images)
-        logits = self.classifier.classify(features)
-        return {"task": self.task_loss(logits, labels), "distill": self.distill(features, images)}
+        if self.mixing:
+            task = self.task_of(images, labels)
+        else:
+            task = self.task_loss(self.classifier.classify(features), labels)
+        return {"task": task, "distill": self.distill(features, images)}
 
     def passes(self) -> float:
-        """See `Method.passes`. The teacher makes one."""
-        return super().passes() + 1
+        """See `Method.passes`. The teacher makes one; mixed images are another pass."""
+        return super().passes() * (2 if self.mixing else 1) + 1
 
     def distill(self, features: Tensor, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Weighted distance of the student's features (B, D) of these images to the teacher's."""

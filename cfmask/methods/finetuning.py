@@ -12,4 +12,4 @@ class FineTuning(Method):
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """See `Method.losses`."""
-        return {"task": self.task_loss(self.classifier(images), labels)}
+        return {"task": self.task_of(images, labels)}

@@ -50,6 +50,12 @@ class MaskedDistillation(Distillation):
         compile: run encoders through `torch.compile`; see `Method`.
         grad_checkpointing: compute blocks again instead of keeping them; see `Method`.
         cycle_momentum: of the released code; see `Method`.
+        label_smoothing: share of the target that all classes get alike, in [0, 1).
+        mixup: alpha of mixup of the task loss's images, in a pass of their own; 0 for none.
+            Relevance and counterfactuals stay those of the clean images.
+        cutmix: alpha of cutmix, likewise; where both are given, a batch has one of them.
+        layer_decay: learning rate of a layer in units of that of the next one, in (0, 1].
+        head_lr: peak learning rate of the head; None for `lr`.
 
     Source: Xiao et al. 2023, "Masked Images Are Counterfactual Samples for Robust Fine-tuning"
     (arXiv 2303.03052).
@@ -75,6 +81,11 @@ class MaskedDistillation(Distillation):
         compile: bool = False,
         grad_checkpointing: bool = False,
         cycle_momentum: bool = False,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        layer_decay: float = 1.0,
+        head_lr: float | None = None,
     ) -> None:
         super().__init__(
             classifier,
@@ -90,6 +101,11 @@ class MaskedDistillation(Distillation):
             compile,
             grad_checkpointing,
             cycle_momentum,
+            label_smoothing,
+            mixup,
+            cutmix,
+            layer_decay,
+            head_lr,
         )
         several = counterfactual if isinstance(counterfactual, list) else [counterfactual]
         if copies < 1 or not several:
@@ -99,6 +115,11 @@ class MaskedDistillation(Distillation):
         self.relevance_of = relevance_of
         self.two_backwards = two_backwards
         by_gradient = isinstance(self.relevance, GradientRelevance) and two_backwards
+        if relevance_of == "loss" and self.mixing:
+            raise InputError(
+                "Expected relevance_of: logit with mixup or cutmix, whose task loss is not that of "
+                "the clean images, but got loss."
+            )
         if relevance_of == "loss" and not by_gradient:
             raise InputError(
                 "Expected a relevance by gradient and two_backwards for relevance_of: loss, but "
@@ -144,8 +165,9 @@ class MaskedDistillation(Distillation):
     def passes(self) -> float:
         """See `Method.passes`. Student and teacher see each counterfactual, the student all."""
         by_logit = self.explained and self.relevance_of == "logit"
-        clean = Method.passes(self) + (self.relevance.passes if by_logit else 0)
-        return clean + len(self.counterfactuals) * super().passes()
+        step = Method.passes(self)
+        explaining = self.relevance.passes + bool(self.mixing) if by_logit else 0
+        return step + explaining + len(self.counterfactuals) * (step + 1)
 
     def graphs(self) -> float:
         """See `Method.graphs`."""
@@ -154,8 +176,9 @@ class MaskedDistillation(Distillation):
     def clean_pass(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Task loss and relevance float (B, h, w) in [0, 1] of clean images."""
         if not self.explained:
-            task = self.task_loss(self.classifier(images), labels)
-            return self.part(task), images.new_zeros(len(images), *self.classifier.grid)
+            return self.part(self.task_of(images, labels)), images.new_zeros(
+                len(images), *self.classifier.grid
+            )
         if self.relevance_of == "loss" and isinstance(self.relevance, GradientRelevance):
             logits, trace = self.relevance.watch(self.classifier, images)
             with trace.listen(logits, labels):
@@ -164,6 +187,10 @@ class MaskedDistillation(Distillation):
                     torch.autograd.grad(task, trace.tensors[:1], retain_graph=True)
             return task, trace.relevance()
         logits, relevance = self.relevance.explain(self.classifier, images, labels)
+        if self.mixing:
+            # The graph of the clean images is not needed any more.
+            del logits
+            return self.part(self.task_of(images, labels)), relevance
         return self.part(self.task_loss(logits, labels)), relevance
 
     def counterfactual_pass(
