@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import socket
 import re
 import signal
 import struct
@@ -50,7 +51,9 @@ class Watch:
         if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"):
             self.wrong.append(f"a program: {args[0]}")
         elif event in ("socket.connect", "socket.getaddrinfo"):
-            self.wrong.append(f"the network: {args}")
+            # Processes that load images talk to each other through files.
+            local = event == "socket.connect" and args[0].family == socket.AF_UNIX
+            self.wrong += [] if local else [f"the network: {args}"]
         elif event == "import" and str(args[0]).partition(".")[0] in BAIT:
             self.wrong.append(f"an import: {args[0]}")
         elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod"):
