@@ -6,9 +6,9 @@ import contextlib
 import io
 import json
 import os
-import socket
 import re
 import signal
+import socket
 import struct
 import sys
 import warnings
