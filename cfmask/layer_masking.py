@@ -257,7 +257,8 @@ def _conv2d(
     mask = x.mask.through(lambda flags: op(flags, ones, None, *how) > 0.5)
     if rules.padding != "partial":
         return _wrap(op(value, weight, bias, *how, groups), mask)
-    share = op(x.mask.visible.float(), ones / ones.numel(), None, *how)
+    seen, ones = x.mask.visible.to(wide(x)), ones.to(wide(x))
+    share = op(seen, ones / ones.numel(), None, *how)
     return _wrap(over_windows(op(value, weight, None, *how, groups), share, bias), mask)
 
 
