@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from cfmask.methods.finetuning import FineTuning
     from cfmask.methods.linear_probe import LinearProbe
     from cfmask.methods.masked_distillation import MaskedDistillation
+    from cfmask.missingness.lime import LimeRelevance
     from cfmask.package_cam import PackageCAM
     from cfmask.relevance import (
         AttentionRelevance,
@@ -86,6 +87,23 @@ _HOMES = {
     "methods.linear_probe": "LinearProbe",
     "methods.masked_distillation": "MaskedDistillation",
     "package_cam": "PackageCAM",
+    "data.any_dataset": ("DatasetData",),
+    "data.datamodule": ("DigitsData", "FolderData", "TrainingData"),
+    "data.shards": ("ShardData",),
+    "errors": ("InputError", "UnreadableImage"),
+    "evaluation.metrics": ("Judged", "Metric"),
+    "families.module": ("ModuleClassifier",),
+    "families.openclip": ("OpenClipClassifier",),
+    "families.saved": ("SavedClassifier",),
+    "families.timm": ("TimmClassifier",),
+    "images": ("Preprocess", "RandomCrop"),
+    "methods.base": ("Method",),
+    "methods.distillation": ("Distillation",),
+    "methods.finetuning": ("FineTuning",),
+    "methods.linear_probe": ("LinearProbe",),
+    "methods.masked_distillation": ("MaskedDistillation",),
+    "missingness.lime": ("LimeRelevance",),
+    "package_cam": ("PackageCAM",),
     "relevance": (
         "AttentionRelevance AttentionRollout GradCAM GradientRelevance HiResCAM LayerCAM Relevance"
     ),

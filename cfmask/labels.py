@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cfmask.errors import InputError
+from cfmask.errors import InputError, unknown
 
 
 def class_numbers(names: Sequence[str], classes: Sequence[str], where: str) -> list[int | None]:
@@ -58,6 +58,30 @@ def numbers_of(values: Sequence[str], classes: Sequence[str], where: str) -> lis
                 )
             found[name] = int(name)
     return [k for value in values if (k := found[value]) is not None]
+
+
+def labels_for(labels: Sequence[str], images: int, classes: Sequence[str]) -> list[int]:
+    """Numbers of the classes of pictures, by names that are one for all or one each.
+
+    Args:
+        labels: names of classes.
+        images: number of pictures.
+        classes: in the order of their numbers.
+
+    Raises:
+        InputError: another number of names, or one that is no class.
+    """
+    if len(labels) not in (1, images):
+        raise InputError(
+            f"Expected one label for all or one for each of {images} pictures, but got "
+            f"{len(labels)}."
+        )
+    wanted = list(dict.fromkeys(labels))
+    found = dict(zip(wanted, class_numbers(wanted, classes, "--label")))
+    for label, number in found.items():
+        if number is None:
+            raise unknown("class", label, classes)
+    return [found[label] or 0 for label in [*labels] * (images // len(labels))]
 
 
 def _refuse(where: str, names: Sequence[str], classes: Sequence[str]) -> None:

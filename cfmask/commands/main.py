@@ -30,6 +30,11 @@ COMMANDS = {
         "measure_missingness",
         "say what models answer when parts of images are hidden",
     ),
+    "explain": (
+        "explain_images",
+        "explain_images",
+        "draw what speaks for the class of pictures",
+    ),
     "predict": ("predict_images", "predict_images", "name the likeliest classes of pictures"),
     "export": ("export_model", "export_run", "write a run's model in another tool's format"),
     "pack": ("pack_images", "pack_images", "pack an image folder into shards, or verify them"),

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfmask import digits, processes, wordnet
+from cfmask import digits, processes
+from cfmask import wordnet as imagenet
 from cfmask.classifier import Classifier
 from cfmask.commands.parser import (
     OneLineParser,
@@ -46,6 +47,9 @@ def measure(
     out: str = "missingness",
     seed: int = 0,
     samples: int = 1000,
+    measures: tuple[str, ...] = ("shape",),
+    wordnet: bool | None = None,
+    lime_samples: int = 512,
     trust: bool = False,
 ) -> Findings:
     """Hide parts of images in several ways, and see what models still answer.
@@ -66,6 +70,9 @@ def measure(
             from.
         seed: of the random order, and of digits.
         samples: of the bootstrap.
+        measures: beside the curves, by commas: shape, lime, linearity, concordance.
+        wordnet: true insists on the WordNet similarity of the answers, false leaves it out.
+        lime_samples: answers of the model to each image, for LIME.
         trust: import the classes that a run or weights file names.
 
     Returns:
@@ -86,8 +93,10 @@ def measure(
         model.to(processes.device())
     sets = {name: _images(data, masks, model, images, seed) for name, model in models.items()}
     bar = sys.stdout.isatty()
-    ways = (hidings, segments, orders, side, most_segments, relevance, seed, samples)
-    found = missingness(models, sets, *ways, store=Path(out) / "answers", progress=bar)
+    ways = (hidings, segments, orders, side, most_segments, relevance, seed, samples, measures)
+    found = missingness(
+        models, sets, *ways, wordnet, lime_samples, store=Path(out) / "answers", progress=bar
+    )
     found.protocol["data"] = data
     processes.from_first(lambda: found.save(Path(out)))
     return found
@@ -100,8 +109,8 @@ def _labels(data: str) -> Labels:
     if not Path(data).is_dir():
         raise InputError(f"Expected --data to be a folder of images or {DIGITS}, but got {data}.")
     folders = class_folders_or_none(Path(data))
-    if not folders or all(name in wordnet.numbers() for name in folders):
-        return Labels(wordnet.class_names())
+    if not folders or all(name in imagenet.numbers() for name in folders):
+        return Labels(imagenet.class_names())
     return Labels(tuple(name.replace("_", " ") for name in folders), TEMPLATES)
 
 
@@ -125,7 +134,7 @@ def measure_missingness(args: Sequence[str] | None = None) -> None:
     """
     quiet()
     words = sys.argv[1:] if args is None else list(args)
-    words = as_lists(words, "--hidings", "--segments", "--orders")
+    words = as_lists(words, "--hidings", "--segments", "--orders", "--measures")
     with one_line_errors(), processes.joined():
         load_public_classes()
         ways = f"Ways of hiding: {', '.join(HIDINGS)}. Segments: {', '.join(SEGMENTATIONS)}."

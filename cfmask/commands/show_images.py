@@ -14,9 +14,9 @@ from cfmask.commands.parser import OneLineParser, load_public_classes, one_line_
 from cfmask.comparison.sources import Labels, is_run, one_classifier
 from cfmask.counterfactual import Counterfactual, Fill, ObjectMask, PatchMask, SingleFill
 from cfmask.decoding import read_image
-from cfmask.errors import InputError, unknown
+from cfmask.errors import InputError
 from cfmask.images import to_unit
-from cfmask.labels import class_numbers
+from cfmask.labels import labels_for
 from cfmask.relevance import Relevance, default_relevance
 from cfmask.reporting.sheet import draw
 from cfmask.runs.gallery import columns
@@ -65,11 +65,6 @@ def show(
         InputError: a missing or unreadable picture or checkpoint, a label that is no class, a
             single picture and a refill without a run to take from, a file that cannot be written.
     """
-    if len(label) not in (1, len(images)):
-        raise InputError(
-            f"Expected one label for all or one for each of {len(images)} pictures, but got "
-            f"{len(label)}."
-        )
     if Path(out).suffix != ".png" or not Path(out).parent.is_dir():
         raise InputError(
             f"Expected --out to be a .png file in a folder that exists, but got {out}."
@@ -78,7 +73,7 @@ def show(
     model = (
         classifier or one_classifier(checkpoint, Labels(tuple(names), TEMPLATES), trust)
     ).eval()
-    labels = _numbers(label * (len(images) // len(label)), model.class_names)
+    labels = torch.tensor(labels_for(label, len(images), model.class_names))
     look = model.preprocess
     pictures = [read_image(path, misfit=look.misfit) for path in images]
     batch = to_unit(torch.stack([look(picture) for picture in pictures]))
@@ -95,16 +90,6 @@ def show(
         found = columns(model, explain, made, batch, labels, donors)
     draw(Path(out), found, _answers(model, batch, labels))
     return Path(out)
-
-
-def _numbers(labels: Sequence[str], names: Sequence[str]) -> Tensor:
-    """Class numbers int64 (N,) of class names."""
-    wanted = list(dict.fromkeys(labels))
-    found = dict(zip(wanted, class_numbers(wanted, names, "--label")))
-    for label, number in found.items():
-        if number is None:
-            raise unknown("class", label, names)
-    return torch.tensor([found[label] for label in labels])
 
 
 def _donors(

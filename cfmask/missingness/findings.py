@@ -98,7 +98,7 @@ def _area(curve: Curve, unit: float) -> str:
 
 def plain_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Rows of figures as they are; numbers with three digits after the point."""
-    heads = list(dict.fromkeys(key for row in rows for key in row))
+    heads = [key for key in dict.fromkeys(k for row in rows for k in row) if key != "classes"]
     table = Table(*(Column(head, overflow="fold") for head in heads), title=name)
     for row in rows:
         table.add_row(*(_cell(row.get(head)) for head in heads))

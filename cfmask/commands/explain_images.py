@@ -1,0 +1,152 @@
+"""The command cfmask explain: pictures -> what speaks for their class, by LIME or by relevance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cfmask.classifier import Classifier
+from cfmask.commands.parser import (
+    OneLineParser,
+    as_lists,
+    load_public_classes,
+    one_line_errors,
+    quiet,
+)
+from cfmask.comparison.sources import Labels, one_classifier
+from cfmask.decoding import read_image
+from cfmask.errors import InputError
+from cfmask.images import to_unit
+from cfmask.labels import labels_for
+from cfmask.missingness.lime import MOST_SEGMENTS, lime_scores
+from cfmask.missingness.painting import painted
+from cfmask.missingness.removal import as_array, check_names
+from cfmask.missingness.segments import segment
+from cfmask.relevance import Relevance, default_relevance
+from cfmask.reporting.sheet import draw
+from cfmask.terminal import say
+
+TEMPLATES = ("a photo of a {}.",)
+
+
+def explain(
+    images: list[str],
+    model: str,
+    by: Literal["lime", "relevance"] = "lime",
+    label: list[str] | None = None,
+    class_names: list[str] | None = None,
+    hidings: tuple[str, ...] = ("black", "grey", "removed"),
+    segments: str = "patches",
+    relevance: Relevance | None = None,
+    side: int = 16,
+    samples: int = 512,
+    top: int = 50,
+    out: str = "explained.png",
+    seed: int = 0,
+    trust: bool = False,
+) -> Path:
+    """Draw what speaks for and against the class of pictures.
+
+    Args:
+        images: picture files.
+        model: run folder, weights file, open_clip:NAME/TAG or timm:NAME.
+        by: lime, with green for and red against the class, or relevance, a map.
+        label: name of the class, one for all pictures or one each; the likeliest by default.
+        class_names: classes of a head that is made from text, by commas; the labels by default.
+        hidings: of LIME, ways of hiding, by commas.
+        segments: of LIME: patches, slic, quickshift.
+        relevance: what makes the map; that which fits the encoder by default.
+        side: of square patches, in pixels.
+        samples: of LIME, answers of the model to each picture.
+        top: segments that are coloured, those of the largest scores.
+        out: PNG file to write.
+        seed: of the samples.
+        trust: import the classes that a run or weights file names.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: a picture or model that cannot be used, a label that is no class, more samples
+            than memory allows.
+    """
+    check_names(hidings, [segments])
+    if Path(out).suffix != ".png" or not Path(out).parent.is_dir():
+        raise InputError(
+            f"Expected --out to be a .png file in a folder that exists, but got {out}."
+        )
+    names = tuple(class_names or sorted(set(label or ())))
+    if model.startswith("open_clip:") and not names:
+        raise InputError(
+            f"Expected classes for the head of {model}, which is made from text; give --label or "
+            "--class_names."
+        )
+    classifier = one_classifier(model, Labels(names, TEMPLATES), trust)
+    look = classifier.preprocess
+    raw = torch.stack([look(read_image(path, misfit=look.misfit)) for path in images])
+    batch = to_unit(raw)
+    with torch.no_grad():
+        shares = classifier(batch).softmax(1)
+    if label is None:
+        classes = shares.argmax(1)
+    else:
+        classes = torch.tensor(labels_for(label, len(images), classifier.class_names))
+    columns = {"image": batch}
+    if by == "relevance":
+        maps = (relevance or default_relevance(classifier)).explain(classifier, batch, classes)[1]
+        columns["relevance"] = F.interpolate(maps.detach().unsqueeze(1), batch.shape[2:])
+    else:
+        for way in hidings:
+            how = (segments, side, samples, seed, top)
+            columns[f"LIME, {way}"] = _lime(classifier, raw, images, classes, way, *how)
+    titles = [
+        f"{classifier.class_names[k]} {100 * share[k]:.0f} %"
+        for k, share in zip(classes.tolist(), shares)
+    ]
+    draw(Path(out), columns, titles)
+    return Path(out)
+
+
+def _lime(
+    model: Classifier,
+    raw: Tensor,
+    names: Sequence[str],
+    classes: Tensor,
+    way: str,
+    segments: str,
+    side: int,
+    samples: int,
+    seed: int,
+    top: int,
+) -> Tensor:
+    """Pictures float (N, 3, H, W) with the segments that speak for and against the class."""
+    made = []
+    for image, name, k in zip(raw, names, classes.tolist()):
+        cut = segment(as_array(image), segments, side, MOST_SEGMENTS, name)
+        scores = lime_scores(model, to_unit(image), cut, way, k, samples, seed)
+        made.append(painted(as_array(image), cut, scores, top))
+    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float()
+
+
+def explain_images(args: Sequence[str] | None = None) -> None:
+    """Explain one's own pictures: the whole of ``cfmask explain``.
+
+    Args:
+        args: command line without the program; the process's own by default.
+    """
+    quiet()
+    with one_line_errors():
+        load_public_classes()
+        parser = OneLineParser(prog="cfmask explain", description=explain.__doc__)
+        parser.add_argument("images", type=str, nargs="+", help="picture files")
+        parser.add_argument("--label", type=str, nargs="+", help="name of the class, or one each")
+        parser.add_function_arguments(explain, as_group=False, skip={"images", "label"})
+        words = as_lists(list(args or []), "--hidings", "--class_names")
+        options = parser.instantiate(parser.parse_args(words))
+        say(f"Drawn in {explain(**options.as_dict())}")

@@ -1,0 +1,137 @@
+"""Shape bias: whether a model answers to the outline of what was hidden.
+
+The object is hidden, then the same mask rolled by half the image, which hides as much elsewhere and
+in a shape that says nothing. A model that is right without any pixel of the object answers to the
+mask's shape, or to the context.
+
+Letters: n images of a stretch, N images, H x W pixels.
+
+Source: arXiv 2211.14646, section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cfmask.classifier import Classifier
+from cfmask.errors import InputError
+from cfmask.missingness.curves import curve, resampled
+from cfmask.missingness.hiding import HIDINGS
+from cfmask.missingness.object_masks import Example
+from cfmask.missingness.removal import check_names, stacked
+
+Array = npt.NDArray[Any]
+# Images of a class from which on its figures are told.
+LEAST_OF_CLASS = 10
+
+
+class ShapeBias:
+    """Predictions for whole images, without the object, and without as much elsewhere.
+
+    Args:
+        model: to be asked, in eval mode.
+        hidings: keys of `HIDINGS`.
+    """
+
+    def __init__(self, model: Classifier, hidings: Sequence[str]) -> None:
+        check_names(hidings)
+        self.model = model
+        self.hidings = hidings
+
+    @torch.no_grad()
+    def __call__(self, examples: Sequence[Example], first: int) -> dict[str, Tensor]:
+        """Labels, and predictions int64 (n,): `clean`, `object/WAY` and `rolled/WAY`.
+
+        Raises:
+            InputError: an image of which no pixel of the object is left after its crop.
+        """
+        images = stacked(examples, self.model)
+        masks = [_object(example) for example in examples]
+        hidden = torch.stack(masks).to(images.device)
+        half = images.shape[2] // 2, images.shape[3] // 2
+        found = {
+            "labels": torch.tensor([example.label for example in examples]),
+            "clean": self.model(images).argmax(1).cpu(),
+        }
+        for way in self.hidings:
+            for name, mask in (("object", hidden), ("rolled", hidden.roll(half, (1, 2)))):
+                features = HIDINGS[way](self.model, images, mask)
+                found[f"{name}/{way}"] = self.model.classify(features).argmax(1).cpu()
+        return found
+
+
+def _object(example: Example) -> Tensor:
+    mask = example.object()
+    if mask is None or not mask.any():
+        raise InputError(
+            f"Expected a mask with an object for {example.name}, but "
+            f"{'there is none' if mask is None else 'the crop has none of it'}; leave the image "
+            "out, or shape out of --measures."
+        )
+    return mask
+
+
+def shape_bias(
+    found: Mapping[str, Array], samples: int, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Accuracy without the object, without as much elsewhere, and their ratio.
+
+    Only images whose whole is answered rightly count. Without any such there is no row.
+
+    Args:
+        found: as `ShapeBias` gives it, for all images.
+        samples: of the bootstrap.
+        names: of the classes.
+
+    Returns:
+        A row for each way of hiding: shares in [0, 1] and their ratio, each with both ends of its
+        interval; and the same shares for every class of enough images.
+    """
+    right = found["clean"] == found["labels"]
+    labels = found["labels"][right]
+    if not len(labels):
+        return []
+    weights = resampled(len(labels), samples)
+    rows = []
+    for way in (name.partition("/")[2] for name in found if name.startswith("object/")):
+        inside, outside = (
+            (found[f"{name}/{way}"][right] == labels).astype(np.float64)
+            for name in ("object", "rolled")
+        )
+        shares = [weights @ part / weights.sum(1) for part in (inside, outside)]
+        ratio = shares[0] / np.maximum(shares[1], 1e-12)
+        few = shares[1][0] == 0
+        rows.append(
+            {
+                "hidden by": way,
+                "images": len(labels),
+                "object hidden": _interval(shares[0]),
+                "as much elsewhere": _interval(shares[1]),
+                "ratio": None if few else _interval(ratio),
+                "classes": _by_class(labels, inside, outside, names),
+            }
+        )
+    return rows
+
+
+def _interval(values: Array) -> list[float]:
+    return list(curve(values[:, None]).area)
+
+
+def _by_class(
+    labels: Array, inside: Array, outside: Array, names: Sequence[str]
+) -> dict[str, list[float]]:
+    """Both shares and the number of images of each class that has enough of them."""
+    found = {}
+    for k in np.unique(labels).tolist():
+        own = labels == k
+        if own.sum() >= LEAST_OF_CLASS:
+            shares = float(inside[own].mean()), float(outside[own].mean())
+            found[names[k]] = [*shares, float(own.sum())]
+    return found
