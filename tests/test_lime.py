@@ -66,15 +66,15 @@ def test_scores_of_the_lime_package_differ_by_sampling_noise_alone(tiny_clip, ex
     k = int(answer(image[None]).argmax())
     theirs = _theirs(lime_image, image, answer, cut, k)
     ours = lime.lime_scores(
-        tiny_clip, torch.tensor(image).permute(2, 0, 1).float(), cut, "black", k, 1500, 1
+        tiny_clip, torch.tensor(image).permute(2, 0, 1).float(), cut, "grey", k, 1500, 1
     )
     assert np.corrcoef(ours, theirs)[0, 1] > 0.97
 
 
 def _theirs(module: Any, image: Any, answer: Any, cut: Any, k: int) -> np.ndarray:
     found = module.LimeImageExplainer(random_state=0).explain_instance(
-        image, answer, labels=(k,), top_labels=None, hide_color=0, num_features=1000,
-        num_samples=1500, segmentation_fn=lambda _: cut, progress_bar=False,
+        image, answer, labels=(k,), top_labels=None, hide_color=GREY, num_features=1000,
+        num_samples=1500, segmentation_fn=lambda _: cut,
     )  # fmt: skip
     scores = dict(found.local_exp[k])
     return np.array([scores[s] for s in range(16)])

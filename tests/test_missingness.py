@@ -209,7 +209,9 @@ def test_two_processes_find_what_one_does_and_an_interrupted_run_goes_on(
     model, data = {"m": tiny_clip}, {"m": MaskedDigits(count=5)}
 
     def run(folder: Path, seed: int = 3) -> dict[str, Any]:
-        found = missingness(model, data, *ways, seed=seed, samples=20, store=folder / "answers")
+        found = missingness(
+            model, data, *ways, seed=seed, samples=20, measures=(), store=folder / "answers"
+        )
         (folder / "found.json").write_text(json.dumps(asdict(found)))
         return json.loads((folder / "found.json").read_text())
 

@@ -1,4 +1,4 @@
-"""Images with masks: beside images, as Pixel and Salient ImageNet have them, of the digits world."""
+"""Images with masks: beside images, as in Pixel and Salient ImageNet, of the digits world."""
 
 from __future__ import annotations
 
