@@ -71,7 +71,7 @@ def test_real_architectures_are_explained_and_lose_patches(model):
         assert torch.equal(again(images), classifier(images))
 
 
-@pytest.mark.parametrize("model", ["tiny-clip", "ViT-B-32"])
+@pytest.mark.parametrize("model", ["tiny-clip", pytest.param("ViT-B-32", marks=pytest.mark.slow)])
 def test_zero_shot_logits_equal_those_of_open_clips_own_path(model):
     names, templates = ["tabby cat", "espresso", "tripod"], ["a photo of a {}.", "the {} here"]
     torch.manual_seed(0)
