@@ -9,7 +9,7 @@ from torch import nn
 from cfmask.errors import InputError
 from cfmask.families.openclip import OpenClipClassifier, resize_tower
 from cfmask.families.pretrained import load_clip, model_config
-from cfmask.families.timm import Size, TimmClassifier
+from cfmask.families.timm import Sides, TimmClassifier
 
 OTHERS = "export to safetensors, onnx or torch_export"
 
@@ -81,5 +81,5 @@ def _with_head(classifier: TimmClassifier, net: Any) -> dict[str, Any]:
     return state
 
 
-def _sides(size: Size) -> int | Size:
+def _sides(size: Sides) -> int | Sides:
     return size[0] if size[0] == size[1] else size

