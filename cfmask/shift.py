@@ -42,7 +42,7 @@ class Shift:
         classes: classes of the head among which the argmax is taken; None for all.
         accepts: for a set whose labels are not classes of the head: label -> classes of the head
             that are right; None where the label itself is the one right class.
-        found: size of what is there, for sets of a published size.
+        found: size of what is there, where it is known before the images are read.
         expected: the published size.
         note: what else a reader must know of how images and labels are read.
         source: where to get the set.

@@ -39,25 +39,22 @@ def test_features_are_those_of_open_clip_before_normalisation(tiny_clip, digit_b
     assert (expected.norm(dim=1) - 1).abs().min() > 0.1
 
 
-@pytest.mark.parametrize("model", ["ViT-B-32-quickgelu", "RN50"])
-def test_features_of_real_architectures_equal_those_of_the_tower(model):
-    torch.manual_seed(0)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        *("ViT-B-32-quickgelu", "ViT-B-16", "ViT-L-14", "RN50", "convnext_base"),
+        *("ViT-B-16-SigLIP", "EVA02-B-16"),
+    ],
+)
+def test_real_architectures_are_computed_explained_and_lose_patches(model):
     classifier = OpenClipClassifier(model, None, ["a", "b"], head="linear").eval()
-    images = torch.rand(2, 3, *classifier.image_size)
+    torch.manual_seed(0)
+    images, labels = torch.rand(2, 3, *classifier.image_size), torch.tensor([0, 1])
     with torch.no_grad():
         expected = classifier.encoder((images - classifier.mean) / classifier.std)
         got = classifier.features(images)
     assert (got - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "model", ["ViT-B-16", "ViT-L-14", "RN50", "convnext_base", "ViT-B-16-SigLIP", "EVA02-B-16"]
-)
-def test_real_architectures_are_explained_and_lose_patches(model):
-    classifier = OpenClipClassifier(model, None, ["a", "b"], head="linear").eval()
-    torch.manual_seed(0)
-    images, labels = torch.rand(2, 3, *classifier.image_size), torch.tensor([0, 1])
     kinds = [GradCAM()] if classifier.tokens is None else [GradCAM(), AttentionRelevance()]
     for relevance in kinds:
         assert relevance.explain(classifier, images, labels)[1].shape == (2, *classifier.grid)
