@@ -15,6 +15,7 @@ from test_train import DEMO, fails
 
 from cfmask import FineTuning
 from cfmask.commands.train_model import command_line, train
+from cfmask.runs.equipment import LOGGERS, check_loggers, loggers_of
 from cfmask.weights import read_checkpoint
 
 # Two steps an epoch, one epoch.
@@ -276,3 +277,25 @@ def test_a_run_whose_output_is_full_is_trained_and_says_so_in_one_line(
     line = fails(capsys, *arguments(tmp_path / "run"))
     assert "No space left" in line
     assert (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def test_loggers_by_short_name(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    train(arguments(folder, "--logger", "csv"))
+    assert (folder / "csv" / "metrics.csv").is_file()
+    assert not (folder / "tensorboard").exists()
+    kinds = [type(logger).__name__ for logger in loggers_of(folder, None)]
+    assert kinds == ["TensorBoardLogger", "MetricsLogger"]
+    # Curves of the report come from the CSV, which is there with any other logger.
+    assert [type(one).__name__ for one in loggers_of(folder, None, ["tensorboard"])] == kinds
+    assert "Nearest: tensorboard" in fails(capsys, *arguments(folder, "--logger", "tensorbord"))
+    for name in ("wandb", "mlflow"):
+        monkeypatch.setattr("cfmask.runs.equipment.find_spec", lambda name: None)
+        said = fails(capsys, *arguments(tmp_path / name, f"--logger=csv,{name}"))
+        assert f"pip install {name}." in said
+        assert not (tmp_path / name).exists()
+        monkeypatch.setattr("cfmask.runs.equipment.find_spec", lambda name: object())
+        check_loggers([name])
+        # Lightning itself knows these names of arguments.
+        with pytest.raises(ModuleNotFoundError, match=name):
+            LOGGERS[name](folder)

@@ -29,7 +29,7 @@ from cfmask.errors import InputError
 from cfmask.methods import MaskedDistillation, Method
 from cfmask.reporting.report import ShiftReport
 from cfmask.reporting.sheet import draw
-from cfmask.runs.equipment import callbacks_of, loggers_of
+from cfmask.runs.equipment import callbacks_of, check_loggers, loggers_of
 from cfmask.runs.faults import as_input_errors, endings
 from cfmask.runs.gallery import GALLERY, ROWS, first_of_each_class, of_method
 from cfmask.runs.marker import check_beginning
@@ -161,6 +161,12 @@ class TrainCLI(LightningCLI):
             help="steps with a loss or gradient that is not finite to leave out before the run "
             "stops; 0 stops at the first",
         )
+        parser.add_argument(
+            "--logger",
+            type=list[str],
+            default=["tensorboard", "csv"],
+            help="what metrics are written for: csv, tensorboard, wandb, mlflow",
+        )
         for name in NOT_OURS:
             parser.add_argument(f"--{name}", type=Any, default=None, help=SUPPRESS)
         parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
@@ -192,6 +198,7 @@ class TrainCLI(LightningCLI):
                     "betas and warmup. For another, override configure_optimizers in a method of "
                     "your own."
                 )
+        check_loggers(self.config.logger)
         wanted = self.config.trainer
         self.trial = bool(wanted.fast_dev_run)
         self.saving = wanted.enable_checkpointing is not False
@@ -227,7 +234,7 @@ class TrainCLI(LightningCLI):
             # Another machine goes on in the precision in which the run began.
             wanted.precision = self.folder.precision() or "auto"
         return super().instantiate_trainer(
-            logger=loggers_of(run, wanted.logger) if run else None,
+            logger=loggers_of(run, wanted.logger, self.config.logger) if run else None,
             callbacks=callbacks_of(run, given, progress, self.saving),
             plugins=[*_listed(wanted.plugins), CheckpointFiles(saved)],
             **kwargs,

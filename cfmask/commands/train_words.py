@@ -73,6 +73,7 @@ HELP: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
     "The run": [
         ("--config NAME", (), "a file, or a shipped one by name: demo, folder, imagenet/vit_b32"),
         ("--run FOLDER", (), "where all of it is kept"),
+        ("--logger NAMES", ("--logger",), "csv, tensorboard, wandb, mlflow"),
         ("--overwrite", (), "replace another run there"),
         ("--resume", (), "go on where a run was stopped"),
         ("--probe", (), "fit the head first; false leaves a random one as it is"),
@@ -180,7 +181,7 @@ def _long(words: Sequence[str]) -> list[str]:
             if value not in AUGMENTS:
                 raise unknown("augmentation", value, AUGMENTS)
             found += [*SHORT[word], f"torchvision.transforms.v2.{AUGMENTS[value]}"]
-        elif word in ("--shifts", "--metrics") and value[:1] != "[":
+        elif word in ("--shifts", "--metrics", "--logger") and value[:1] != "[":
             found += [*SHORT[word], json.dumps(value.split(","))]
         else:
             found += [part for long in SHORT[word] for part in (long, value)]

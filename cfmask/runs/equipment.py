@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.callbacks import Callback, ProgressBar
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from cfmask.errors import InputError, unknown
 from cfmask.runs.gallery import GALLERY, EpochGallery
 from cfmask.runs.metrics_file import MetricsLogger
 from cfmask.runs.progress import OneLineBar
 from cfmask.runs.resume import BestCheckpoint, Position, checkpoints_of
 from cfmask.runs.summary import SUMMARY, Announce
 
+# Lightning's loggers by short name, made for the folder of a run.
+LOGGERS: dict[str, Callable[[Path], Logger]] = {
+    "csv": MetricsLogger,
+    "tensorboard": lambda run: TensorBoardLogger(run, name=None, version="tensorboard"),
+    "wandb": lambda run: WandbLogger(run.name, save_dir=run, project="cfmask"),
+    "mlflow": lambda run: MLFlowLogger("cfmask", run.name, save_dir=str(run / "mlruns")),
+}
 
-def loggers_of(run: Path, wanted: Any) -> Any:
-    """Loggers for TensorBoard and CSV in the folder of a run, unless others or none are wanted.
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Refuse loggers that there are none of here.
+
+    Raises:
+        InputError: an unknown name, or a library that is not installed.
+    """
+    for name in names:
+        if name not in LOGGERS:
+            raise unknown("logger", name, LOGGERS)
+        if name != "csv" and find_spec(name) is None:
+            raise InputError(
+                f"Expected {name} to be installed for --logger {name}: pip install {name}."
+            )
+
+
+def loggers_of(run: Path, wanted: Any, names: Sequence[str] = ("tensorboard", "csv")) -> Any:
+    """Loggers of a run, unless others or none are wanted.
 
     Args:
         run: the folder.
         wanted: what the user gave as Lightning's `logger`: None, true, false, or loggers.
+        names: of `LOGGERS`, where that is None or true. There is always a CSV, of which reports
+            draw the curves of training.
     """
     if wanted is None or wanted is True:
-        return [TensorBoardLogger(run, name=None, version="tensorboard"), MetricsLogger(run)]
+        return [LOGGERS[name](run) for name in dict.fromkeys([*names, "csv"])]
     return wanted
 
 

@@ -34,6 +34,7 @@ FREE = (
     "checkpoints",
     "skip_nonfinite",
     "data.init_args.workers",
+    "logger",
     "trainer.logger",
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
