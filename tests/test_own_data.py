@@ -46,7 +46,7 @@ def test_photographs_become_an_exported_model(tmp_path, monkeypatch, capsys):
     # A smaller CLIP than the one that ships, for the time that its graph takes.
     small = ["--model.classifier.model", clip_folder(tmp_path / "CLIP")]
     lines = commands("index.md")
-    assert len(lines) == 6
+    assert len(lines) == 7
     seen = []
     for line in lines:
         run(line, *([*FOLDER[2:], *small] if " train " in line else []))
@@ -59,6 +59,7 @@ def test_photographs_become_an_exported_model(tmp_path, monkeypatch, capsys):
     assert all(name in seen[4] for name in ("lemon", "lime", "red plum"))
     (found,) = json.loads(seen[5])
     assert {row["name"] for row in found["classes"]} == {"lemon", "lime", "red plum"}
+    assert "answers.csv: 12 pictures, 0 of which could not be read." in seen[6]
     card = (tmp_path / "exported" / "fruit-clip" / "README.md").read_text()
     assert "WiSE-FT 0.5" in card
     assert "MaskedDistillation on 27 training and 3 validation images of 3 classes" in card

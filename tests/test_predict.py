@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import zipfile
@@ -12,8 +13,10 @@ from safetensors.torch import save_file
 from torchvision.transforms.functional import to_pil_image
 
 from cfmask import InputError, OpenClipClassifier, digits
-from cfmask.commands.predict_images import predict, predict_images
+from cfmask.commands import predict_images as command
+from cfmask.commands.predict_images import predict_images
 from cfmask.decoding import read_image
+from cfmask.exporting.predicting import Prediction, write_csv
 from cfmask.exporting.reading import open_model
 from cfmask.exporting.writing import export
 from cfmask.methods import FineTuning
@@ -55,6 +58,11 @@ def fails(capsys: pytest.CaptureFixture[str], *args: object) -> str:
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+def predict(*args, **options) -> list[tuple[str, list[tuple[str, float]]]]:
+    """File and classes of each picture."""
+    return [(one.file, one.classes) for one in command.predict(*args, **options)]
 
 
 @torch.no_grad()
@@ -286,3 +294,47 @@ def test_the_starting_point_of_a_run_predicts_too(run, pictures):
         images = torch.stack([start("tiny-clip").preprocess(read_image(f)) for f in pictures])
         best = start("tiny-clip")(images.float() / 255).argmax(1).tolist()
     assert [names[0][0] for _, names in found] == [digits.CLASS_NAMES[k] for k in best]
+
+
+def cells(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_folders_become_a_csv(run, pictures, tmp_path, capsys, workers):
+    """Pictures in folders below, hidden ones left out, a broken one named, no formula."""
+    root = tmp_path / "some photos"
+    for k, name in enumerate(["b.png", "deep/er/=cmd.png", ".hidden/x.png", "a.png"]):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures[k % 3], root / name)
+    (root / "broken.jpg").write_bytes(b"no picture")
+    (root / "notes.txt").write_text("no picture either")
+    out = tmp_path / "answers.csv"
+    words = [str(run), str(root), f"--out={out}", "--top=2", f"--workers={workers}"]
+    assert "broken.jpg" in fails(capsys, *words)
+    assert not out.exists()
+    predict_images([*words, "--unreadable=name", "--batch_size=2"])
+    assert f"{out}: 4 pictures, 1 of which could not be read." in capsys.readouterr().out
+    names = ["a.png", "b.png", "broken.jpg", "deep/er/=cmd.png"]
+    rows = cells(out)
+    assert [row["image"] for row in rows] == [str(root / name) for name in names]
+    assert "broken.jpg" in rows.pop(2)["unreadable"]
+    expected = predict(str(run), [pictures[0], pictures[0], pictures[1]], top=2)
+    for row, (_, best) in zip(rows, expected):
+        assert row["unreadable"] == ""
+        for place, (name, share) in enumerate(best, 1):
+            assert row[f"class {place}"] == name
+            assert float(row[f"share {place}"]) == pytest.approx(share, abs=1e-5)
+
+
+def test_a_name_that_is_a_formula_is_text_in_the_csv(tmp_path):
+    found = [Prediction("=HYPERLINK(1)", [("+1", 0.5)])]
+    assert write_csv(found, tmp_path / "x.csv", 2) == (1, 0)
+    (row,) = cells(tmp_path / "x.csv")
+    assert (row["image"], row["class 1"], row["share 1"]) == ("'=HYPERLINK(1)", "'+1", "0.5")
+    assert (row["class 2"], row["share 2"]) == ("", "")
+
+
+def test_an_empty_folder_and_another_ending_are_refused(run, tmp_path, capsys):
+    assert "has none" in fails(capsys, run, tmp_path)
+    assert ".csv file" in fails(capsys, run, tmp_path, "--out=x.txt")

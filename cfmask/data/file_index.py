@@ -209,6 +209,11 @@ def _is_text(name: str) -> bool:
     return True
 
 
+def pictures_below(root: Path) -> list[str]:
+    """Paths of all pictures in a folder and in those below it; hidden ones do not count."""
+    return [os.path.join(root, below) for below in _pictures(str(root), "", {})]
+
+
 def _pictures(root: str, name: str, folders: dict[str, int]) -> Iterator[str]:
     """Paths below root of the pictures of a folder, then of those in it; notes the folders.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfmask.checkpoint import WEIGHTS, load_classifier, rebuilt
 from cfmask.classifier import Classifier
@@ -46,6 +46,9 @@ MAIN_FILES = {
 SUFFIXES = {".ckpt": "safetensors", ".onnx": "onnx", ".pt2": "torch_export"}
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A model ready to name the classes of pictures.
@@ -54,22 +57,36 @@ class Predictor:
         class_names: K names, in the order of the logits.
         preprocess: picture -> uint8 (3, H, W).
         logits: images float (B, 3, H, W) in [0, 1] -> float (B, K), without gradient.
+        device: where it takes images.
     """
 
     class_names: tuple[str, ...]
     preprocess: Preprocess
     logits: Callable[[Tensor], Tensor]
+    device: torch.device = CPU
 
     def __call__(self, pictures: Sequence[Picture]) -> Tensor:
-        """Probabilities float (B, K), the softmax of the logits, of RGB pictures of any size.
+        """Probabilities float (B, K) of RGB pictures of any size; see `shares`."""
+        return self.shares(torch.stack([self.preprocess(picture) for picture in pictures]))
+
+    def to(self, device: torch.device) -> Predictor:
+        """The same model on a device; programs (ONNX, .pt2) stay where they are."""
+        if not isinstance(self.logits, Classifier | _Timm):
+            return self
+        return replace(self, logits=self.logits.to(device), device=device)
+
+    def shares(self, images: Tensor) -> Tensor:
+        """Probabilities float (B, K), the softmax of the logits, in main memory.
+
+        Args:
+            images: uint8 (B, 3, H, W), preprocessed.
 
         Raises:
-            InputError: the model gives other numbers than one for each picture and class, or none.
+            InputError: the model gives other numbers than one for each image and class, or none.
         """
         with torch.no_grad():
-            images = torch.stack([self.preprocess(picture) for picture in pictures])
-            logits = self.logits(to_unit(images))
-        expected = (len(pictures), len(self.class_names))
+            logits = self.logits(to_unit(images.to(self.device))).cpu()
+        expected = (len(images), len(self.class_names))
         if tuple(logits.shape) != expected or not logits.isfinite().all():
             raise InputError(
                 f"Expected finite logits {expected} for {expected[0]} pictures and {expected[1]} "
@@ -194,6 +211,23 @@ def _read_open_clip(file: Path, class_names: Sequence[str] | None, trusted: bool
     return _of_classifier(classifier)
 
 
+class _Timm(nn.Module):
+    """A network of timm that normalises its images."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, images: Tensor) -> Any:
+        """Logits float (B, K) of images float (B, 3, H, W) in [0, 1]."""
+        return self.net((images - self.mean) / self.std)
+
+
 def _read_timm(file: Path, class_names: Sequence[str] | None, trusted: bool) -> Predictor:
     """A timm model by its config.json, or by what the file's header says."""
     import timm
@@ -225,7 +259,7 @@ def _read_timm(file: Path, class_names: Sequence[str] | None, trusted: bool) -> 
         raise InputError(f"Expected class names for {file}, which has none; give --class_names.")
     load_weights(net, read_tensors(file), file)
     net.eval()
-    return Predictor(tuple(names), preprocess, lambda images: net((images - mean) / std))
+    return Predictor(tuple(names), preprocess, _Timm(net, mean, std).eval())
 
 
 def _read_onnx(file: Path, class_names: Sequence[str] | None, trusted: bool) -> Predictor:
