@@ -45,23 +45,34 @@ def test_the_page_has_a_file_for_every_part():
     assert all(len(text.splitlines()) < 30 for text in FILES.values())
 
 
+def with_quick(words: list[str]) -> list[str]:
+    """A command with options that make it short."""
+    return [*words, *(part for key, parts in QUICK.items() if key in words for part in parts)]
+
+
+def assert_parts_ran(folder: Path, said: str) -> None:
+    """Every part has left its traces in what was printed or in the runs of a folder."""
+    assert "Margin" in said
+    assert "brightness my_sets.shades/shades 64 64" in said
+    assert re.search(r"^1 \{'task': [\d.]+", said, re.M)
+    kept = (folder / "runs" / "parts" / "config.yaml").read_text()
+    for part in ("my_mask.Brightest", "my_fill.NoiseFill", "my_relevance.Contrast"):
+        assert part in kept
+    kept = (folder / "runs" / "mine" / "config.yaml").read_text()
+    for part in ("my_method.Smoothed", "my_net.MyNet", "my_data.Shades", "my_augmentation.Dim"):
+        assert part in kept
+    report = ShiftReport.load(folder / "runs" / "mine" / "report.json")
+    assert report.row("tuned", "my_sets.shades/shades").total == 64
+    assert report.value("tuned", "my_sets.shades/shades", "my_metric.MARGIN") > 0
+    saved = ShiftReport.load(folder / "runs" / "answers" / "report.json")
+    assert saved.row("answers.npz", "my_sets.shades/shades").correct == 64
+
+
 def test_every_command_runs_the_parts(here, capsys):
     for line in COMMANDS:
         program, *words = shlex.split(line)
         if program == "python":
             runpy.run_path(words[0], run_name="__main__")
         else:
-            more = [part for key, parts in QUICK.items() if key in words for part in parts]
-            main([*words, *more])
-    said = capsys.readouterr().out
-    assert "Margin" in said
-    assert "brightness my_sets.shades/shades 64 64" in said
-    assert re.search(r"^1 \{'task': [\d.]+", said, re.M)
-    kept = (here / "runs" / "parts" / "config.yaml").read_text()
-    for part in ("my_mask.Brightest", "my_fill.NoiseFill", "my_relevance.Contrast"):
-        assert part in kept
-    report = ShiftReport.load(here / "runs" / "mine" / "report.json")
-    assert report.row("tuned", "my_sets.shades/shades").total == 64
-    assert report.value("tuned", "my_sets.shades/shades", "my_metric.MARGIN") > 0
-    saved = ShiftReport.load(here / "runs" / "answers" / "report.json")
-    assert saved.row("answers.npz", "my_sets.shades/shades").correct == 64
+            main(with_quick(words))
+    assert_parts_ran(here, capsys.readouterr().out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from setuptools import find_packages
+from test_extending import COMMANDS, FILES, assert_parts_ran, with_quick
 
 from cfmask import InputError
 from cfmask.commands.shipped import shipped_configs, with_shipped_configs
@@ -58,37 +60,52 @@ def test_all_packages_are_listed():
         assert f'"{name}"' in listed
 
 
-@pytest.mark.slow
-def test_the_demo_runs_from_a_wheel_in_an_empty_folder(tmp_path):
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """Where a wheel of the package lies unpacked, without the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
     for name in ("cfmask", "configs"):
-        shutil.copytree(ROOT / name, source / name)
+        shutil.copytree(ROOT / name, folder / "source" / name)
     for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, source)
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "-q",
-        "-w",
-        str(tmp_path),
-        str(source),
-    ]
-    subprocess.run(build, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    site, empty = tmp_path / "site", tmp_path / "empty"
-    zipfile.ZipFile(wheel).extractall(site)
-    empty.mkdir()
-    small = ["--trainer.max_epochs=1", "--data.train_images=64", "--evaluation.images=50"]
+        shutil.copy(ROOT / name, folder / "source")
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(folder)]
+    subprocess.run([*build, str(folder / "source")], check=True)
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    return folder / "site"
+
+
+def run(site: Path, folder: Path, *words: str) -> str:
+    """What a command prints that has the package from the wheel alone."""
     done = subprocess.run(
-        [sys.executable, "-m", "cfmask", "train", "--config", "demo", *small],
-        cwd=empty,
+        [sys.executable, *words],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
-        check=True,
     )
-    assert "zero-shot" in done.stdout
-    assert (empty / "runs" / "demo" / "report.html").is_file()
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_runs_from_a_wheel_in_an_empty_folder(site, tmp_path):
+    small = ["--trainer.max_epochs=1", "--data.train_images=64", "--evaluation.images=50"]
+    said = run(site, tmp_path, "-m", "cfmask", "train", "--config", "demo", *small)
+    assert "zero-shot" in said
+    assert (tmp_path / "runs" / "demo" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_every_part_of_ones_own_works_with_a_wheel_in_an_empty_folder(site, tmp_path):
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    where = "import cfmask; print(cfmask.__file__)"
+    assert Path(run(site, tmp_path, "-c", where).strip()).is_relative_to(site)
+    said = ""
+    for line in COMMANDS:
+        program, *words = shlex.split(line)
+        if program == "cfmask":
+            words = ["-m", "cfmask", *with_quick(words)]
+        said += run(site, tmp_path, *words)
+    assert_parts_ran(tmp_path, said)
