@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,10 @@ PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding=
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.M | re.S)
 # Of each, the name stands in its first line.
 FILES = {text.split()[1]: text for kind, text in BLOCKS if kind}
-COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines()]
+LINES = [line for kind, text in BLOCKS if not kind for line in text.splitlines()]
+# What is evaluated is trained first; what needs an extra that is not there is left out.
+LATE = [line for line in LINES if "my_hub" in line]
+COMMANDS = [line for line in LINES if line not in LATE] + LATE * bool(find_spec("datasets"))
 QUICK = {
     "runs/parts": ["--data.train_images=32", "--data.val_images=20", "--trainer.max_epochs=1"],
     "mine.yaml": ["--evaluation.pictures=0"],
@@ -40,7 +44,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 def test_the_page_has_a_file_for_every_part():
     parts = ["mask", "fill", "relevance", "net", "method", "data", "augmentation", "sets"]
-    parts += ["metric", "evaluation", "answers", "loop"]
+    parts += ["metric", "evaluation", "answers", "hub", "loop"]
     assert set(FILES) == {f"my_{part}.py" for part in parts} | {"mine.yaml"}
     assert all(len(text.splitlines()) < 30 for text in FILES.values())
 
@@ -55,9 +59,6 @@ def assert_parts_ran(folder: Path, said: str) -> None:
     assert "Margin" in said
     assert "brightness my_sets.shades/shades 64 64" in said
     assert re.search(r"^1 \{'task': [\d.]+", said, re.M)
-    kept = (folder / "runs" / "parts" / "config.yaml").read_text()
-    for part in ("my_mask.Brightest", "my_fill.NoiseFill", "my_relevance.Contrast"):
-        assert part in kept
     kept = (folder / "runs" / "mine" / "config.yaml").read_text()
     for part in ("my_method.Smoothed", "my_net.MyNet", "my_data.Shades", "my_augmentation.Dim"):
         assert part in kept
@@ -69,7 +70,8 @@ def assert_parts_ran(folder: Path, said: str) -> None:
 
 
 def test_every_command_runs_the_parts(here, capsys):
-    for line in COMMANDS:
+    # The longest one is left to the test with a wheel.
+    for line in (line for line in COMMANDS if "runs/parts" not in line):
         program, *words = shlex.split(line)
         if program == "python":
             runpy.run_path(words[0], run_name="__main__")

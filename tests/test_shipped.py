@@ -109,3 +109,6 @@ def test_every_part_of_ones_own_works_with_a_wheel_in_an_empty_folder(site, tmp_
             words = ["-m", "cfmask", *with_quick(words)]
         said += run(site, tmp_path, *words)
     assert_parts_ran(tmp_path, said)
+    kept = (tmp_path / "runs" / "parts" / "config.yaml").read_text()
+    for part in ("my_mask.Brightest", "my_fill.NoiseFill", "my_relevance.Contrast"):
+        assert part in kept
