@@ -27,7 +27,7 @@ from torch.utils.flop_counter import (
 )
 
 from cfmask import processes
-from cfmask.attention import AttentionMaps
+from cfmask.attention import Attention, Given
 from cfmask.classifier import Classifier
 from cfmask.internals import fake_tensors
 from cfmask.methods import MaskedDistillation, Method
@@ -144,15 +144,11 @@ class _Kept:
         self.counter.change(self.tensor, -1)
 
 
-class _FusedAttention(AttentionMaps):
+class _FusedAttention(Attention):
     """Attention by the fused kernel, whatever kernel this machine would choose."""
 
-    def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        if any(x is not None for x in (*args[:1], kwargs.get("attn_mask"))):
-            return super()._attend(query, key, value, *args, **kwargs)
-        attended: Tensor = FLASH(query, key, value)[0]
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, given: Given) -> Tensor:
+        attended: Tensor = FLASH(query, key, value, 0.0, given.causal, attn_mask=given.mask)[0]
         return attended
 
 
@@ -258,7 +254,9 @@ def _excluding(method: Method) -> list[Classifier]:
     return [method.classifier, method.teacher] if removes else []
 
 
-def _features(classifier: Classifier, images: Tensor, hidden: Tensor | None = None) -> Tensor:
+def _features(
+    classifier: Classifier, images: Tensor, hidden: Any = None, visible: Any = None
+) -> Tensor:
     return type(classifier).features(classifier, images)
 
 

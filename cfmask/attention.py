@@ -1,8 +1,9 @@
 """Read and restrict the attention of any encoder while it runs, without touching its modules.
 
-Every attention in torch, open_clip and timm ends in one of two torch functions. While an
-`AttentionMaps` context is open, both are computed explicitly, so that the post-softmax maps are
-part of the graph. No module is edited and no hook is set, so nothing has to be put back.
+Every attention in torch, open_clip and timm ends in one of two torch functions. While a context of
+this file is open, both are computed as it says: `AttentionOutputs` notes what makes the maps again,
+`VisibleTokens` leaves some tokens out. No module is edited and no hook is set, so nothing has to be
+put back.
 
 Letters: B images, H heads, L keys, Q queries (Q = L in self-attention), d head width.
 """
@@ -13,8 +14,9 @@ import inspect
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,30 +28,37 @@ from cfmask.internals import internal
 _open_modes = internal("function_modes")
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 
+Mode = TypeVar("Mode", bound="Attention")
 
-class AttentionMaps(TorchFunctionMode):
-    """Context in which every attention map is recorded, in order of computation.
 
-    Args:
-        hidden: bool (B, L), True = no query attends to this token; None hides nothing. Attention
-            over fewer keys than L is over the last tokens. Where all keys are hidden, it is zero.
+class Given(NamedTuple):
+    """What an attention is given beside its queries, keys and values.
 
     Attributes:
-        maps: float (B, H, Q, L) tensors, softmax over the last dimension, each part of the graph of
-            what follows it (also where no parameter requires a gradient).
-
-    Example:
-        >>> with AttentionMaps() as attention:
-        ...     logits = classifier(images)
-        >>> gradients = torch.autograd.grad(logits.sum(), attention.maps)
+        mask: bool (…, Q, L), True = attends, or float to add to the scores.
+        dropout: probability.
+        causal: True if a query attends to no later key.
+        scale: of the scores; None for d^-½.
     """
 
-    def __init__(self, hidden: Tensor | None = None) -> None:
-        super().__init__()
-        self.hidden = hidden
-        self.maps: list[Tensor] = []
+    mask: Tensor | None = None
+    dropout: float = 0.0
+    causal: bool = False
+    scale: float | None = None
 
-    def __enter__(self) -> AttentionMaps:
+
+class Attention(TorchFunctionMode):
+    """Context in which a subclass computes every attention: it gives `attend`."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, given: Given) -> Tensor:
+        """Outputs (B, H, Q, d) of queries (B, H, Q, d), keys and values (B, H, L, d)."""
+        raise NotImplementedError
+
+    def again(self) -> Attention:
+        """A context that computes the same attention and records for nobody."""
+        raise NotImplementedError
+
+    def __enter__(self: Mode) -> Mode:
         self._eager = eager()
         self._eager.__enter__()
         super().__enter__()
@@ -68,12 +77,12 @@ class AttentionMaps(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return self._attend(*args, **kwargs)
+            return self._product(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             return self._multi_head(*args, **kwargs)
         return func(*args, **kwargs)
 
-    def _attend(
+    def _product(
         self,
         query: Tensor,
         key: Tensor,
@@ -84,29 +93,10 @@ class AttentionMaps(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """softmax(q kᵀ · scale + mask) v of (B, H, Q, d), (B, H, L, d), (B, H, L, d)."""
         if enable_gqa:
             groups = query.shape[-3] // key.shape[-3]
             key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
-        scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-        if is_causal:
-            causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-            scores = scores.masked_fill(~causal, -math.inf)
-        if attn_mask is not None:
-            hide = attn_mask.dtype == torch.bool
-            scores = scores.masked_fill(~attn_mask, -math.inf) if hide else scores + attn_mask
-        if self.hidden is not None:
-            hidden = self.hidden[:, None, None, -scores.shape[-1] :]
-            # A softmax over nothing is not a number, and so is its gradient: its values are zero.
-            some = ~hidden.all(-1, keepdim=True)
-            scores, value = scores.masked_fill(hidden & some, -math.inf), value * some
-        attention = scores.softmax(-1)
-        if not attention.requires_grad and torch.is_grad_enabled():
-            attention.requires_grad_()
-        self.maps.append(attention)
-        if dropout_p:
-            attention = F.dropout(attention, dropout_p)
-        return attention.to(value.dtype) @ value
+        return self.attend(query, key, value, Given(attn_mask, dropout_p, is_causal, scale))
 
     def _multi_head(self, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         """What `nn.MultiheadAttention` computes, for inputs of shape (L, B, H · d)."""
@@ -127,9 +117,127 @@ class AttentionMaps(TorchFunctionMode):
             F.linear(x, w, b).unflatten(-1, (of.num_heads, -1)).permute(1, 2, 0, 3)
             for x, w, b in zip((of.query, of.key, of.value), weights, biases)
         )
-        out = self._attend(q, k, v, of.attn_mask, of.dropout_p if of.training else 0.0)
+        out = self.attend(q, k, v, Given(of.attn_mask, of.dropout_p if of.training else 0.0))
         merged = out.permute(2, 0, 1, 3).flatten(2)
         return F.linear(merged, of.out_proj_weight, of.out_proj_bias), None
+
+
+@dataclass(frozen=True)
+class Attended:
+    """An attention that was computed, and what its map is made of again.
+
+    Attributes:
+        query: (B, H, Q, d).
+        key: (B, H, L, d).
+        value: (B, H, L, d).
+        output: (B, H, Q, d), part of the graph of what follows it.
+        given: see `Given`.
+        kept: (B, H, Q, L), what dropout has multiplied the map by; None without dropout.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    given: Given
+    kept: Tensor | None = None
+
+    def map(self) -> Tensor:
+        """The map (B, H, Q, L): softmax over the last dimension, without graph."""
+        return attention_map(self.query.detach(), self.key.detach(), self.given)
+
+    def gradient(self, of_output: Tensor) -> Tensor:
+        """Gradient (B, H, Q, L) of the map, given that of the output (B, H, Q, d)."""
+        of_map = of_output.to(self.value.dtype) @ self.value.detach().mT
+        return of_map if self.kept is None else of_map * self.kept
+
+
+class AttentionOutputs(Attention):
+    """Context that records every attention, but for its map: kernels that keep none can so be used.
+
+    The map is made again when it is wanted, and its gradient when that of the output is there: of
+    one attention after the other, so that the maps of all never live at once.
+
+    Attributes:
+        seen: in order of computation; outputs are part of a graph also where no parameter requires
+            a gradient.
+
+    Example:
+        >>> with AttentionOutputs() as attention:
+        ...     logits = classifier(images)
+        >>> maps = [attended.map() for attended in attention.seen]
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Attended] = []
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, given: Given) -> Tensor:
+        """See `Attention.attend`."""
+        kept = None
+        if given.dropout:
+            # What a fused kernel drops cannot be had again.
+            attention = attention_map(query, key, given)
+            kept = F.dropout(torch.ones_like(attention), given.dropout)
+            output = (attention * kept).to(value.dtype) @ value
+        else:
+            output = F.scaled_dot_product_attention(
+                query, key, value, given.mask, 0.0, given.causal, scale=given.scale
+            )
+        if not output.requires_grad and torch.is_grad_enabled():
+            output.requires_grad_()
+        self.seen.append(Attended(query, key, value, output, given, kept))
+        return output
+
+    def again(self) -> Attention:
+        """See `Attention.again`."""
+        return AttentionOutputs()
+
+
+class VisibleTokens(Attention):
+    """Context in which no query attends to a hidden token.
+
+    Args:
+        hidden: bool (B, L), True = hidden. Attention over fewer keys than L is over the last
+            tokens. Where all keys are hidden, it is zero.
+    """
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, given: Given) -> Tensor:
+        """See `Attention.attend`."""
+        hidden = self.hidden[:, None, None, -key.shape[-2] :]
+        # A softmax over nothing is not a number, and so is its gradient: its values are zero.
+        some = ~hidden.all(-1, keepdim=True)
+        mask = ~(hidden & some)
+        if given.causal or given.mask is not None:
+            scores = query.new_zeros(1, 1, query.shape[-2], key.shape[-2])
+            mask = _masked(scores, given).masked_fill(~mask, -math.inf)
+        return F.scaled_dot_product_attention(
+            query, key, value * some, mask, given.dropout, scale=given.scale
+        )
+
+    def again(self) -> Attention:
+        """See `Attention.again`."""
+        return VisibleTokens(self.hidden)
+
+
+def attention_map(query: Tensor, key: Tensor, given: Given) -> Tensor:
+    """softmax(q kᵀ · scale + mask) of (B, H, Q, d) and (B, H, L, d), as (B, H, Q, L)."""
+    scale = query.shape[-1] ** -0.5 if given.scale is None else given.scale
+    return _masked(query @ key.mT * scale, given).softmax(-1)
+
+
+def _masked(scores: Tensor, given: Given) -> Tensor:
+    if given.causal:
+        causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~causal, -math.inf)
+    if given.mask is None:
+        return scores
+    hide = given.mask.dtype == torch.bool
+    return scores.masked_fill(~given.mask, -math.inf) if hide else scores + given.mask
 
 
 def eager() -> AbstractContextManager[Any]:
@@ -138,9 +246,9 @@ def eager() -> AbstractContextManager[Any]:
     return nullcontext() if inside else torch.compiler.set_stance("force_eager")
 
 
-def reading() -> list[AttentionMaps]:
-    """The open `AttentionMaps` contexts, outermost first."""
-    return [mode for mode in _open_modes() if isinstance(mode, AttentionMaps)]
+def reading() -> list[Attention]:
+    """The open contexts of this file, outermost first."""
+    return [mode for mode in _open_modes() if isinstance(mode, Attention)]
 
 
 def replayed() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
@@ -149,4 +257,4 @@ def replayed() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]
     The repetition must compute attention just as the forward pass did, or it saves other tensors.
     """
     active = reading()
-    return nullcontext(), AttentionMaps(active[-1].hidden) if active else nullcontext()
+    return nullcontext(), active[-1].again() if active else nullcontext()

@@ -210,7 +210,9 @@ class Classifier(nn.Module, ABC):
             raise unknown(f"layer of {self.name}", name, modules)
         return modules[name]
 
-    def features(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def features(
+        self, images: Tensor, hidden: Tensor | None = None, visible: int | None = None
+    ) -> Tensor:
         """Features (B, D), not normalised and at least float32, of images (B, 3, H, W) in [0, 1].
 
         Args:
@@ -219,6 +221,9 @@ class Classifier(nn.Module, ABC):
                 tokens never attend to it (its class token stays); a CNN runs by layer masking
                 (arXiv 2211.14646). It may be as fine as pixels, (B, H, W): a transformer then
                 keeps the patches that are visible as wholes. None removes nothing.
+            visible: how many patches every image keeps, if that is known. Plain transformers then
+                drop the hidden tokens, which is cheaper. It is not counted here: a GPU would have
+                to be waited for.
 
         Raises:
             InputError: images of another shape than the encoder takes, whole numbers, values far
@@ -235,7 +240,12 @@ class Classifier(nn.Module, ABC):
             check_unit(images, values=images.device.type == "cpu" or not self._looked)
             self._looked = True
         with self._kernels(images.device):
-            return full_precision(self.encode((images - self.mean) / self.std, hidden))
+            normalised, found = (images - self.mean) / self.std, None
+            if visible and hidden is not None and self.tokens is not None:
+                # Visible tokens first, in their order.
+                order = self.hidden_tokens(hidden).byte().argsort(dim=1, stable=True)
+                found = self.encode_tokens(normalised, order[:, : self.tokens.prefix + visible])
+            return full_precision(self.encode(normalised, hidden) if found is None else found)
 
     def encode(self, normalised: Tensor, hidden: Tensor | None) -> Tensor:
         """Features (B, D) of normalised images, by layer masking where patches are hidden.
@@ -246,6 +256,13 @@ class Classifier(nn.Module, ABC):
             return masked_forward(self.encoder, normalised, hidden)
         features: Tensor = self.encoder(normalised)
         return features
+
+    def encode_tokens(self, normalised: Tensor, kept: Tensor) -> Tensor | None:
+        """Features (B, D) of normalised images, read from the tokens int64 (B, n) alone.
+
+        None, as here, of an encoder that cannot drop tokens: `encode` then hides the others.
+        """
+        return None
 
     def hidden_tokens(self, hidden: Tensor) -> Tensor:
         """Removed patches bool (B, h, w) as tokens bool (B, L); prefix tokens are never removed.
@@ -284,6 +301,11 @@ class Classifier(nn.Module, ABC):
         # What is computed again for its gradient is so outside of this context.
         again = any(getattr(m, "grad_checkpointing", False) for m in self.encoder.modules())
         return nullcontext() if again and torch.is_grad_enabled() else sdpa_kernel(SDPBackend.MATH)
+
+
+def chosen(tokens: Tensor, kept: Tensor) -> Tensor:
+    """Those of the tokens (B, L, C) that int64 (B, n) names, (B, n, C)."""
+    return tokens.gather(1, kept.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
 
 
 def full_precision(values: Tensor) -> Tensor:

@@ -45,6 +45,10 @@ class PatchMask(ABC):
     def __call__(self, relevance: Tensor) -> Tensor:
         """Mask bool (B, h, w), True = replaced, of relevance float (B, h, w) in [0, 1]."""
 
+    def kept(self, patches: int) -> int | None:
+        """How many of so many patches every image keeps; None if that differs between images."""
+        return None
+
 
 class RandomMask(PatchMask):
     """Each patch is replaced with the same probability.
@@ -65,17 +69,27 @@ class RandomMask(PatchMask):
         """See `PatchMask`."""
         h, w = relevance.shape[1:]
         noise = _own_rows(len(relevance), lambda rows: relevance.new_empty(rows, h, w).uniform_())
-        if not self.exact:
+        kept = self.kept(h * w)
+        if kept is None:
             return noise < self.probability
-        patches = noise[0].numel()
+        rank = noise.flatten(1).argsort(1).argsort(1).view_as(noise)
+        return rank >= kept
+
+    def kept(self, patches: int) -> int | None:
+        """See `PatchMask.kept`.
+
+        Raises:
+            InputError: an exact mask would hide every patch.
+        """
+        if not self.exact:
+            return None
         kept = int(patches * (1 - self.probability))
         if kept == 0:
             raise InputError(
                 f"Expected a probability that keeps some of {patches} patches, but "
                 f"{self.probability} hides every one; lower it."
             )
-        rank = noise.flatten(1).argsort(1).argsort(1).view_as(noise)
-        return rank >= kept
+        return kept
 
 
 class ObjectMask(PatchMask):
@@ -193,7 +207,8 @@ class ConstantFill(Fill):
 
     def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
         """See `Fill`."""
-        colour = images.new_tensor(self.colour).view(1, 3, 1, 1)
+        # Numbers that are written on the device itself: no copy to wait for.
+        colour = torch.stack([images.new_full((1, 1), value) for value in self.colour])
         return torch.where(pixels(replaced, images), colour, images)
 
 

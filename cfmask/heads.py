@@ -64,33 +64,62 @@ def empty_head(kind: str, classes: int, width: int) -> nn.Module:
 
 
 def fit_linear_head(head: nn.Linear, features: Tensor, labels: Tensor) -> None:
-    """Set a linear head to the logistic regression of labels on features, by scikit-learn.
+    """Set a linear head to the logistic regression of labels on features.
 
-    The regression is L2-regularised with C = 1 on features of unit mean square. A class without
+    The regression is L2-regularised with C = 1 on features of unit mean square, as scikit-learn's
+    `LogisticRegression`: with two classes, one row of weights is regularised. A class without
     images keeps a row of zeros.
 
     Args:
         head: D to K, changed in place.
-        features: float (N, D).
+        features: float (N, D), on the device that computes.
         labels: int64 (N,) in [0, K), at least two different.
 
     Raises:
-        InputError: images of one class only.
+        InputError: images of one class only, or features that are no numbers.
     """
-    from sklearn.linear_model import LogisticRegression
-
-    if len(labels.unique()) < 2:
+    known, targets = labels.to(features.device).unique(return_inverse=True)
+    if len(known) < 2:
         raise InputError("Expected images of at least 2 classes to fit a head, but got 1.")
-    scale = features.square().mean().sqrt()
-    model = LogisticRegression(max_iter=1000).fit((features / scale).numpy(), labels.numpy())
-    weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
-    if len(model.classes_) == 2:
-        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    if not features.isfinite().all():
+        raise InputError(
+            "Expected finite features to fit a head to, but got NaN or infinity; are the weights "
+            "of the encoder sound?"
+        )
+    # Apple's GPUs have no float64.
+    features, targets = (x.cpu() if x.device.type == "mps" else x for x in (features, targets))
+    scale = features.square().mean().sqrt().clamp(min=1e-12)
+    weight, bias = _regression((features / scale).double(), targets, len(known))
     with torch.no_grad():
         head.weight.zero_()
         head.bias.zero_()
-        head.weight[model.classes_] = (weight / scale).to(head.weight)
-        head.bias[model.classes_] = bias.to(head.bias)
+        head.weight[known.to(head.weight.device)] = (weight / scale).to(head.weight)
+        head.bias[known.to(head.bias.device)] = bias.to(head.bias)
+
+
+def _regression(features: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Weight (K, D) and bias (K,) that L-BFGS finds for float64 (N, D) and int64 (N,) in [0, K)."""
+    several = classes > 2
+    rows = features.new_zeros(classes if several else 1, features.shape[1] + 1, requires_grad=True)
+    # The mean over images is to be flat to this, a thousandth of what scikit-learn asks for.
+    solver = torch.optim.LBFGS(
+        [rows], 1, 1000, 5000, 1e-7, 0, history_size=20, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        logits = features @ rows[:, :-1].T + rows[:, -1]
+        logits = logits if several else torch.cat([-logits / 2, logits / 2], 1)
+        penalty = rows[:, :-1].square().sum() / (2 * len(targets))
+        loss = F.cross_entropy(logits, targets) + penalty
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        solver.step(closure)
+    found = rows.detach()
+    found = found if several else torch.cat([-found / 2, found / 2])
+    return found[:, :-1], found[:, -1]
 
 
 @torch.no_grad()

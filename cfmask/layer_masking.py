@@ -229,9 +229,10 @@ def _divide(op: Operation, *args: Any, **kwargs: Any) -> _Masked:
     return _zero_to_zero(op, *args, **kwargs)
 
 
-def _hardtanh(op: Operation, input: Tensor, *args: Any, **kwargs: Any) -> _Masked:
-    is_zero = not op(torch.zeros(1), *args, **kwargs).item()
-    return _elementwise(op, input, *args, is_zero=is_zero, **kwargs)
+def _hardtanh(
+    op: Operation, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, *args: Any, **kw: Any
+) -> _Masked:
+    return _elementwise(op, input, min_val, max_val, *args, is_zero=min_val <= 0 <= max_val, **kw)
 
 
 def _conv2d(

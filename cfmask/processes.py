@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from cfmask.errors import InputError
 
@@ -92,6 +93,15 @@ def from_first(make: Callable[[], T]) -> T:
     found = gathered(first)
     result: Any = found[0]
     return result  # type: ignore[no-any-return]
+
+
+def anywhere(flag: Tensor) -> Tensor:
+    """Whether it is True in any process, bool () on the device, which is not waited for."""
+    if count() == 1:
+        return flag
+    told = flag.int()
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    return told.bool()
 
 
 def device() -> torch.device:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfmask.attention import AttentionMaps, eager
+from cfmask.attention import AttentionOutputs, eager
 from cfmask.classifier import Classifier, full_precision
 from cfmask.errors import InputError
 
@@ -65,14 +65,14 @@ class Trace:
 
     Args:
         tensors: parts of the graph, in order of computation.
-        reduce: gradient and value of one of them -> its contribution, without graph.
+        reduce: number and gradient of one of them -> its contribution, without graph.
         finish: contributions, in order of computation -> relevance, not yet normalised.
     """
 
     def __init__(
         self,
         tensors: Sequence[Tensor],
-        reduce: Callable[[Tensor, Tensor], Tensor],
+        reduce: Callable[[int, Tensor], Tensor],
         finish: Callable[[list[Tensor]], Tensor],
     ) -> None:
         self.tensors = list(tensors)
@@ -98,8 +98,7 @@ class Trace:
         def receive(index: int, gradient: Tensor) -> None:
             with torch.no_grad():
                 scale = unit.to(gradient.dtype).view(-1, *[1] * (gradient.ndim - 1))
-                value = self.tensors[index].detach()
-                self.contributions[index] = self.reduce(gradient * scale, value)
+                self.contributions[index] = self.reduce(index, gradient * scale)
 
         handles = [logits.register_hook(take_unit)]
         for index, tensor in enumerate(self.tensors):
@@ -143,7 +142,8 @@ class AttentionRelevance(GradientRelevance):
 
     With a_l the attention of block l and g_l its gradient, A_l = mean over heads of max(g_l · a_l,
     0) and R_l = R_{l-1} + A_l R_{l-1}. Only the row of R that the pooled feature reads is computed:
-    it runs from the last block to the first as v <- v + v A_l.
+    it runs from the last block to the first as v <- v + v A_l. No map is kept: a block's is made
+    again from its queries and keys when the gradient comes, so that one lives at a time.
 
     Source: Chefer et al. 2021 (arXiv 2103.15679), as used by arXiv 2303.03052.
     """
@@ -155,9 +155,16 @@ class AttentionRelevance(GradientRelevance):
     def watch(self, classifier: Classifier, images: Tensor) -> tuple[Tensor, Trace]:
         """See `GradientRelevance.watch`."""
         self.check(classifier)
-        with torch.enable_grad(), AttentionMaps() as attention:
+        with torch.enable_grad(), AttentionOutputs() as attention:
             logits = classifier(images)
-        return logits, Trace(attention.maps, _positive, lambda maps: _flow(classifier, maps))
+        seen = attention.seen
+
+        def reduce(index: int, gradient: Tensor) -> Tensor:
+            products = seen[index].gradient(gradient) * seen[index].map()
+            return full_precision(products.clamp(min=0).mean(1))
+
+        outputs = [attended.output for attended in seen]
+        return logits, Trace(outputs, reduce, lambda maps: _flow(classifier, maps))
 
 
 class AttentionRollout(Relevance):
@@ -178,11 +185,11 @@ class AttentionRollout(Relevance):
     ) -> tuple[Tensor, Tensor]:
         """See `Relevance.explain`. The labels are not read."""
         self.check(classifier)
-        with AttentionMaps() as attention:
+        with AttentionOutputs() as attention:
             logits = classifier(images)
         with torch.no_grad():
             # A block's half of the residual scales all patches alike, and the map is normalised.
-            means = [full_precision(a.mean(1)) for a in attention.maps]
+            means = [full_precision(attended.map().mean(1)) for attended in attention.seen]
             return logits, normalise(_flow(classifier, means))
 
 
@@ -219,8 +226,9 @@ class _ActivationMap(GradientRelevance):
             )
         as_map(taps[0], classifier)
 
-        def reduce(gradient: Tensor, activation: Tensor) -> Tensor:
-            maps = (as_map(full_precision(x), classifier) for x in (gradient, activation))
+        def reduce(index: int, gradient: Tensor) -> Tensor:
+            pair = gradient, taps[index].detach()
+            maps = (as_map(full_precision(x), classifier) for x in pair)
             return self.weigh(*maps).clamp(min=0)
 
         return logits, Trace(taps, reduce, lambda maps: maps[0])
@@ -300,11 +308,6 @@ def default_relevance(classifier: Classifier) -> Relevance:
 def normalise(relevance: Tensor) -> Tensor:
     """Divide each map (B, h, w) of non-negative values by its own maximum."""
     return relevance / (relevance.amax((1, 2), keepdim=True) + 1e-8)
-
-
-def _positive(gradient: Tensor, attention: Tensor) -> Tensor:
-    """Mean over heads of the positive part of gradient times attention, (B, Q, L)."""
-    return full_precision((gradient * attention).clamp(min=0).mean(1))
 
 
 def _flow(classifier: Classifier, maps: Sequence[Tensor]) -> Tensor:

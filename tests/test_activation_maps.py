@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cfmask import AttentionRollout, GradCAM, HiResCAM, InputError, LayerCAM, TimmClassifier
-from cfmask.attention import AttentionMaps
+from cfmask.attention import AttentionOutputs
 from cfmask.relevance import normalise
 
 pytorch_grad_cam = pytest.importorskip("pytorch_grad_cam")
@@ -65,11 +65,11 @@ def test_rollout_is_the_product_of_whole_matrices(tiny_clip, digit_batch):
     images, labels = digit_batch
     got = AttentionRollout().explain(tiny_clip, images, labels)[1]
     # The tower's own forward computes the last block for all tokens.
-    with torch.no_grad(), AttentionMaps() as attention:
+    with torch.no_grad(), AttentionOutputs() as attention:
         tiny_clip.encoder((images - tiny_clip.mean) / tiny_clip.std)
     rolled = torch.eye(37).expand(8, 37, 37)
-    for weights in attention.maps:
-        rolled = (weights.mean(1) + torch.eye(37)) / 2 @ rolled
+    for attended in attention.seen:
+        rolled = (attended.map().mean(1) + torch.eye(37)) / 2 @ rolled
     want = rolled[:, 0, 1:].unflatten(1, (6, 6))
     assert torch.allclose(got, normalise(want), atol=1e-5)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import re
@@ -89,6 +90,55 @@ def test_skipping_has_a_limit_and_the_count_is_kept(tiny_clip):
     other = FineTuning(tiny_clip)
     other.on_load_checkpoint(checkpoint)
     assert other.skipped == method.skipped == 3
+
+
+class Fused(Spoilt):
+    """The same with the optimiser of a GPU, which leaves such steps out by itself."""
+
+    def configure_optimizers(self):
+        optimizers, schedules = super().configure_optimizers()
+        optimizers[0].param_groups[0]["fused"] = True
+        optimizers[0]._step_supports_amp_scaling = True
+        return optimizers, schedules
+
+
+@pytest.mark.parametrize("loss_too", [False, True])
+def test_a_fused_optimiser_is_not_asked_at_every_step(tiny_clip, loss_too):
+    methods = [kind(copy.deepcopy(tiny_clip)) for kind in (Spoilt, Fused)]
+    for method in methods:
+        method.spoilt, method.loss_too, method.skip_nonfinite = (1, 2), loss_too, 2
+        trainer = fit(method, 5, gradient_clip_val=1.0)
+        assert method.skipped == 2
+        states = trainer.optimizers[0].state.values()
+        assert {int(state["step"]) for state in states} == {3}
+    first, second = (list(method.parameters()) for method in methods)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(first, second, strict=True))
+    same = [
+        all(torch.equal(a, b) for a, b in zip(*pair))
+        for pair in zip(methods[1].history, methods[1].history[1:])
+    ]
+    assert same == [False, True, True, False]
+
+
+def test_what_a_fused_optimiser_left_out_stops_the_run_before_a_checkpoint(tiny_clip, tmp_path):
+    method, last = Fused(tiny_clip), tmp_path / "last.ckpt"
+    method.spoilt, method.loss_too = (2,), True
+
+    class Saves(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step in (2, 4):
+                trainer.save_checkpoint(last)
+
+    with pytest.raises(InputError, match=r"loss is not finite at step 2 \(task \d.*log nan\)"):
+        fit(method, 6, callbacks=[Saves()])
+    # The run went on to step 4, and wrote nothing there.
+    assert len(method.history) == 4
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    with pytest.raises(InputError, match="not finite at step 2"):
+        method = Fused(tiny_clip)
+        method.spoilt = (2,)
+        fit(method, 5)
+    assert len(method.history) == 5
 
 
 def scarce(how: str):

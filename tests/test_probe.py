@@ -10,16 +10,20 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from cfmask import (
     DigitsData,
     Distillation,
     FineTuning,
+    InputError,
     TimmClassifier,
     digits,
     load_classifier,
+    processes,
 )
 from cfmask.commands.train_model import command_line, train
+from cfmask.heads import fit_linear_head
 from cfmask.methods import Method, base
 from cfmask.methods.base import frozen_copy
 
@@ -151,4 +155,66 @@ def test_a_probe_draws_so_many_images_and_no_more(monkeypatch):
     method, passes = Distillation(cnn(0)), []
     method.classifier.encoder.register_forward_hook(lambda m, args, out: passes.append(len(out)))
     method.probe(DigitsData(60, 10, batch_size=8))
-    assert passes == [8, 8, 8]
+    assert passes == [8, 8, 4]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_images_of_a_probe(monkeypatch, world):
+    data = DigitsData(31, 10, batch_size=8)
+    data.prepare(cnn(0).preprocess)
+    whole = [image for images, _ in data.drawn(25) for image in images]
+    monkeypatch.setattr(processes, "count", lambda: world)
+    shares = []
+    for own in range(world):
+        monkeypatch.setattr(processes, "rank", lambda own=own: own)
+        shares += [image for images, _ in data.drawn(25) for image in images]
+    assert len(whole) == 25
+    assert torch.equal(torch.stack(shares), torch.stack(whole))
+
+
+CASES = {
+    "few images": (7, 20, 3, 3, 1.0),
+    "two classes": (60, 5, 2, 2, 1.0),
+    "separable": (40, 10, 4, 4, 30.0),
+    "a class without images": (80, 6, 5, 4, 1.0),
+    "two of three classes": (50, 6, 3, 2, 1.0),
+    "one image of a class": (30, 8, 3, 3, 0.5),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("shift", [0.0, 5.0])
+def test_the_fitted_head_is_that_of_scikit_learn(case, shift):
+    images, width, classes, seen, apart = CASES[case]
+    torch.manual_seed(len(case))
+    labels = torch.randint(seen, (images,))
+    labels[:seen] = torch.arange(seen)
+    if case == "one image of a class":
+        labels = torch.where(torch.arange(images) == 0, 0, 1 + labels % 2)
+    if case == "two of three classes":
+        labels = 2 * labels
+    features = torch.randn(images, width) + apart * torch.randn(classes, width)[labels] + shift
+    head = torch.nn.Linear(width, classes)
+    fit_linear_head(head, features, labels)
+    scale = features.square().mean().sqrt()
+    theirs = LogisticRegression(tol=1e-9, max_iter=10_000).fit(
+        (features / scale).double().numpy(), labels.numpy()
+    )
+    want = torch.from_numpy(theirs.predict_proba((features / scale).double().numpy())).float()
+    known = labels.unique()
+    with torch.no_grad():
+        got = head(features)[:, known].softmax(1)
+    assert (got - want).abs().max() < 1e-4
+    if len(known) > 2:
+        weight = torch.from_numpy(theirs.coef_).float()
+        assert (head.weight[known] * scale - weight).abs().max() < 1e-4
+    absent = [k for k in range(classes) if k not in labels]
+    assert not head.weight[absent].any() and not head.bias[absent].any()
+
+
+def test_what_cannot_be_fitted_is_refused():
+    head = torch.nn.Linear(3, 2)
+    with pytest.raises(InputError, match="at least 2 classes"):
+        fit_linear_head(head, torch.rand(4, 3), torch.ones(4, dtype=torch.int64))
+    with pytest.raises(InputError, match="finite features"):
+        fit_linear_head(head, torch.full((4, 3), torch.nan), torch.arange(4) % 2)

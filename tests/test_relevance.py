@@ -15,7 +15,7 @@ from cfmask import (
     TimmClassifier,
     digits,
 )
-from cfmask.attention import AttentionMaps
+from cfmask.attention import AttentionOutputs
 
 
 def slow_clip(classifier, images):
@@ -96,12 +96,14 @@ def test_attention_maps_of_timm_models_leave_the_output_as_it_is(name):
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
     images = torch.rand(2, 3, *model.default_cfg["input_size"][1:])
-    with AttentionMaps() as attention:
+    with AttentionOutputs() as attention:
         output = model(images)
     assert torch.allclose(output, model(images), atol=1e-5)
-    assert len(attention.maps) == len(model.blocks)
-    for weights in attention.maps:
+    assert len(attention.seen) == len(model.blocks)
+    for attended in attention.seen:
+        weights = attended.map()
         assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
+        assert torch.allclose(weights @ attended.value, attended.output, atol=1e-5)
 
 
 def test_attention_maps_handle_masks_scales_and_grouped_heads():
@@ -116,9 +118,27 @@ def test_attention_maps_handle_masks_scales_and_grouped_heads():
         {"is_causal": True},
     ):
         expected = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options)
-        with AttentionMaps():
+        with AttentionOutputs() as attention:
             got = F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options)
         assert torch.allclose(got, expected, atol=1e-6), options
+        (attended,) = attention.seen
+        assert torch.allclose(attended.map() @ attended.value, expected, atol=1e-6), options
+
+
+def test_the_gradient_of_a_map_is_that_of_the_explicit_map():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8).double() for n in (4, 6, 6))
+    for dropout in (0.0, 0.4):
+        with AttentionOutputs() as attention:
+            output = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        (attended,) = attention.seen
+        explicit = attended.map().requires_grad_()
+        kept = 1 if attended.kept is None else attended.kept
+        assert torch.allclose((explicit * kept) @ v, output)
+        weights = torch.randn_like(output)
+        (want,) = torch.autograd.grad(((explicit * kept) @ v * weights).sum(), explicit)
+        (of_output,) = torch.autograd.grad((output * weights).sum(), output)
+        assert torch.allclose(attended.gradient(of_output), want)
 
 
 def test_explaining_changes_nothing_in_the_model(tiny_clip, small_cnn, digit_batch):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 from jsonargparse import SUPPRESS
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -286,12 +287,24 @@ class TrainCLI(LightningCLI):
             return
         asked = self.config.probe
         if self.model.wants_probe() if asked == "auto" else asked:
-            if leads():
-                say("First the head is fitted to the features of the training images.")
-            self.model.probe(self.datamodule, self.trainer.strategy.root_device)
+            self._probe()
         if leads():
             images = self.datamodule.identity()
             self.folder.start(self.config_text(), self.model.classifier, images)
+
+    def _probe(self) -> None:
+        """Fit the head, by all processes together if all of them are there."""
+        strategy = self.trainer.strategy
+        environment = getattr(strategy, "cluster_environment", None)
+        if isinstance(environment, LightningEnvironment) and environment.local_rank():
+            # The process that has started this one has fitted the head before.
+            self.model.start_from(load_classifier(self.folder.path, PRETRAINED))
+            return
+        if leads():
+            say("First the head is fitted to the features of the training images.")
+        if environment is not None and not isinstance(environment, LightningEnvironment):
+            strategy.setup_environment()
+        self.model.probe(self.datamodule, strategy.root_device)
 
     def _completed(self, settings: dict[str, Any]) -> str:
         """The config of an older version's settings, those that it did not know at defaults."""

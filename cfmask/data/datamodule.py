@@ -23,7 +23,7 @@ from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from cfmask import digits, wordnet
+from cfmask import digits, processes, wordnet
 from cfmask.data.epochs import EpochLoader, EpochSampler, Seeded, run_seed, start_worker
 from cfmask.data.file_index import FileIndex, class_folders
 from cfmask.data.folders import Folder, split, subset_of
@@ -31,8 +31,7 @@ from cfmask.data.holdout import HELD_OUT, undivided
 from cfmask.data.unreadable import Skipping, Unreadable, refuse_unreadable
 from cfmask.decoding import READING, Decoder
 from cfmask.errors import InputError, at_least, unknown
-from cfmask.images import Preprocess, RandomCrop, augmented, to_unit
-from cfmask.processes import gathered
+from cfmask.images import Preprocess, RandomCrop, augmented, check_unit, to_unit
 from cfmask.shift import HOLDOUT
 
 Sample = tuple[Tensor, int]
@@ -111,7 +110,9 @@ class TrainingData(pl.LightningDataModule, ABC):
         """Collect what all processes have skipped."""
         if stage == "fit" and self._skipping():
             lines = [line for data in self._skipping() for line in data.complaints()]
-            self.skipped = sorted({line for part in gathered(lambda: lines) for line in part})
+            self.skipped = sorted(
+                {line for part in processes.gathered(lambda: lines) for line in part}
+            )
             if self.skipped:
                 rank_zero_warn(f"{len(self.skipped)} unreadable images were skipped.")
 
@@ -129,10 +130,28 @@ class TrainingData(pl.LightningDataModule, ABC):
         sampler.set_epoch(trainer.current_epoch if trainer else 0)
         return self._loader(data, sampler=sampler)
 
+    def drawn(self, images: int) -> DataLoader[Sample]:
+        """This process's share of so many training images, drawn and made as the first epoch's."""
+        assert self.train_set is not None, "prepare was not called"
+        data = Seeded(self.train_set, run_seed())
+        order = EpochSampler(len(data), 1, run_seed()).order()[:images]
+        own = processes.own_part(len(order))
+        return self._loader(Subset(data, order[own.start : own.stop].tolist()))
+
     def val_dataloader(self) -> DataLoader[Sample]:
         """Validation batches, in the order of the set."""
         assert self.val_set is not None, "setup was not called"
         return self._loader(self.val_set)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Look at images that come as floats while they are in main memory.
+
+        Raises:
+            InputError: values outside of [0, 1].
+        """
+        if batch[0].dtype != torch.uint8:
+            check_unit(batch[0], values=True)
+        return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Bytes to floats in [0, 1], on the device."""

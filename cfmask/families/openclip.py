@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,14 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cfmask.attention import AttentionMaps, replayed
-from cfmask.classifier import Classifier, Layout, Pooling, Tokens
+from cfmask.attention import VisibleTokens, replayed
+from cfmask.classifier import Classifier, Layout, Pooling, Tokens, chosen
 from cfmask.families.pretrained import build_tower, load_clip, logit_bias, tokenizer_of
 from cfmask.families.timm import (
     Sides,
     TimmClassifier,
     as_size,
     check_patches,
+    drops_tokens,
+    kept_features,
     resize,
     token_features,
 )
@@ -99,14 +102,12 @@ class OpenClipClassifier(Classifier):
         super().__init__(tower, layer, spec)
 
     def encode(self, normalised: Tensor, hidden: Tensor | None) -> Tensor:
-        """See `Classifier.encode`. The last block is computed for the class token alone.
-
-        Where the same number of patches is removed from every image, their tokens are dropped.
-        """
+        """See `Classifier.encode`. The last block is computed for the class token alone."""
         tower: Any = self.encoder
-        if _reads_class_token(tower):
-            return self._class_token(embed(tower, normalised), hidden)
         hide = None if hidden is None or self.tokens is None else self.hidden_tokens(hidden)
+        if _reads_class_token(tower):
+            with nullcontext() if hide is None else VisibleTokens(hide):
+                return self._from_tokens(embed(tower, normalised))
         if hasattr(tower, "trunk") and self.tokens is not None:
             features: Tensor = tower.head(
                 token_features(tower.trunk, self.tokens, normalised, hide)
@@ -118,10 +119,20 @@ class OpenClipClassifier(Classifier):
             return self._visible(normalised, hide)
         return super().encode(normalised, hidden)
 
+    def encode_tokens(self, normalised: Tensor, kept: Tensor) -> Tensor | None:
+        """See `Classifier.encode_tokens`."""
+        tower: Any = self.encoder
+        if _reads_class_token(tower):
+            return self._from_tokens(chosen(embed(tower, normalised), kept))
+        if hasattr(tower, "trunk") and drops_tokens(tower.trunk):
+            features: Tensor = tower.head(kept_features(tower.trunk, normalised, kept))
+            return features
+        return None
+
     def _visible(self, normalised: Tensor, hidden: Tensor) -> Tensor:
         """Features (B, D) that read no hidden token, bool (B, L), of a tower of another pooling."""
         tower: Any = self.encoder
-        with AttentionMaps(hidden):
+        with VisibleTokens(hidden):
             values = tower.transformer(embed(tower, normalised))
             if self.tokens is None or self.tokens.pooled != "average":
                 pooled = pool(tower, values)
@@ -132,17 +143,6 @@ class OpenClipClassifier(Classifier):
                 pooled = global_pool(tower, values)
         features: Tensor = pooled if tower.proj is None else pooled @ tower.proj
         return features
-
-    def _class_token(self, tokens: Tensor, hidden: Tensor | None) -> Tensor:
-        """Features (B, D) of embedded tokens (B, L, width), read from the class token."""
-        if hidden is None:
-            return self._from_tokens(tokens)
-        kept = ~self.hidden_tokens(hidden)
-        counts = kept.sum(1)
-        if (counts == counts[0]).all():
-            return self._from_tokens(tokens[kept].unflatten(0, (len(tokens), -1)))
-        with AttentionMaps(~kept):
-            return self._from_tokens(tokens)
 
     def _from_tokens(self, tokens: Tensor) -> Tensor:
         """Features (B, D) of embedded tokens (B, L, width), the class token first."""
@@ -204,7 +204,7 @@ class _VisiblePool(nn.Module):
         hidden = ~visible.flatten(1)
         # The pool's query is the mean over all positions.
         values = tokens.leave_out(values.flatten(2).mT, hidden).mT.view_as(values)
-        with AttentionMaps(F.pad(hidden, (1, 0))):
+        with VisibleTokens(F.pad(hidden, (1, 0))):
             features: Tensor = tower.attnpool(values)
         return features
 

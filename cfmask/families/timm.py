@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from cfmask.attention import AttentionMaps, reading, replayed
-from cfmask.classifier import Classifier, Layout, Pooling, Tokens
+from cfmask.attention import AttentionOutputs, VisibleTokens, reading, replayed
+from cfmask.classifier import Classifier, Layout, Pooling, Tokens, chosen
 from cfmask.errors import UNFIT, InputError, one_line, unknown
 from cfmask.families.fingerprint import mismatch, shapes, timm_candidates
 from cfmask.images import Preprocess
@@ -90,6 +90,11 @@ class TimmClassifier(Classifier):
         hide = None if hidden is None else self.hidden_tokens(hidden)
         return token_features(self.encoder, self.tokens, normalised, hide)
 
+    def encode_tokens(self, normalised: Tensor, kept: Tensor) -> Tensor | None:
+        """See `Classifier.encode_tokens`."""
+        net: Any = self.encoder
+        return kept_features(net, normalised, kept) if drops_tokens(net) else None
+
     @classmethod
     def architecture(cls, spec: Spec) -> nn.Module:
         """See `Classifier.architecture`."""
@@ -107,7 +112,7 @@ class TimmClassifier(Classifier):
         """
         need("timm")
         net: Any = encoder
-        # The explicit attention of timm is out of sight of `AttentionMaps`.
+        # The explicit attention of timm is out of sight of `cfmask.attention`.
         for module in net.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = True
@@ -182,8 +187,7 @@ def check_patches(size: Sides, patch: Sequence[int], name: str) -> None:
 def token_features(net: Any, tokens: Tokens, images: Tensor, hidden: Tensor | None) -> Tensor:
     """Features (B, D) of a timm transformer as if the hidden tokens were not there.
 
-    Where all images hide the same number, the tokens are dropped in the plain vision transformer;
-    else no query attends to them, and no pooling reads them.
+    No query attends to them, and no pooling reads them.
 
     Args:
         net: the model, its classifier removed.
@@ -191,34 +195,30 @@ def token_features(net: Any, tokens: Tokens, images: Tensor, hidden: Tensor | No
         images: normalised, float (B, 3, H, W).
         hidden: bool (B, L), True = hidden; None hides nothing.
     """
-    kept = None if hidden is None else _droppable(net, tokens, hidden)
-    if hidden is None or kept is not None:
-        values = net.forward_head(_last_tokens(net, images, kept))
-    else:
-        with AttentionMaps(hidden):
-            values = tokens.leave_out(_last_tokens(net, images), hidden)
-            values = net.forward_head(values)
-    features: Tensor = values
+    if hidden is None:
+        features: Tensor = net.forward_head(_last_tokens(net, images))
+        return features
+    with VisibleTokens(hidden):
+        values = tokens.leave_out(_last_tokens(net, images), hidden)
+        features = net.forward_head(values)
     return features
 
 
-def _droppable(net: Any, tokens: Tokens, hidden: Tensor) -> Tensor | None:
-    """Which tokens to keep, bool (B, L), if the rest can be dropped; else None."""
-    kept = ~hidden
-    counts = kept.sum(1)
-    alike = _plain(net) and counts[0] > tokens.prefix and (counts == counts[0]).all()
-    return kept if alike else None
+def kept_features(net: Any, images: Tensor, kept: Tensor) -> Tensor:
+    """Features (B, D) of the tokens int64 (B, n) alone; the model is one that drops tokens."""
+    features: Tensor = net.forward_head(_last_tokens(net, images, kept))
+    return features
 
 
 def _last_tokens(net: Any, images: Tensor, kept: Tensor | None = None) -> Tensor:
-    """Tokens (B, L, D) after the last block; of the plain vision transformer, only the kept."""
-    if not _plain(net):
+    """Tokens (B, L, D) after the last block; of a model that drops tokens, only the kept."""
+    if not drops_tokens(net):
         with _unchecked(net):
             last: Tensor = net.forward_features(images)
         return last
     values: Tensor = net.norm_pre(add_positions(net, net.patch_embed(images)))
     if kept is not None:
-        values = values[kept].unflatten(0, (len(images), -1))
+        values = chosen(values, kept)
     for block in net.blocks:
         if net.grad_checkpointing and torch.is_grad_enabled():
             values = checkpoint(block, values, use_reentrant=False, context_fn=replayed)
@@ -228,7 +228,7 @@ def _last_tokens(net: Any, images: Tensor, kept: Tensor | None = None) -> Tensor
     return normed
 
 
-def _plain(net: Any) -> bool:
+def drops_tokens(net: Any) -> bool:
     """Whether tokens are told apart by nothing but what is added to them before the blocks."""
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
@@ -293,7 +293,7 @@ def _outputs(net: Any, size: Sides, name: str, layer: str | None = None) -> dict
     empty = {key: torch.empty_like(value, device="meta") for key, value in state.items()}
     mode = net.training
     try:
-        with torch.no_grad(), AttentionMaps() as attention:
+        with torch.no_grad(), AttentionOutputs() as attention:
             image = torch.empty(1, 3, *size, device="meta")
             seen["features"] = functional_call(net.eval(), empty, (image,))
     except UNFIT as error:
@@ -304,7 +304,7 @@ def _outputs(net: Any, size: Sides, name: str, layer: str | None = None) -> dict
         net.train(mode)
         if handle is not None:
             handle.remove()
-    return {**seen, "attention": attention.maps}
+    return {**seen, "attention": [attended.map() for attended in attention.seen]}
 
 
 def _is_timms(net: Any) -> bool:

@@ -15,6 +15,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from cfmask import processes
 from cfmask.checkpoint import plain_spec
 from cfmask.classifier import Classifier
 from cfmask.data.datamodule import TrainingData
@@ -22,6 +23,7 @@ from cfmask.errors import InputError
 from cfmask.heads import fit_linear_head
 from cfmask.images import to_unit
 from cfmask.methods.encoders import checkpoint_blocks, compile_encoder
+from cfmask.methods.finite import FiniteWatch
 from cfmask.methods.mixing import Mixing
 from cfmask.methods.rates import Rates
 
@@ -104,6 +106,7 @@ class Method(pl.LightningModule, ABC):
         self.rates = Rates(lr, layer_decay, head_lr)
         classes = max(2, len(classifier.class_names))
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+        self._watch = FiniteWatch()
         # The teacher is not in the checkpoint.
         self.strict_loading = False
 
@@ -182,12 +185,12 @@ class Method(pl.LightningModule, ABC):
     def probe(self, data: TrainingData, device: str | torch.device = "cpu") -> None:
         """Fit the linear head to the frozen encoder's features of the training images.
 
-        Of more than 50,000 images, so many are drawn. A teacher that is a copy of the classifier
-        gets the same head.
+        Of more than 50,000 images, so many are drawn. Each process embeds its share of them. A
+        teacher that is a copy of the classifier gets the same head.
 
         Args:
             data: the training images.
-            device: where the features are computed.
+            device: where the features are computed and the head is fitted.
 
         Raises:
             InputError: a head that is not linear, or images of one class alone.
@@ -201,18 +204,27 @@ class Method(pl.LightningModule, ABC):
         copies = self.copies()
         data.prepare(self.classifier.preprocess)
         self.classifier.eval().to(device)
-        features: list[Tensor] = []
-        labels: list[Tensor] = []
-        for images, classes in data.train_dataloader():
-            features.append(self.classifier.features(to_unit(images.to(device))).cpu())
-            labels.append(classes)
-            if sum(map(len, labels)) >= PROBED:
-                break
+        shares = processes.gathered(lambda: self._embedded(data, device))
+
+        def fit() -> dict[str, Tensor]:
+            features, labels = (torch.cat(parts) for parts in zip(*shares))
+            fit_linear_head(head, features.to(device), labels)
+            return {name: value.cpu() for name, value in head.state_dict().items()}
+
+        fitted = processes.from_first(fit)
         self.classifier.to("cpu")
-        fit_linear_head(head, torch.cat(features), torch.cat(labels))
         for classifier in (self.classifier, *copies):
-            classifier.head.load_state_dict(head.state_dict())
+            classifier.head.load_state_dict(fitted)
             classifier.head_from = "probe"
+
+    def _embedded(self, data: TrainingData, device: str | torch.device) -> tuple[Tensor, Tensor]:
+        """Features (N, D) and labels int64 (N,) of this process's images, in main memory."""
+        features, labels = [torch.zeros(0, self.classifier.spec.width, device=device)], []
+        for images, classes in data.drawn(PROBED):
+            images = to_unit(images.to(device, non_blocking=True))
+            features.append(self.classifier.features(images))
+            labels.append(classes)
+        return torch.cat(features).cpu(), torch.cat([torch.zeros(0, dtype=torch.int64), *labels])
 
     def start_from(self, start: Classifier) -> None:
         """Take the weights of the starting point of a run that goes on, as do teachers."""
@@ -233,12 +245,7 @@ class Method(pl.LightningModule, ABC):
         images, labels = batch
         losses = self.losses(images, labels)
         loss = torch.stack(list(losses.values())).sum()
-        if not self.skip_nonfinite and not torch.isfinite(loss):
-            parts = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
-            raise InputError(
-                f"The loss is not finite at step {self.global_step} ({parts}). The last checkpoint "
-                "is kept; try a lower learning rate or distillation weight."
-            )
+        self._watch.see(losses)
         self.log_dict({f"loss/{name}": value for name, value in losses.items()})
         self.log("loss/total", loss, prog_bar=True)
         return loss
@@ -273,29 +280,50 @@ class Method(pl.LightningModule, ABC):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave out a step whose gradient is not finite, or stop.
+        """Leave out a step whose loss or gradient is not finite, or stop.
+
+        A fused optimiser leaves it out by itself. Which were left out is read from the device when
+        something is logged or saved, with any other optimiser at once.
 
         Raises:
             InputError: more such steps than `skip_nonfinite`.
         """
-        # Half precision has a scale that is tried out; its steps are left out by the scaler.
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            return
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         given = [p for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in given if p.grad is not None])
-        if not self.trainer.strategy.reduce_boolean_decision(not bool(norm.isfinite()), all=False):
+        norm = torch.zeros((), device=self.device)
+        # Half precision has a scale that is tried out; its steps are left out by the scaler.
+        if not scaled:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in given if p.grad is not None])
+        wrong = self._watch.judge(self.global_step, norm)
+        alone = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if alone and not scaled:
+            optimizer.found_inf = wrong.float()  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
+        if (alone and (self.global_step + 1) % every) or not self._count_skipped():
             return
-        self.skipped += 1
+        self.log("skipped_steps", float(self.skipped))
+        if not (alone or scaled):
+            # The optimiser passes over what has no gradient, weight decay included.
+            for parameter in given:
+                parameter.grad = None
+
+    def _count_skipped(self) -> int:
+        """Steps that were left out since the last look.
+
+        Raises:
+            InputError: more in all than `skip_nonfinite`.
+        """
+        found = self._watch.read()
+        if found is None:
+            return 0
+        self.skipped += found.steps
         if self.skipped > self.skip_nonfinite:
             raise InputError(
-                f"The gradient is not finite at step {self.global_step}, and {self.skip_nonfinite} "
-                "such steps were allowed. The last checkpoint is kept; try a lower learning rate, "
-                "or a higher --skip_nonfinite."
+                f"{found}, and {self.skip_nonfinite} such steps were allowed. The last checkpoint "
+                "is kept; try a lower learning rate or distillation weight, or a higher "
+                "--skip_nonfinite."
             )
-        # The optimiser passes over what has no gradient, weight decay included.
-        for parameter in given:
-            parameter.grad = None
-        self.log("skipped_steps", float(self.skipped))
+        return found.steps
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then clear the gradients: before a step they may hold its first part already."""
@@ -304,6 +332,10 @@ class Method(pl.LightningModule, ABC):
 
     def optimizer_zero_grad(self, *args: Any) -> None:
         """Nothing: `optimizer_step` has cleared them."""
+
+    def on_train_end(self) -> None:
+        """Read what was left out since the last look."""
+        self._count_skipped()
 
     def on_train_epoch_end(self) -> None:
         """Log how many unreadable images this device has skipped, of data that may skip any."""
@@ -325,7 +357,12 @@ class Method(pl.LightningModule, ABC):
         return {k: v for k, v in state.items() if not k.startswith("teacher.")}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write what rebuilds the classifier, so that the checkpoint loads without its method."""
+        """Write what rebuilds the classifier, so that the checkpoint loads without its method.
+
+        Raises:
+            InputError: more steps were not finite than are allowed; nothing is written then.
+        """
+        self._count_skipped()
         checkpoint["classifier"] = {**plain_spec(self.classifier), "head_from": "training"}
         checkpoint["skipped_steps"] = self.skipped
 

@@ -119,22 +119,30 @@ class Distillation(Method):
         """See `Method.passes`. The teacher makes one; mixed images are another pass."""
         return super().passes() * (2 if self.mixing else 1) + 1
 
-    def distill(self, features: Tensor, images: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def distill(
+        self,
+        features: Tensor,
+        images: Tensor,
+        hidden: Tensor | None = None,
+        visible: int | None = None,
+    ) -> Tensor:
         """Weighted distance of the student's features (B, D) of these images to the teacher's."""
-        target = self.teach(images, hidden)
+        target = self.teach(images, hidden, visible)
         if self.distance == "logit":
             student, teacher = self.classifier.classify(features), self.teacher.classify(target)
             return self.distill_weight * logit_kl(student, teacher, self.temperature)
         measure = feature_mse if self.distance == "feature" else relative_feature_mse
         return self.distill_weight * measure(features, target)
 
-    def teach(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Features (B, D) of the teacher, without graph."""
+    def teach(
+        self, images: Tensor, hidden: Tensor | None = None, visible: int | None = None
+    ) -> Tensor:
+        """Features (B, D) of the teacher, without graph; see `Classifier.features`."""
         kind = images.device.type
         reduced = self.bf16_teacher or torch.is_autocast_enabled(kind)
         precision = torch.bfloat16 if self.bf16_teacher else torch.get_autocast_dtype(kind)
         with torch.inference_mode(), torch.autocast(kind, precision, enabled=reduced):
-            features = self.teacher.features(images, hidden)
+            features = self.teacher.features(images, hidden, visible)
         # Outside of inference mode a copy may meet the student's graph.
         return features.clone()
 

@@ -200,8 +200,12 @@ class MaskedDistillation(Distillation):
         masked, replaced = make(images, relevance)
         if self._trainer is not None:
             self.log("masked_share", replaced.float().mean())
-        hidden = replaced if make.fill.removes else None
-        return self.distill(self.classifier.features(masked, hidden), masked, hidden)
+        if not make.fill.removes:
+            return self.distill(self.classifier.features(masked), masked)
+        own = replaced.shape[1:] == self.classifier.grid
+        visible = make.mask.kept(replaced[0].numel()) if own else None
+        features = self.classifier.features(masked, replaced, visible)
+        return self.distill(features, masked, replaced, visible)
 
     def part(self, loss: Tensor) -> Tensor:
         """A part of the loss that no later part needs the graph of."""

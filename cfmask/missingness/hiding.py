@@ -64,7 +64,12 @@ def _seen(
 
 
 def _removed(model: Classifier, images: Tensor, hidden: Tensor) -> Tensor:
-    return model.features(images, hidden)
+    if model.tokens is None:
+        return model.features(images, hidden)
+    counts = (~model.hidden_tokens(hidden)).sum(1).unique().tolist()
+    return model.features(
+        images, hidden, counts[0] - model.tokens.prefix if len(counts) == 1 else None
+    )
 
 
 def _by_rules(rules: MaskRules, model: Classifier, images: Tensor, hidden: Tensor) -> Tensor:

@@ -43,6 +43,12 @@ class OneLineBar(RichProgressBar):
                 column.bar_width = 7
         return columns
 
+    def _update_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read the metrics of training as often as they are logged: each look waits for a GPU."""
+        every = trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
+        if not (trainer.training and trainer.global_step % every) or trainer.is_last_batch:
+            super()._update_metrics(trainer, pl_module)
+
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """See `RichProgressBar.get_metrics`; `loss/total` is called loss, `val/accuracy` val."""
         found: dict[str, Any] = super().get_metrics(trainer, pl_module)
