@@ -172,6 +172,16 @@ def check_command(runs: Path, case: int, work: Path) -> None:
     assert free or not list(work.rglob("trace"))
 
 
+def test_an_address_in_place_of_a_part_is_not_looked_up(tmp_path):
+    address = "http://127.0.0.1:9/x"
+    config = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
+    words = [f"--config={config}", f"--run={tmp_path}/run", f"--model.relevance={address}"]
+    with watched(tmp_path) as watch:
+        code, lines = said(train, words)
+    assert code == 2 and len(lines) == 1 and address in lines[0]
+    assert not watch.wrong
+
+
 CASES = {"case": st.integers(0, 2**63)}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-from jsonargparse import SUPPRESS
+from jsonargparse import SUPPRESS, set_parsing_settings
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -43,6 +43,9 @@ from cfmask.runs.trainer import Trainer
 from cfmask.terminal import say
 from cfmask.trust import also_from_here
 from cfmask.weights import read_checkpoint
+
+# Lightning has any text tried as an address in the network; configs are files.
+set_parsing_settings(config_read_mode_fsspec_enabled=False)
 
 RECIPE = {
     "max_epochs": 10,
