@@ -162,7 +162,7 @@ class AttentionOutputs(Attention):
         seen: in order of computation; outputs are part of a graph also where no parameter requires
             a gradient.
 
-    Example:
+    Examples:
         >>> with AttentionOutputs() as attention:
         ...     logits = classifier(images)
         >>> maps = [attended.map() for attended in attention.seen]

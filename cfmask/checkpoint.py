@@ -51,6 +51,12 @@ def save_classifier(
     Raises:
         InputError: a class that no import path leads to, options of its spec that are not JSON, or
             a file that cannot be written, as on a full disk.
+
+    Examples:
+        >>> net = cfmask.TimmClassifier("test_resnet", False, ["ant", "bee"], image_size=96)
+        >>> cfmask.save_classifier(net, "ants.safetensors")
+        >>> cfmask.load_classifier("ants.safetensors").class_names
+        ('ant', 'bee')
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in classifier.state_dict().items()}
     texts = {**(metadata or {}), "classifier": json.dumps(plain_spec(classifier))}
@@ -214,6 +220,15 @@ def interpolate(start: Classifier, tuned: Classifier, alpha: float) -> Classifie
         InputError: alpha outside [0, 1], or two architectures.
 
     Source: Wortsman et al. 2022 (arXiv 2109.01903).
+
+    Examples:
+        >>> def made():
+        ...     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
+        ...     return cfmask.ModuleClassifier(net, class_names=["ant", "bee"], image_size=1)
+        >>> a, b = made(), made()
+        >>> between = cfmask.interpolate(a, b, 0.5)
+        >>> torch.allclose(between.head.weight, (a.head.weight + b.head.weight) / 2)
+        True
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"Expected alpha in [0, 1], but got {alpha}.")

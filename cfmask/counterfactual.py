@@ -275,6 +275,13 @@ class Counterfactual:
     Args:
         mask: chooses the patches.
         fill: replaces or removes them.
+
+    Examples:
+        >>> make = cfmask.Counterfactual(cfmask.ObjectMask(0.3), cfmask.SingleFill())
+        >>> images, relevance = torch.rand(4, 3, 32, 32), torch.rand(4, 2, 2)
+        >>> counterfactual, replaced = make(images, relevance)
+        >>> torch.equal(replaced, relevance > 0.3)
+        True
     """
 
     def __init__(self, mask: PatchMask, fill: Fill) -> None:

@@ -44,6 +44,11 @@ class Preprocess:
 
     Raises:
         InputError: values outside of these.
+
+    Examples:
+        >>> from PIL import Image
+        >>> cfmask.Preprocess((32, 32))(Image.new("RGB", (60, 40))).shape
+        torch.Size([3, 32, 32])
     """
 
     size: tuple[int, int] = (224, 224)

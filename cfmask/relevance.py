@@ -146,6 +146,14 @@ class AttentionRelevance(GradientRelevance):
     again from its queries and keys when the gradient comes, so that one lives at a time.
 
     Source: Chefer et al. 2021 (arXiv 2103.15679), as used by arXiv 2303.03052.
+
+    Examples:
+        >>> from cfmask import digits
+        >>> clip = cfmask.OpenClipClassifier("tiny-clip", None, digits.CLASS_NAMES, ["a {}"])
+        >>> relevance = cfmask.AttentionRelevance()
+        >>> logits, maps = relevance.explain(clip, torch.rand(2, 3, 48, 48), torch.tensor([3, 7]))
+        >>> tuple(maps.shape) == (2, *clip.grid)
+        True
     """
 
     def check(self, classifier: Classifier) -> None:
@@ -263,6 +271,13 @@ class GradCAM(_ActivationMap):
     Args:
         layer: name of the module inside `classifier.encoder` whose output is read, for a finer or
             coarser grid; the default is the encoder's last stage.
+
+    Examples:
+        >>> net = cfmask.TimmClassifier("test_resnet", False, ["ant", "bee"], image_size=96)
+        >>> images, labels = torch.rand(1, 3, 96, 96), torch.tensor([1])
+        >>> logits, maps = cfmask.GradCAM().explain(net, images, labels)
+        >>> tuple(maps.shape) == (1, *net.grid)
+        True
     """
 
     def weigh(self, gradient: Tensor, activation: Tensor) -> Tensor:

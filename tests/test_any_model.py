@@ -111,7 +111,7 @@ def test_modules_functions_and_classifiers_stand_in_one_report(photos):
 
 
 def test_sets_that_draw_their_images_are_seen_through_the_transform(tiny_clip):
-    shifts = find_shifts(["digits/id"], Request(None, digits.CLASS_NAMES, 30))
+    shifts = find_shifts(["digits/id"], Request(None, digits.CLASS_NAMES, 10))
     classifier = tiny_clip.eval()
     # The module inside, and the normalisation that its classifier has inside.
     module = nn.Sequential(classifier.encoder, classifier.head)

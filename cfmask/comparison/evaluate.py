@@ -92,6 +92,16 @@ def evaluate(
             combination, a set without images, labels outside the head, an image that cannot be
             read, logits that are no numbers or of another shape. Errors of a module or transform
             of one's own are raised as they are.
+
+    Examples:
+        >>> from torchvision.transforms import ToTensor
+        >>> data = [(torch.zeros(3, 8, 8), 0), (torch.ones(3, 8, 8), 1)]
+        >>> shifts = [cfmask.dataset_shift("shades", data, ["dark", "light"])]
+        >>> def brightness(images):
+        ...     return torch.stack([1 - images.mean((1, 2, 3)), images.mean((1, 2, 3))], 1)
+        >>> report = cfmask.evaluate(brightness, shifts, transform=ToTensor())
+        >>> report.value("brightness", "shades")
+        1.0
     """
     settings = Settings(
         batch_size=batch_size,

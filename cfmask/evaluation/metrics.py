@@ -95,6 +95,13 @@ class Metric:
         signed: True shows a plus before gains.
         needs_logits: True keeps the logits of all images for `of`, N · C floats; a model of which
             only predictions are known has no figure then.
+
+    Examples:
+        >>> def third(judged):
+        ...     return (judged.answers.best[:, 0] == 3).float().mean()
+        >>> metric = cfmask.Metric("Answers that are class 3", third, better=0)
+        >>> metric.heading, metric.text(0.25)
+        ('Answers that are class 3, %', '25.0')
     """
 
     title: str

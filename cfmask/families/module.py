@@ -48,6 +48,12 @@ class ModuleClassifier(Classifier):
     Raises:
         InputError: nothing there by this path; a module that does not give (B, K) logits for images
             of this size; no last linear layer to put a fresh one in its place.
+
+    Examples:
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+        >>> classifier = cfmask.ModuleClassifier(net, class_names=["ant", "bee"], image_size=8)
+        >>> classifier(torch.rand(4, 3, 8, 8)).shape
+        torch.Size([4, 2])
     """
 
     def __init__(

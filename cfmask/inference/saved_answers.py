@@ -64,6 +64,15 @@ class SavedAnswers:
 
     Raises:
         InputError: no such file, or another kind of file.
+
+    Examples:
+        >>> import numpy
+        >>> numpy.savez("logits.npz", [[0.9, 0.1], [0.2, 0.8]])
+        >>> data = [(torch.zeros(3, 8, 8), 0), (torch.ones(3, 8, 8), 1)]
+        >>> shifts = [cfmask.dataset_shift("shades", data, ["dark", "light"])]
+        >>> theirs = cfmask.SavedAnswers("logits.npz", ["dark", "light"])
+        >>> cfmask.evaluate(theirs, shifts).value("logits.npz", "shades")
+        1.0
     """
 
     def __init__(self, path: str | os.PathLike[str], class_names: Sequence[str]) -> None:

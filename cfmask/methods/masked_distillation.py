@@ -59,6 +59,13 @@ class MaskedDistillation(Distillation):
 
     Source: Xiao et al. 2023, "Masked Images Are Counterfactual Samples for Robust Fine-tuning"
     (arXiv 2303.03052).
+
+    Examples:
+        >>> net = cfmask.TimmClassifier("test_resnet", False, ["ant", "bee"], image_size=96)
+        >>> make = cfmask.Counterfactual(cfmask.ObjectMask(), cfmask.SingleFill())
+        >>> method = cfmask.MaskedDistillation(net, counterfactual=make, relevance=cfmask.GradCAM())
+        >>> sorted(method.losses(torch.rand(2, 3, 96, 96), torch.tensor([0, 1])))
+        ['distill', 'task']
     """
 
     def __init__(

@@ -36,6 +36,12 @@ def find_shifts(names: Sequence[str], request: Request) -> list[Shift]:
 
     Raises:
         InputError: an unknown name (the nearest are named), or sets whose images are not there.
+
+    Examples:
+        >>> from cfmask import digits
+        >>> request = cfmask.Request(class_names=digits.CLASS_NAMES, images=20)
+        >>> [shift.name for shift in cfmask.find_shifts(["digits/id", "digits/sketch"], request)]
+        ['digits/id', 'digits/sketch']
     """
     found: dict[str, Shift] = {}
     for name in names:

@@ -68,6 +68,13 @@ def dataset_shift(
 
     Raises:
         InputError: no such data set, or classes of which some are others of the classifier.
+
+    Examples:
+        >>> data = [(torch.zeros(3, 8, 8), 0), (torch.ones(3, 8, 8), 1)]
+        >>> shift = cfmask.dataset_shift("shades", data, ["dark", "light"])
+        >>> image, label = shift.load(cfmask.Preprocess((8, 8)))[1]
+        >>> int(image.max()), label
+        (255, 1)
     """
     refuse_unsized(data, type(data).__name__)
     names = told_names(data, label_key) or []
