@@ -22,13 +22,14 @@ from cfmask import (
     ShiftReport,
     Spec,
     TimmClassifier,
+    digits,
     evaluate,
     find_shifts,
     load_classifier,
     save_classifier,
 )
 from cfmask.checkpoint import PRETRAINED, WEIGHTS, check_comes_back
-from cfmask.commands.train_model import train
+from cfmask.commands.train_model import command_line, train
 from cfmask.exporting.reading import open_model
 from cfmask.exporting.writing import export
 
@@ -94,6 +95,13 @@ class Adds(Squares):
     def __init__(self, class_names=(), width: int = 8) -> None:
         super().__init__(class_names, width)
         self.extra = nn.Parameter(torch.zeros(1))
+
+
+class Alone(Squares):
+    """Takes the names of its classes and nothing else."""
+
+    def __init__(self, class_names=()):
+        super().__init__(class_names)
 
 
 class Broken(Squares):
@@ -174,6 +182,13 @@ def test_a_run_of_ones_own_class_ends_in_that_class(tmp_path):
     assert torch.equal(open_model(tmp_path / "exported", trusted=True).logits(batch), tuned(batch))
     with pytest.raises(InputError, match="formats for it: safetensors, onnx"):
         export(str(run), "timm", str(tmp_path / "timm"), trust=True)
+
+
+def test_a_class_may_take_the_names_of_its_classes_alone(tmp_path):
+    args = ["--model=FineTuning", "--model.classifier=own_parts.Alone", *FAST]
+    cli = command_line([*args, "--run", str(tmp_path / "run")])
+    assert type(cli.model.classifier).__name__ == "Alone"
+    assert cli.model.classifier.class_names == digits.CLASS_NAMES
 
 
 @torch.no_grad()

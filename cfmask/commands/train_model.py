@@ -220,6 +220,12 @@ class TrainCLI(LightningCLI):
             say(f"{self.folder.path} keeps what no run wrote: {', '.join(others)}")
         return finished
 
+    def _add_instantiators(self) -> None:
+        """Nothing: Lightning's note hyperparameters, which no method keeps.
+
+        They fail where a classifier takes no other argument than its class names.
+        """
+
     def instantiate_classes(self) -> None:
         """See `LightningCLI.instantiate_classes`; a finished run needs no model and no data."""
         if not self.finished:
