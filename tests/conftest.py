@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from imagenet_trees import ORIGINS, plant_one
+from PIL import Image
+
+# The asserts of what is imported next say what they compared.
+pytest.register_assert_rewrite("support")
+
+from support.any_models import NAMES
+from support.imagenet_trees import ORIGINS, plant_one
 
 from cfmask import OpenClipClassifier, TimmClassifier, digits
 
@@ -56,7 +64,7 @@ def everything(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def class_photos(tmp_path_factory) -> Path:
     """A folder of images of four classes. Tests only read them."""
-    from shard_trees import plant_photos
+    from support.shard_trees import plant_photos
 
     return plant_photos(tmp_path_factory.mktemp("photos") / "train")
 
@@ -69,3 +77,28 @@ def packed(class_photos, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("packed") / "shards"
     pack(class_photos, out, shard_size=6)
     return out
+
+
+@pytest.fixture
+def one_megabyte():
+    """Files cannot become larger, as on a disk that is nearly full."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Two sets of noise, of 7 and 4 pictures of several sizes."""
+    root, rng = tmp_path_factory.mktemp("trees"), np.random.default_rng(0)
+    for name, count in (("id", 7), ("sketch", 4)):
+        for k in range(count):
+            folder = root / name / NAMES[k % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (20 + k, 30 - k, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{k}.png")
+    return root

@@ -8,34 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_images import noise
-from test_train import DEMO
-from torch.utils.data import Dataset, IterableDataset
+from support.own_datasets import PIXELS, SIDE, TENSOR, Columns, Own, Stream
+from support.training import DEMO
 from torchvision.datasets import FakeData
 
 from cfmask import DatasetData, InputError, RandomCrop, UnreadableImage
 from cfmask.commands.train_model import command_line
 from cfmask.images import Preprocess
 
-SIDE = 8
 LOOK = Preprocess((SIDE, SIDE))
-PIXELS = noise(SIDE, SIDE, seed=3)
-TENSOR = torch.from_numpy(PIXELS).permute(2, 0, 1)
-
-
-class Own(Dataset):
-    """Some images that are all the same."""
-
-    def __init__(self, *items) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int):
-        if isinstance(self.items[index], Exception):
-            raise self.items[index]
-        return self.items[index]
 
 
 def data_of(*items, **options) -> DatasetData:
@@ -126,19 +107,6 @@ def test_unreadable_images_are_skipped_and_counted():
     assert data.skips() == 2
 
 
-class Columns(Own):
-    """What training on a Hugging Face dataset asks of it."""
-
-    column_names = ("image", "kind")
-
-    def __getitem__(self, index):
-        return [item["kind"] for item in self.items] if index == "kind" else self.items[index]
-
-    @property
-    def features(self):
-        return {"kind": type("ClassLabel", (), {"names": ["ant", "bee"]})}
-
-
 def test_a_dataset_tells_its_classes_and_labels():
     items = [{"image": TENSOR, "kind": i % 2} for i in range(20)]
     data = DatasetData(Columns(*items), label_key="kind", val_images=4, workers=0)
@@ -152,13 +120,6 @@ def test_a_dataset_that_tells_no_labels_is_held_out_of_at_random():
     data = DatasetData(Own(*[(TENSOR, i % 2) for i in range(20)]), ["ant", "bee"], workers=0)
     data.prepare(LOOK)
     assert (len(data.train_set), len(data.val_set)) == (18, 2)
-
-
-class Stream(IterableDataset):
-    """Images without end."""
-
-    def __iter__(self):
-        yield TENSOR, 0
 
 
 @pytest.mark.parametrize("data", [Stream(), 3, iter([])])

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import open_clip
 import pytest
 import timm
 import torch
-from test_relevance import slow_clip, slow_relevance
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from backbones import KINDS, VIT, Kind, build, randomise, write_clip
+from support.slow_clip import slow_clip, slow_relevance
 
 from cfmask import AttentionRelevance, GradCAM, InputError, OpenClipClassifier, TimmClassifier
 from cfmask.counterfactual import pixels

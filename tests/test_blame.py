@@ -7,8 +7,8 @@ import threading
 import traceback
 
 import pytest
-from test_files import DAMAGED
-from test_train import DEMO, FAST, fails
+from support.damaged import DAMAGED
+from support.training import DEMO, FAST, fails
 
 from cfmask import InputError
 from cfmask.commands import config_files

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from imagenet_trees import ORIGINS, VAL, paint, plant_devkit, plant_one
 from PIL import Image
 from rich.console import Console
+from support.imagenet_trees import ORIGINS, VAL, paint, plant_devkit, plant_one
 
 from cfmask import InputError
 from cfmask.commands.eval_models import evaluate_run

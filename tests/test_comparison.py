@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from imagenet_trees import plant_one
-from test_shifts import plant
+from support.digits_sets import plant
+from support.imagenet_trees import plant_one
+from support.runs import QUICK, SETS, plant_run
 
 from cfmask import (
     InputError,
@@ -26,25 +26,7 @@ from cfmask.checkpoint import PRETRAINED, WEIGHTS
 from cfmask.commands.eval_models import evaluate_run
 from cfmask.comparison.compare import compare, joined
 from cfmask.comparison.sources import Labels, labels_of, models_of, named_classifier
-from cfmask.families.openclip import OpenClipClassifier
 from cfmask.inference.wise import Blend, WeightLine, alphas_of
-
-SETS = ["digits/id", "digits/sketch"]
-QUICK = ["--shifts", json.dumps(SETS), "--images=30"]
-
-
-def plant_run(folder: Path, tiny_clip: OpenClipClassifier, seed: int = 0) -> Path:
-    """A run folder whose tuned model is the starting point with noise on it."""
-    folder.mkdir(parents=True)
-    save_classifier(tiny_clip, folder / PRETRAINED)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for weight in tiny_clip.parameters():
-            weight += 0.1 * weight.std() * torch.randn_like(weight) if weight.numel() > 1 else 0
-    save_classifier(tiny_clip, folder / WEIGHTS)
-    evaluation = {"shifts": SETS, "images": 30, "wise": [0.5]}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"evaluation": evaluation}))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -3,25 +3,22 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import open_clip
 import pytest
+import recipes
 import timm
 import torch
 import yaml
 from PIL import Image
-from test_train import photos
+from support.training import photos
 from torch.nn.utils import parameters_to_vector
 
 from cfmask import Distillation, FolderData, InputError, ShiftReport, load_classifier, wordnet
 from cfmask.commands.eval_models import evaluate_run
 from cfmask.commands.train_model import TrainCLI, command_line, train
 from cfmask.images import Preprocess
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import recipes
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -25,6 +25,7 @@ WRITE = {
     "data/file_index.py": 1,
     "data/packing.py": 1,
     "data/shard_fetch.py": 1,
+    "exporting/predicting.py": 1,
     "files.py": 3,
     "runs/metrics_file.py": 1,
     "runs/resume.py": 1,

@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from test_train import photos
+from support.training import photos
 
 from cfmask.commands.main import main
 from cfmask.commands.train_model import train

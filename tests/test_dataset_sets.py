@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_any_dataset import Columns, Own, Stream
+from support.own_datasets import Columns, Own, Stream
 from torch import nn
 from torchvision.datasets import ImageFolder
 

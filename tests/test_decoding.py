@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm.data
 from PIL import EpsImagePlugin, Image
-from test_images import noise
+from support.pictures import noise
 from torch._utils import ExceptionWrapper
 
 from cfmask import InputError, UnreadableImage

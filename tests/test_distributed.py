@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from mortal import Death, plain_sgd, train_together
-from test_resume import SMALL
-from test_train import DEMO
+from support.mortal import Death, plain_sgd, train_together
+from support.training import DEMO, SMALL
 
 from cfmask import ShiftReport, load_classifier
 from cfmask.commands.train_model import train

@@ -3,66 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.evaluation import CLASSES, SIDE, ReadsTheLabel, Sees, models, painted, random_images
 from torch import nn
 
-from cfmask import Classifier, InputError, Layout, Preprocess, ShiftReport, Spec, evaluate
+from cfmask import InputError, ShiftReport, evaluate
 from cfmask.data.datamodule import Tensors
 from cfmask.evaluation.estimates import interval
 from cfmask.shift import Shift
-
-CLASSES = 5
-SIDE = 4
-
-
-class ReadsTheLabel(nn.Module):
-    """Features (B, K): one-hot of the label painted in the first pixel.
-
-    Where the second pixel is white, an encoder that can be misled says the class after it.
-    """
-
-    def __init__(self, misled: bool) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-        self.misled = misled
-
-    def forward(self, images):
-        assert not self.training
-        labels = (images[:, 0, 0, 0] * 255).round().long()
-        if self.misled:
-            labels = labels + (images[:, 0, 0, 1] == 1).long()
-        return nn.functional.one_hot(labels % CLASSES, CLASSES) * self.scale
-
-
-class Sees(Classifier):
-    """A classifier around any encoder of images (B, 3, side, side), with features as logits."""
-
-    def __init__(self, encoder: nn.Module, side: int = SIDE, head: nn.Module | None = None) -> None:
-        names = tuple(str(k) for k in range(CLASSES))
-        spec = Spec(type(encoder).__name__, names, Preprocess((side, side)))
-        super().__init__(encoder, head or nn.Identity(), spec)
-        self.eval()
-
-    @classmethod
-    def layout_of(cls, encoder, image_size):
-        return Layout((1, 1), "")
-
-
-def random_images(count: int, seed: int = 0) -> Tensors:
-    rng = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 255, (count, 3, SIDE, SIDE), generator=rng, dtype=torch.uint8)
-    return Tensors(images, torch.randint(CLASSES, (count,), generator=rng))
-
-
-def painted(name: str, count: int, misleading: int = 0, reference: bool = False) -> Shift:
-    """A set whose images have their label in the first pixel; the last ones mislead."""
-    data = random_images(count)
-    data.images[:, 0, 0, 0] = data.labels
-    data.images[count - misleading :, 0, 0, 1] = 255
-    return Shift(name, lambda preprocess: data, reference)
-
-
-def models() -> dict[str, Classifier]:
-    return {"good": Sees(ReadsTheLabel(False)), "misled": Sees(ReadsTheLabel(True))}
 
 
 def counts(report: ShiftReport) -> dict[tuple[str, str], tuple[int | None, int | None]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from imagenet_trees import SIDE, synsets
-from test_train import photos
+from support.imagenet_trees import SIDE, synsets
+from support.training import photos
 
 from cfmask import TimmClassifier
 from cfmask.checkpoint import WEIGHTS, save_classifier

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from exact_cost import SavedBytes, StepCost, exact_memory, step_cost
+from step_cost import methods, step
+from support.flops import products
 from torch.utils.flop_counter import FlopCounterMode
 
 from cfmask import (
@@ -23,10 +23,6 @@ from cfmask import (
     SingleFill,
     TimmClassifier,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from exact_cost import SavedBytes, StepCost, exact_memory, step_cost
-from step_cost import methods, step
 
 
 def forward_flops(classifier) -> float:
@@ -78,22 +74,6 @@ def test_flops_are_those_of_the_closed_form(tiny_clip):
     plain = step_cost(FineTuning(tiny_clip), 4).flops
     assert plain == pytest.approx(3 * forward - pixels, rel=0.02)
     assert step_cost(Distillation(tiny_clip), 4).flops == pytest.approx(plain + forward, rel=0.01)
-
-
-def products(cnn) -> dict[torch.nn.Module, int]:
-    """FLOPs of each convolution for one image: a product for each weight at each place."""
-    found = {}
-
-    def note(layer, args, output):
-        found[layer] = 2 * output.shape[2] * output.shape[3] * layer.weight.numel()
-
-    layers = [m for m in cnn.modules() if isinstance(m, torch.nn.Conv2d)]
-    handles = [layer.register_forward_hook(note) for layer in layers]
-    with torch.no_grad():
-        cnn.eval()(torch.rand(1, 3, *cnn.image_size))
-    for handle in handles:
-        handle.remove()
-    return found
 
 
 @pytest.mark.parametrize("model", ["efficientnet_lite0", "regnety_002"])

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from exported import CONFIG, FAMILY, MAKERS, digit_images, plant_run, start, tuned
 from safetensors.torch import load_file, save_file
-from test_checkpoint import clip_folder
+from support.checkpoints import clip_folder
+from support.exported import CONFIG, FAMILY, MAKERS, digit_images, plant_run, start, tuned
 
 from cfmask import Classifier, InputError, OpenClipClassifier, TimmClassifier, save_classifier
 from cfmask.exporting.model_card import LOADING

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported import plant_run, start, tuned
+from support.exported import plant_run, start, tuned
 
 from cfmask import InputError, TimmClassifier, interpolate, load_classifier, save_classifier
 from cfmask.checkpoint import PRETRAINED, WEIGHTS, average

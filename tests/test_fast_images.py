@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_evaluate import ReadsTheLabel, Sees, random_images
-from test_images import BROKEN, UPRIGHT, flipped, noise
+from support.evaluation import ReadsTheLabel, Sees, random_images
+from support.pictures import BROKEN, UPRIGHT, flipped, noise
 from torchvision import transforms as v1
 
 from cfmask import InputError, evaluate

@@ -4,13 +4,12 @@ import copy
 import errno
 import os
 import re
-import signal
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from safetensors.torch import save_file
-from test_train import DEMO, FAST, fails
+from support.full_disk import WRITERS
+from support.training import DEMO, FAST, fails
 
 from cfmask import DigitsData, FineTuning, InputError, MaskedDistillation, load_classifier
 from cfmask.commands.train_model import train
@@ -204,27 +203,6 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path, caps
     assert sorted(names) == ["step-000000001.ckpt", "step-000000002.ckpt"]
     for name in names:
         load_classifier(tmp_path / "run" / "checkpoints" / name)
-
-
-@pytest.fixture
-def one_megabyte():
-    """Files cannot become larger, as on a disk that is nearly full."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-TENSORS = {"x": torch.zeros(2_000_000)}
-WRITERS = {
-    "torch": lambda partial: torch.save(TENSORS, partial),
-    "torch to an open file": lambda partial: torch.save(TENSORS, partial.open("wb")),
-    "safetensors": lambda partial: save_file(TENSORS, partial),
-    "plain": lambda partial: partial.write_bytes(bytes(2 * 10**6)),
-}
 
 
 @pytest.mark.parametrize("writer", WRITERS)

@@ -7,7 +7,7 @@ from statistics import NormalDist
 from xml.etree import ElementTree
 
 import pytest
-from reports import whole_report
+from support.reports import whole_report
 
 from cfmask import ShiftReport
 from cfmask.evaluation.figures import Curve, Fit, Row

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_folders import plant
+from support.file_times import age
+from support.folders import plant
 from torchvision.datasets import ImageFolder
 
 from cfmask import InputError, UnreadableImage
@@ -29,12 +30,6 @@ def root(tmp_path, monkeypatch) -> Path:
     plant(root / "bee", {"inner": 2})
     age(root)
     return root
-
-
-def age(root: Path, hours: float = 1) -> None:
-    past = time.time() - 3600 * hours
-    for folder, _, _ in os.walk(root):
-        os.utime(folder, (past, past))
 
 
 def names(index: FileIndex) -> list[str]:

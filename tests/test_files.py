@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import save_file
-from test_faults import TENSORS, WRITERS, one_megabyte  # noqa: F401
+from support.damaged import DAMAGED
+from support.full_disk import TENSORS, WRITERS
 
 from cfmask import InputError
 from cfmask.files import (
@@ -79,7 +80,7 @@ def test_a_bug_of_the_writer_is_not_taken_for_a_full_disk(tmp_path):
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_what_does_not_fit_is_one_line(tmp_path, one_megabyte, writer):  # noqa: F811
+def test_what_does_not_fit_is_one_line(tmp_path, one_megabyte, writer):
     with pytest.raises(InputError, match=r"Cannot write .*/x: .* MB are free there"):
         write_whole(tmp_path / "new" / "x", WRITERS[writer])
     assert names(tmp_path / "new") == []
@@ -183,30 +184,6 @@ def test_a_pipe_is_read_only_while_somebody_writes_it(tmp_path):
     os.close(handle)
     with pytest.raises(InputError, match="a device"):
         read_text(Path("/dev/zero"))
-
-
-LAUGHS = "\n".join(["a0: &a0 ha"] + [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]"
-                                     for k in range(1, 30)])  # fmt: skip
-CHAIN = "\n".join(["a0: &a0 [ha]"] + [f"a{k}: &a{k} [*a{k - 1}]" for k in range(1, 200)])
-DAMAGED = {
-    "an alias bomb": LAUGHS,
-    "aliases in a row": CHAIN,
-    "itself": "a: &a [*a]",
-    "deep lists": "[" * 150 + "]" * 150,
-    "deeper lists": "[" * 100_000,
-    "deep blocks": "- " * 150 + "x",
-    "cut off": "a: [1, 2",
-    "tabs": "a:\n\t- b",
-    "two of them": "a: 1\n---\nb: 2",
-    "an empty number": "a: !!int ''",
-    "no number": "a: !!float x",
-    "no truth": "a: !!bool x",
-    "no date": "a: !!timestamp x",
-    "a date that is none": "a: 2020-99-99",
-    "a list as a name": "? [a]\n: 1",
-    "a long number": "a: " + "1" * 5000,
-    "code": "!!python/object/apply:os.getcwd []",
-}
 
 
 @pytest.mark.parametrize("what", DAMAGED)

@@ -1,33 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import pytest
 import torch
-from PIL import Image, features
+from PIL import features
+from support.folders import SHADES, SMALL, picture, plant
 
 from cfmask import FolderData, InputError
 from cfmask.data.file_index import class_folders
 from cfmask.data.folders import Folder, hold_out
 from cfmask.images import Preprocess
-
-SMALL = Preprocess((8, 8))
-# Each class has its own shade, so that a label can be read back from the pixels.
-SHADES = {"ant": 10, "bee": 60, "cat": 110, "dog_house": 160}
-
-
-def picture(name: str) -> Image.Image:
-    return Image.new("RGB", (9, 8), (SHADES.get(name, 0),) * 3)
-
-
-def plant(root: Path, counts: Mapping[str, int]) -> Path:
-    """A folder of images: so many of each class."""
-    for name, count in counts.items():
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            picture(name).save(root / name / f"{i}.png")
-    return root
 
 
 def shades_and_labels(data) -> set[tuple[int, int]]:

@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hostile import said
 from PIL import Image
-from shard_trees import plant_photos
-from test_images import noise
-from test_old_files import OLD
+from support.hostile import said
+from support.old_files import OLD
+from support.pictures import noise
+from support.shard_trees import plant_photos
 
 from cfmask import files
 from cfmask.commands.main import main

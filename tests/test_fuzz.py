@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from shard_trees import plant_photos
-from test_checkpoint import Evil, clip, training_checkpoint
-from test_images import noise
-from test_train import DEMO
+from support.checkpoints import Evil, clip, training_checkpoint
+from support.fuzzing import edited, fuzz, quietly
+from support.pictures import noise
+from support.shard_trees import plant_photos
+from support.training import DEMO
 
 from cfmask import Classifier, InputError, load_classifier, save_classifier
 from cfmask.commands.parser import one_line_errors
@@ -35,40 +33,6 @@ EDIT = st.tuples(
     st.floats(0, 1),
     st.binary(max_size=9),
 )
-
-
-def fuzz(examples: int, **given_: st.SearchStrategy) -> Callable:
-    """So many made-up cases, the same ones each time."""
-    wanted = settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    return lambda test: wanted(given(**given_)(test))
-
-
-def edited(data: bytes, edits: list[tuple[str, float, bytes]]) -> bytes:
-    """Bytes with parts changed."""
-    for kind, share, extra in edits:
-        at = int(share * len(data))
-        if kind == "cut":
-            data = data[:at]
-        elif kind == "insert":
-            data = data[:at] + extra + data[at:]
-        elif kind == "drop":
-            data = data[:at] + data[at + len(extra) :]
-        elif kind == "repeat":
-            data = data[:at] + data[at : at + 50] + data[at:]
-        else:
-            data = data[:at] + extra + data[at + len(extra) :]
-    return data
-
-
-def tree(root: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -170,20 +134,6 @@ def check_config(change: list, edits: list, work: Path) -> None:
             command_line(["--config", str(file)])
     except SystemExit as end:
         assert end.code == 2
-
-
-def quietly(check: Callable, work: Path, *case: object) -> None:
-    """Run a case; it leaves nothing but what it wrote itself, and changes no other file."""
-    work.mkdir()
-    before = tree(work.parent)
-    here = os.getcwd()
-    os.chdir(work)
-    try:
-        check(*case, work)
-    finally:
-        os.chdir(here)
-        shutil.rmtree(work)
-    assert tree(work.parent) == before
 
 
 EDITS = st.lists(EDIT, min_size=1, max_size=4)

@@ -15,13 +15,13 @@ from random import Random
 import pytest
 import pytorch_lightning as pl
 import yaml
-from hostile import BAIT, NAMES, PLANTED, replace, rewrite, said, watched
 from hypothesis import strategies as st
 from PIL import Image
-from shard_trees import plant_photos
-from test_fuzz import edited, fuzz, quietly
-from test_images import noise
-from test_old_files import OLD
+from support.fuzzing import edited, fuzz, quietly
+from support.hostile import BAIT, NAMES, PLANTED, replace, rewrite, said, watched
+from support.old_files import OLD
+from support.pictures import noise
+from support.shard_trees import plant_photos
 
 from cfmask.commands import train_model
 from cfmask.commands.main import main

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from test_folders import picture, plant
+from support.folders import picture, plant
 
 from cfmask import FolderData, InputError, Request, ShiftReport, find_shifts
 from cfmask.commands.main import main

@@ -13,8 +13,8 @@ import torch
 import yaml
 from markdown_it import MarkdownIt
 from PIL import Image
-from reports import gallery, small_report, whole_report
-from test_tables import untex
+from support.latex import untex
+from support.reports import gallery, small_report, whole_report
 
 from cfmask import ShiftReport, TimmClassifier, save_classifier
 from cfmask.commands import predict_images as predicting

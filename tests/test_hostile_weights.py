@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_checkpoint import clip_folder, timm
-from test_old_files import OLD
+from support.checkpoints import clip_folder, timm
+from support.old_files import OLD
 
 from cfmask import InputError, OpenClipClassifier, TimmClassifier, load_classifier, save_classifier
 from cfmask.exporting.reading import Predictor, open_model

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from imagenet_trees import (
+from PIL import Image
+from support.imagenet_trees import (
     ORIGINS,
     SIDE,
     VAL,
@@ -22,7 +23,6 @@ from imagenet_trees import (
     refusal,
     score,
 )
-from PIL import Image
 from torchvision.datasets import imagenet as reference
 
 from cfmask import evaluate

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from imagenet_trees import Sees, colour, find, paint, plant_val, refusal, score
 from PIL import Image
+from support.imagenet_trees import Sees, colour, find, paint, plant_val, refusal, score
 from torchvision import transforms
 
 from cfmask import InputError, evaluate

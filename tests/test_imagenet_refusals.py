@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from imagenet_trees import ORIGINS, Sees, find, paint, plant_one, refusal, score
+from support.imagenet_trees import ORIGINS, Sees, find, paint, plant_one, refusal, score
 
 from cfmask import InputError, evaluate
 from cfmask.images import Preprocess

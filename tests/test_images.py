@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import struct
 from pathlib import Path
 
@@ -9,15 +8,12 @@ import pytest
 import timm.data
 import torch
 from PIL import Image, features
+from support.pictures import BROKEN, UPRIGHT, noise
 from torchvision import transforms as v1
 
 from cfmask import InputError
 from cfmask.decoding import DECODERS, read_image
 from cfmask.images import Preprocess
-
-
-def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
 def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -119,18 +115,6 @@ def test_transparent_pixels_are_laid_on_white(tmp_path, mode, channels):
     assert got[0, 1].tolist() == colour[0, 1].tolist()
 
 
-UPRIGHT = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a, 1),
-}
-
-
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_a_rotated_jpeg_comes_upright(tmp_path, orientation):
     path = tmp_path / "x.jpg"
@@ -162,28 +146,6 @@ def test_an_odd_exif_entry_does_not_stop_the_reading(tmp_path):
     Image.fromarray(noise(16, 40)).save(path, exif=exif)
     stored = np.asarray(Image.open(path))
     assert np.array_equal(as_numpy(path), np.rot90(stored, -1))
-
-
-def encoded(kind: str) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(noise(64, 64)).save(stream, kind)
-    return stream.getvalue()
-
-
-def flipped(data: bytes) -> bytes:
-    middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
-
-
-BROKEN = {
-    "truncated jpeg": encoded("jpeg")[:2000],
-    "truncated png": encoded("png")[:2000],
-    "truncated gif": encoded("gif")[:1500],
-    "header of a jpeg alone": encoded("jpeg")[:20],
-    "png with a wrong byte": flipped(encoded("png")),
-    "empty": b"",
-    "text": b"This is not a picture.\n",
-}
 
 
 @pytest.mark.parametrize("kind", BROKEN)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_layer_masking import Function, Wrapped, build, pixels
+from support.masked_nets import Function, Wrapped, build, pixels
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 

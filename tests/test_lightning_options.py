@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import DEMO, fails
+from support.training import DEMO, fails
 
 from cfmask import FineTuning
 from cfmask.commands.train_model import command_line, train

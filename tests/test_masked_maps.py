@@ -13,7 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from test_layer_masking import randomise
+from support.masked_nets import randomise
 from torch import Tensor, nn
 
 from cfmask.layer_masking import MaskRules, applying, masked_forward

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import hmean, mannwhitneyu
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
-from test_evaluate import CLASSES, ReadsTheLabel, Sees, models, painted, random_images
+from support.evaluation import CLASSES, ReadsTheLabel, Sees, models, painted, random_images
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from cfmask import InputError, ShiftReport, evaluate

@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from test_comparison import plant_run
+from support.runs import plant_run
 
 from cfmask import Request, find_shifts
 from cfmask.commands.eval_models import evaluate_run

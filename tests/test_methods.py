@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import pytorch_lightning as pl
 import torch
+from support.small_methods import build, count_passes
 
 from cfmask import (
     AttentionRelevance,
@@ -30,14 +31,6 @@ from cfmask import (
 )
 from cfmask import methods as methods_package
 from cfmask.methods import Method
-
-
-def build(kind, classifier, **options):
-    """A method with what it needs beside the classifier."""
-    if kind is MaskedDistillation:
-        options.setdefault("counterfactual", Counterfactual(ObjectMask(0.3), SingleFill()))
-    return kind(classifier, **options)
-
 
 ALL = [
     kind
@@ -108,13 +101,6 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(tiny_clip, tmp_path):
         results.append(torch.cat([p.flatten() for p in method.classifier.parameters()]))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
-
-
-def count_passes(classifier):
-    """List that grows by the batch size at each forward pass of the encoder."""
-    passes = []
-    classifier.encoder.conv1.register_forward_hook(lambda m, args, out: passes.append(len(args[0])))
-    return passes
 
 
 def test_a_masked_step_runs_the_student_twice_and_the_teacher_once(tiny_clip, digit_batch):

@@ -17,7 +17,8 @@ from PIL import Image
 from scipy.ndimage import convolve1d
 from skimage import data as photographs
 from skimage.segmentation import quickshift, slic
-from test_inference import in_processes
+from support.evaluation import in_processes
+from support.removal import TINY, fails
 
 from cfmask import InputError
 from cfmask.commands.main import main
@@ -27,18 +28,6 @@ from cfmask.missingness.lab import missingness
 from cfmask.missingness.object_masks import MaskedDigits
 from cfmask.missingness.removal import Removal
 from cfmask.missingness.segments import hidden_by_degree, numbered, order_of, segment
-
-TINY = "open_clip:tiny-clip"
-
-
-def fails(capsys, *args: str) -> str:
-    """The one line that the command prints before it ends with code 2."""
-    with pytest.raises(SystemExit) as end:
-        main(["missingness", *args])
-    assert end.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 @pytest.fixture

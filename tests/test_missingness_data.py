@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from imagenet_trees import Sees
 from PIL import Image
-from test_inference import in_processes
-from test_missingness import TINY, fails
+from support.evaluation import in_processes
+from support.imagenet_trees import Sees
+from support.removal import TINY, fails
 
 from cfmask import InputError, Preprocess, digits
 from cfmask.missingness.lab import SHAPE, missingness

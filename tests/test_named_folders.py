@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from imagenet_trees import SIDE, Sees, paint
-from test_shifts import NAMES, plant
+from support.digits_sets import NAMES, plant
+from support.imagenet_trees import SIDE, Sees, paint
 
 from cfmask import InputError, evaluate, find_shifts
 from cfmask.data.file_index import class_folders

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_relevance import slow_clip
+from support.slow_clip import slow_clip
 
 from cfmask import (
     ContextMask,

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import fails
+from support.old_files import OLD
+from support.training import fails
 
 from cfmask import ShiftReport, load_classifier
 from cfmask.commands.train_model import train
-
-OLD = Path(__file__).parent / "fixtures" / "v0.1"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_checkpoint import timm
+from support.checkpoints import timm
 
 from cfmask import (
     Classifier,

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from exported import digit_images, plant_run
-from test_checkpoint import clip_folder
-from test_train import FOLDER, photos
+from support.checkpoints import clip_folder
+from support.exported import digit_images, plant_run
+from support.training import FOLDER, photos
 from torchvision.transforms.functional import to_pil_image
 
 from cfmask.commands.eval_models import evaluate_run

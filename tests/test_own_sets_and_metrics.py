@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 import yaml
-from test_comparison import plant_run
-from test_shifts import DIGITS, content
+from support.digits_sets import DIGITS, content
+from support.runs import plant_run
 
 from cfmask import InputError, ShiftReport, digits, evaluate, find_shifts, load_classifier
 from cfmask.commands.eval_models import evaluate_run

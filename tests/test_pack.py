@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from shard_trees import COUNTS, as_webdataset, copied, flip
-from test_folders import SMALL, plant
-from test_images import noise
+from support.folders import SMALL, plant
+from support.pictures import noise
+from support.shard_trees import COUNTS, as_webdataset, copied, flip
 
 from cfmask import InputError
 from cfmask.commands.pack_images import pack_images

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reports import NASTY, gallery, small_report, whole_report
+from support.reports import NASTY, gallery, small_report, whole_report
 
 from cfmask import ShiftReport
 from cfmask.evaluation.figures import Curve, Row

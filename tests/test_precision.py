@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_evaluate import models, painted
-from test_train import DEMO, FAST
+from support.evaluation import models, painted
+from support.training import DEMO, FAST
 
 from cfmask import evaluate
 from cfmask.commands.train_model import command_line

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported import digit_images, plant_run, start, tuned
 from safetensors.torch import save_file
+from support.exported import digit_images, plant_run, start, tuned
 from torchvision.transforms.functional import to_pil_image
 
 from cfmask import InputError, OpenClipClassifier, digits

@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from reports import gallery, small_report
-from test_comparison import plant_run
+from support.reports import gallery, small_report
+from support.runs import plant_run
 
 from cfmask.comparison.compare import compare
 from cfmask.reporting.publish import PUBLISHERS, publish

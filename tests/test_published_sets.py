@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from imagenet_trees import SIDE, Sees, find, paint, plant_val, refusal, score
 from PIL import Image, ImageDraw, ImageFont
+from support.imagenet_trees import SIDE, Sees, find, paint, plant_val, refusal, score
 from torchvision.transforms import v2
 
 from cfmask import InputError, evaluate

@@ -3,17 +3,16 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from test_train import FAST, photos
+from support.places import ROOT
+from support.training import FAST, photos
 
 import cfmask
 from cfmask.commands.main import main
 from cfmask.commands.train_model import train
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
 LINES = [line for kind, block in BLOCKS if not kind for line in block.splitlines()]

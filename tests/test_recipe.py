@@ -11,8 +11,8 @@ import torch.nn.functional as F
 import yaml
 from open_clip.modified_resnet import ModifiedResNet
 from safetensors.torch import load_file
-from test_methods import build, count_passes
-from test_resume import STEP, dies, run
+from support.small_methods import build, count_passes
+from support.training import STEP, dies, run
 from timm.optim import param_groups_layer_decay
 from torchvision.transforms import v2
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mortal import SERVER, Death, hold, train_in_child
-from test_checkpoint import Evil
-from test_train import DEMO, FOLDER, fails, photos
+from support.checkpoints import Evil
+from support.mortal import SERVER, Death, hold, train_in_child
+from support.training import DEMO, FOLDER, SMALL, STEP, arguments, dies, fails, photos, run
 
 from cfmask import ShiftReport
 from cfmask.commands.train_model import train
@@ -22,37 +22,7 @@ from cfmask.runs.resume import newest
 from cfmask.runs.run_folder import RunFolder
 from cfmask.weights import damage, read_checkpoint
 
-# Six steps an epoch; masks and donors by chance.
-SMALL = [
-    "--trainer.max_epochs=2",
-    "--trainer.precision=32-true",
-    "--trainer.log_every_n_steps=1",
-    "--data.train_images=48",
-    "--data.val_images=20",
-    "--data.batch_size=8",
-    "--model.counterfactual.mask=RandomMask",
-    "--model.counterfactual.fill=MultiFill",
-    "--evaluation.shifts=[digits/id]",
-    "--evaluation.images=20",
-    "--checkpoints.every_steps=2",
-]
-
-
-STEP = "cfmask.methods:Method.training_step"
 VALIDATION = "cfmask.methods:Method.validation_step"
-
-
-def arguments(folder: Path, *options: str) -> list[str]:
-    return ["--config", DEMO, f"--run={folder}", *SMALL, *options]
-
-
-def run(folder: Path, *options: str) -> None:
-    train(arguments(folder, *options))
-
-
-def dies(folder: Path, where: str, call: int, *options: str) -> int:
-    """Exit code of a run that is killed at the n-th call of a function."""
-    return train_in_child(arguments(folder, *options), Death(where, call))
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_train import photos
+from support.training import photos
 
 from cfmask import FolderData, InputError, ShardData
 from cfmask.files import is_unfinished

@@ -13,14 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_any_model import NAMES, TRANSFORM, by_hand, counts, net, photos, sets_of
-from test_evaluate import CLASSES, random_images
+from support.any_models import NAMES, TRANSFORM, by_hand, counts, net, sets_of
+from support.evaluation import CLASSES, random_images
 
 from cfmask import InputError, Metric, SavedAnswers, ShiftReport, evaluate
 from cfmask.commands.main import main
 from cfmask.shift import Shift
 
-assert photos
 HEADS = tuple(str(k) for k in range(CLASSES))
 SETS = ("folders/id", "folders/sketch")
 

@@ -9,15 +9,12 @@ import subprocess
 import sys
 
 import pytest
-from test_readme import ROOT
-from test_resume import SMALL
-from test_train import DEMO, fails
+from scaling import DEVICES, MODELS, PAGE, PLANNED, planned, table
+from support.places import ROOT
+from support.training import DEMO, SMALL, fails
 
 from cfmask import ShiftReport
 from cfmask.commands.train_model import train
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from scaling import DEVICES, MODELS, PAGE, PLANNED, planned, table
 
 TEXT = PAGE.read_text()
 COMMANDS = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from test_comparison import QUICK, plant_run
+from support.runs import QUICK, plant_run
 
 from cfmask import ShiftReport
 from cfmask.commands.eval_models import evaluate_run

@@ -6,9 +6,9 @@ import os
 import threading
 
 import pytest
-from shard_trees import copied, flip, png, write
-from test_folders import SMALL
-from test_shards import seen
+from support.folders import SMALL
+from support.samples import seen
+from support.shard_trees import copied, flip, png, write
 
 from cfmask import InputError, ShardData
 from cfmask.data.shard_fetch import fetch

@@ -10,23 +10,14 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
-from shard_trees import COUNTS, copied, png, write
-from test_folders import SHADES, SMALL
+from support.folders import SHADES, SMALL
+from support.samples import seen
+from support.shard_trees import COUNTS, copied, png, write
 
 from cfmask import InputError, ShardData
 from cfmask.data.folders import Folder
 from cfmask.data.shard_index import INDEX, ShardIndex, scan
 from cfmask.data.shards import ShardImages
-
-
-def seen(data: ShardData, epoch: int = 0) -> list[tuple[int, int]]:
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(epoch)
-    return [
-        (int(image[0, 0, 0]), int(label))
-        for images, labels in loader
-        for image, label in zip(images, labels, strict=True)
-    ]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

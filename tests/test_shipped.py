@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from setuptools import find_packages
-from test_extending import COMMANDS, FILES, assert_parts_ran, with_quick
+from support.extending_page import COMMANDS, FILES, assert_parts_ran, with_quick
 
 from cfmask import InputError
 from cfmask.commands.shipped import shipped_configs, with_shipped_configs

@@ -12,7 +12,6 @@ import timm
 import torch
 import torch.multiprocessing
 import torch.nn.functional as F
-from mortal import SERVER  # noqa: F401  the server of forks has imported all that a run needs
 from torch.utils.data import DataLoader, TensorDataset
 
 from cfmask import (

@@ -53,3 +53,16 @@ def test_the_public_names_are_those_that_type_checkers_see():
 def test_the_structure_is_drawn(tmp_path):
     STRUCTURE["draw"](tmp_path / "structure.png")
     assert (tmp_path / "structure.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_no_test_module_imports_another():
+    """What several share lies in tests/support and conftest.py."""
+    found = [
+        f"{file.name} imports {name}"
+        for file in Path(__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in [getattr(node, "module", None) or node.names[0].name]
+        if name.split(".")[0].startswith(("test_", "conftest"))
+    ]
+    assert found == []

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from exact_cost import step_cost
+from support.flops import products
 
 from cfmask import (
     AttentionRollout,
@@ -31,10 +31,6 @@ from cfmask import (
 from cfmask.runs.cost import forward_cost, memory
 from cfmask.runs.summary import Announce, summarise
 from cfmask.terminal import show_table
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from exact_cost import step_cost
-from test_exact_cost import products
 
 OBJECT = Counterfactual(ObjectMask(0.3), SingleFill())
 RANDOM = Counterfactual(RandomMask(0.5), SingleFill())

@@ -6,7 +6,8 @@ import io
 import re
 
 import pytest
-from reports import NASTY, small_report, whole_report
+from support.latex import untex
+from support.reports import NASTY, small_report, whole_report
 
 from cfmask import ShiftReport
 from cfmask.evaluation.figures import Row
@@ -82,38 +83,6 @@ def test_names_are_no_markup_in_markdown():
     (nasty,) = (name for name in names if "50" in name)
     assert unescaped_markdown(nasty) == NASTY.replace("\n", " ")
     assert not re.search(r"(?<!\\)[`*_<>|#]", nasty)
-
-
-UNTEX = {
-    r"\textbackslash{}": "\\",
-    r"\textasciitilde{}": "~",
-    r"\textasciicircum{}": "^",
-    r"\textless{}": "<",
-    r"\textgreater{}": ">",
-    r"\textbar{}": "|",
-    r"\textsuperscript{\dag}": DIFFERS,
-    "$-$": "−",
-    "--": "–",
-    **{rf"\{c}": c for c in "&%$#_{}"},
-}
-
-
-def untex(text: str) -> str:
-    """LaTeX text as a reader sees it; a special character that is not escaped is an error."""
-    known = sorted(UNTEX, key=len, reverse=True)
-    out = []
-    text = re.sub(r"\\textbf\{([^{}]*)\}", r"\1", text)
-    while text:
-        for tex in known:
-            if text.startswith(tex):
-                out.append(UNTEX[tex])
-                text = text[len(tex) :]
-                break
-        else:
-            assert text[0] not in "&%$#_{}~^\\<>|", text
-            out.append(text[0])
-            text = text[1:]
-    return "".join(out)
 
 
 def tex_cells(text: str) -> list[list[str]]:

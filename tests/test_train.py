@@ -7,25 +7,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from support.training import DEMO, FAST, FOLDER, fails, photos
 
 from cfmask import MaskedDistillation, ShiftReport, load_classifier
 from cfmask.commands.eval_models import evaluate_run
 from cfmask.commands.train_model import train
-
-DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
-FAST = [
-    "--trainer.max_epochs=2",
-    "--trainer.precision=32-true",
-    "--data.train_images=48",
-    "--data.val_images=20",
-    "--data.batch_size=16",
-    "--evaluation.images=20",
-]
 
 
 def run_demo(folder: Path, *options: str) -> ShiftReport | None:
@@ -187,16 +177,6 @@ def test_a_replacement_leaves_the_users_own_files_and_says_so(demo, tmp_path, ca
     assert not (copy / "gallery" / "epoch_1.png").exists()
 
 
-def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """The one line that a command prints before it ends with code 2."""
-    with pytest.raises(SystemExit) as end:
-        train(list(args))
-    assert end.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
-
-
 @pytest.mark.parametrize(
     ("option", "words"),
     [
@@ -290,48 +270,6 @@ def test_eval_of_what_is_no_run_is_one_line(tmp_path, capsys):
         evaluate_run([str(tmp_path)])
     assert end.value.code == 2
     assert "Expected a run folder" in capsys.readouterr().err
-
-
-def photos(root: Path) -> Path:
-    """A made-up folder of pictures in all formats that people have."""
-    rng = np.random.default_rng(0)
-    tint = {"lemon": (230, 220, 40), "lime": (60, 200, 60), "red_plum": (120, 20, 60)}
-    for part, count in {"train": 10, "test": 4, "sketches": 4}.items():
-        for name, colour in tint.items():
-            (root / part / name).mkdir(parents=True)
-            for i in range(count):
-                noise = rng.normal(0, 25, (40 + 3 * i, 60, 3)) + np.array(colour)
-                image = Image.fromarray(noise.clip(0, 255).astype(np.uint8))
-                path = root / part / name / f"{i}.jpg"
-                if i == 0:
-                    image.convert("L").save(path)
-                elif i == 1:
-                    image.quantize(16).save(path.with_suffix(".png"))
-                elif i == 2:
-                    image.convert("CMYK").save(path)
-                elif i == 3:
-                    exif = Image.Exif()
-                    exif[0x0112] = 6
-                    image.save(path, exif=exif)
-                elif i == 4:
-                    deep = np.asarray(image.convert("L")).astype(np.uint16) * 256
-                    Image.fromarray(deep).save(path.with_suffix(".png"))
-                else:
-                    image.save(path)
-    return root
-
-
-FOLDER = [
-    "--config",
-    str(Path(DEMO).parent / "folder.yaml"),
-    "--model.classifier.model=tiny-clip",
-    "--model.classifier.pretrained=null",
-    "--data.workers=0",
-    "--data.batch_size=8",
-    "--evaluation.workers=0",
-    "--trainer.max_epochs=1",
-    "--trainer.accelerator=cpu",
-]
 
 
 def test_ones_own_folder_trains_and_evaluates(tmp_path):

@@ -14,8 +14,8 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
-from test_checkpoint import clip_folder
-from test_old_files import OLD
+from support.checkpoints import clip_folder
+from support.old_files import OLD
 
 from cfmask import (
     InputError,

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_folders import SMALL, plant
-from test_images import noise
-from test_train import FOLDER
-from test_train import photos as fruit
+from support.folders import SMALL, plant
+from support.pictures import noise
+from support.training import FOLDER
+from support.training import photos as fruit
 
 from cfmask import FolderData, InputError, ShiftReport, UnreadableImage
 from cfmask.commands.parser import one_line_errors
@@ -156,7 +156,7 @@ def test_images_of_which_none_can_be_read_end_the_skipping():
 
 
 def test_a_large_folder_is_looked_at_once(tmp_path, monkeypatch):
-    from test_file_index import age
+    from support.file_times import age
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(file_index, "LARGE", 2)

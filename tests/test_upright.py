@@ -101,7 +101,7 @@ def test_imagenet_is_read_as_stored_everywhere(tmp_path, monkeypatch):
 
 
 def test_shards_of_imagenet_without_an_index_are_read_as_stored(tmp_path):
-    from shard_trees import write
+    from support.shard_trees import write
 
     members = {f"{i}.png": turned_png() for i in range(3)} | {f"{i}.cls": b"0" for i in range(3)}
     write(tmp_path / "a.tar", dict(sorted(members.items())))

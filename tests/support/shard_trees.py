@@ -8,8 +8,9 @@ from pathlib import Path
 
 import webdataset
 from PIL import Image
-from test_folders import picture, plant
-from test_images import noise
+
+from support.folders import picture, plant
+from support.pictures import noise
 
 COUNTS = {"ant": 11, "bee": 7, "cat": 5, "dog_house": 2}
 

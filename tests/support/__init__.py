@@ -1,0 +1,1 @@
+"""What several test modules share: pictures, sets, models, runs, and how to break them."""
