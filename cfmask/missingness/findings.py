@@ -97,7 +97,7 @@ def _area(curve: Curve, unit: float) -> str:
 
 
 def plain_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows of figures as they are; numbers with three digits after the point."""
+    """Rows of figures as they are; numbers with three digits after the point, intervals behind."""
     heads = [key for key in dict.fromkeys(k for row in rows for k in row) if key != "classes"]
     table = Table(*(Column(head, overflow="fold") for head in heads), title=name)
     for row in rows:
@@ -109,7 +109,8 @@ def _cell(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, list | tuple):
-        return f"({', '.join(_cell(part) for part in value)})"
+        middle, low, high = (_cell(part) for part in value)
+        return f"{middle} ({low}–{high})"
     return f"{value:.3f}" if isinstance(value, float) else visible(value)
 
 
@@ -126,7 +127,7 @@ def draw_curves(path: Path, rows: Sequence[CurveRow], measure: str, title: str) 
     kinds = list(dict.fromkeys(row.segments for row in rows))
     ways = list(dict.fromkeys(row.hiding for row in rows))
     with drawing(), rc_context(LIGHT.style()):
-        size = (2.7 * len(orders) + 0.6, 2.3 * len(kinds) + 0.8)
+        size = (max(4.2, 2.7 * len(orders) + 0.6), 2.3 * len(kinds) + 0.9)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(len(kinds), len(orders), sharex=True, sharey=True, squeeze=False)
         for i, kind in enumerate(kinds):
@@ -140,7 +141,7 @@ def draw_curves(path: Path, rows: Sequence[CurveRow], measure: str, title: str) 
             axes.set_ylabel(SHOWN[measure][0])
         handles, names = grid[0][0].get_legend_handles_labels()
         figure.legend(
-            handles, names, loc="outside upper center", ncols=min(3, len(ways)), frameon=False
+            handles, names, loc="outside upper center", ncols=min(4, len(ways)), frameon=False
         )
         if title:
             figure.suptitle(drawn(title), fontsize=10)

@@ -69,7 +69,7 @@ def missingness(
         seed: of the random order, and of moved windows.
         samples: of the bootstrap.
         measures: beside the removal curves, among `MEASURES`; shape and lime are left out where
-            not all images have a mask and a label.
+            not all images have a mask.
         wordnet: True insists on WordNet similarity, None leaves it out where it cannot be had.
         lime_samples: answers of the model to each image, for LIME.
         store: folder where answers are kept, so that an interrupted run goes on; None keeps none.
@@ -127,9 +127,9 @@ def _makes(
     """What is computed for each image, by the name of its measure; removal always."""
     hidings, segments, _, side, _ = ways
     makes: dict[str, Measure] = {"removal": Removal(model, *ways, relevance, seed)}
-    if "shape" in measures and images.masked and images.labelled:
+    if "shape" in measures and images.masked:
         makes["shape"] = ShapeBias(model, hidings)
-    if "lime" in measures and images.masked and images.labelled:
+    if "lime" in measures and images.masked:
         makes["lime"] = LimeQuality(model, hidings, segments, side, lime_samples, seed)
     if "linearity" in measures:
         makes["linearity"] = Linearity(model, hidings, (2 * side, side))

@@ -22,7 +22,7 @@ from cfmask.errors import InputError, at_least
 from cfmask.missingness.curves import curve, resampled
 from cfmask.missingness.hiding import HIDINGS
 from cfmask.missingness.object_masks import Example
-from cfmask.missingness.removal import as_array, check_names, stacked
+from cfmask.missingness.removal import as_array, check_names, known_labels, stacked
 from cfmask.missingness.segments import Labels, segment
 from cfmask.relevance import Relevance, normalise
 
@@ -222,9 +222,10 @@ class LimeQuality:
         """
         images = stacked(examples, self.model)
         with torch.no_grad():
-            whole = self.model(images).argmax(1).tolist()
+            whole = self.model(images).argmax(1).cpu()
+        labels = known_labels(examples, whole)
         found: dict[str, list[list[float]]] = {}
-        for number, (example, image, k) in enumerate(zip(examples, images, whole)):
+        for number, (example, image, k) in enumerate(zip(examples, images, whole.tolist())):
             mask = example.object()
             assert mask is not None
             for kind in self.segmentations:
@@ -234,11 +235,10 @@ class LimeQuality:
                     how = (way, k, self.samples, self.seed + first + number)
                     scores = lime_scores(self.model, image, cut, *how)
                     fits = [coverage(scores, cut, mask.numpy()), jaccard(scores, cut, mask.numpy())]
-                    right = self._ablated(image, cut, scores, example.label)
+                    right = self._ablated(image, cut, scores, int(labels[number]))
                     found.setdefault(f"{kind}/{way}", []).append([*fits, *right])
         rows = {place: torch.tensor(values).double() for place, values in found.items()}
-        labels = torch.tensor([example.label for example in examples])
-        return {"labels": labels, "clean": torch.tensor(whole), **rows}
+        return {"labels": labels, "clean": whole, **rows}
 
     @torch.no_grad()
     def _ablated(self, image: Tensor, labels: Labels, scores: Array, k: int) -> list[float]:

@@ -60,7 +60,7 @@ def per_image(
         progress: show a bar.
 
     Returns:
-        Tensors (N, …) by name, in the order of the images.
+        Tensors (N, …) by name, sorted, in the order of the images.
 
     Raises:
         InputError: in all processes, what the images or the measure raise in one.
@@ -81,7 +81,7 @@ def per_image(
         return [one(k) for k in track(own, what, disable=not shown, transient=True)]
 
     rows = [row for part in processes.gathered(mine) for row in part]
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    return {name: torch.cat([row[name] for row in rows]) for name in sorted(rows[0])}
 
 
 def _kept(make: Callable[[], dict[str, Tensor]], store: Path, key: str) -> dict[str, Tensor]:

@@ -126,8 +126,7 @@ class Removal:
             return [None] * len(examples)
         if self.relevance is None:
             return [None if e.saliency is None else e.saliency.double().numpy() for e in examples]
-        known = torch.tensor([example.label for example in examples], device=images.device)
-        labels = torch.where(known < 0, whole, known)
+        labels = known_labels(examples, whole.cpu()).to(images.device)
         maps = self.relevance.explain(self.model, images, labels)[1].detach()
         return [*pixels(maps, images)[:, 0].double().cpu().numpy()]
 
@@ -136,6 +135,12 @@ def stacked(examples: Sequence[Example], model: Classifier) -> Tensor:
     """Images float (n, 3, H, W) in [0, 1], on the device of the model."""
     device = next(model.parameters()).device
     return to_unit(torch.stack([example.image for example in examples]).to(device))
+
+
+def known_labels(examples: Sequence[Example], whole: Tensor) -> Tensor:
+    """Labels int64 (n,); where nobody knows it, the answer (n,) to the whole image."""
+    known = torch.tensor([example.label for example in examples])
+    return torch.where(known < 0, whole, known)
 
 
 def as_array(image: Tensor) -> npt.NDArray[np.float64]:

@@ -2,7 +2,8 @@
 
 The object is hidden, then the same mask rolled by half the image, which hides as much elsewhere and
 in a shape that says nothing. A model that is right without any pixel of the object answers to the
-mask's shape, or to the context.
+mask's shape, or to the context. Of images without a label the
+answer to the whole counts as right.
 
 Letters: n images of a stretch, N images, H x W pixels.
 
@@ -24,7 +25,7 @@ from cfmask.errors import InputError
 from cfmask.missingness.curves import curve, resampled
 from cfmask.missingness.hiding import HIDINGS
 from cfmask.missingness.object_masks import Example
-from cfmask.missingness.removal import check_names, stacked
+from cfmask.missingness.removal import check_names, known_labels, stacked
 
 Array = npt.NDArray[Any]
 # Images of a class from which on its figures are told.
@@ -55,10 +56,8 @@ class ShapeBias:
         masks = [_object(example) for example in examples]
         hidden = torch.stack(masks).to(images.device)
         half = images.shape[2] // 2, images.shape[3] // 2
-        found = {
-            "labels": torch.tensor([example.label for example in examples]),
-            "clean": self.model(images).argmax(1).cpu(),
-        }
+        clean = self.model(images).argmax(1).cpu()
+        found = {"labels": known_labels(examples, clean), "clean": clean}
         for way in self.hidings:
             for name, mask in (("object", hidden), ("rolled", hidden.roll(half, (1, 2)))):
                 features = HIDINGS[way](self.model, images, mask)
@@ -105,15 +104,13 @@ def shape_bias(
             for name in ("object", "rolled")
         )
         shares = [weights @ part / weights.sum(1) for part in (inside, outside)]
-        ratio = shares[0] / np.maximum(shares[1], 1e-12)
-        few = shares[1][0] == 0
         rows.append(
             {
                 "hidden by": way,
                 "images": len(labels),
                 "object hidden": _interval(shares[0]),
                 "as much elsewhere": _interval(shares[1]),
-                "ratio": None if few else _interval(ratio),
+                "ratio": _ratio(*shares),
                 "classes": _by_class(labels, inside, outside, names),
             }
         )
@@ -122,6 +119,18 @@ def shape_bias(
 
 def _interval(values: Array) -> list[float]:
     return list(curve(values[:, None]).area)
+
+
+def _ratio(inside: Array, outside: Array) -> list[float] | None:
+    """Ratio of two shares (1 + R,) with both ends of its interval; None if the second is 0.
+
+    Samples of the data set in which it is 0 have no ratio and are left out.
+    """
+    if outside[0] == 0:
+        return None
+    known = outside > 0
+    ratio = inside[known] / outside[known]
+    return [float(part) for part in (ratio[0], *np.percentile(ratio, [2.5, 97.5]))]
 
 
 def _by_class(

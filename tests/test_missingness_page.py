@@ -1,0 +1,73 @@
+"""The page about hidden parts: its commands run, its tables are whole, its masks cover objects."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from missingness import OUTLINES, crops, outlined, photograph
+
+from cfmask.commands.main import main as cfmask
+from cfmask.missingness.hiding import HIDINGS
+
+PAGE = (Path(__file__).parents[1] / "docs" / "missingness.md").read_text()
+LINES = [
+    line
+    for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S)
+    for line in block.splitlines()
+]
+SMALL = {
+    "missingness": ["--images=2", "--orders=random", "--hidings=grey,removed", "--samples=5"],
+    "explain": ["--samples=4", "--hidings=grey"],
+}
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("chelsea", "coffee"):
+        for photo, mask in [next(crops(name))]:
+            for folder in ("photographs", "photos", "imagenet/train/n02123045"):
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                photo.save(f"{folder}/{name}-0.jpg")
+            Path("pixel_imagenet/n02123045").mkdir(parents=True, exist_ok=True)
+            mask.save(f"pixel_imagenet/n02123045/{name}-0.png")
+            mask.save(f"photographs/{name}-0.png")
+    ran = 0
+    for line in LINES:
+        if not line.startswith("cfmask "):
+            assert line == "python benchmarks/missingness.py --out photographs"
+            continue
+        for model in re.findall(r"timm:\S+", line):
+            line = line.replace(model, "timm:test_resnet/random")
+        line = line.replace("runs/demo", "open_clip:tiny-clip")
+        words = shlex.split(line)[1:]
+        cfmask([*words, *SMALL[words[0]]])
+        ran += 1
+    assert ran == 6
+    said = capsys.readouterr().out
+    assert said.count("Everything of this is in") == 4 and said.count("Drawn in") == 2
+    assert Path("pixel/accuracy.png").is_file() and not Path("shown/accuracy.png").exists()
+
+
+def test_every_way_of_hiding_is_on_the_page():
+    assert set(HIDINGS) == set(re.findall(r"`(\w+)`", PAGE)) & set(HIDINGS)
+
+
+@pytest.mark.parametrize("name", OUTLINES)
+def test_a_mask_covers_an_object_of_its_crop(name):
+    sizes = []
+    for photo, mask in crops(name):
+        assert photo.size == mask.size
+        sizes.append(np.asarray(mask).astype(bool).mean())
+    assert len(sizes) == 10 and 0.02 < min(sizes) <= max(sizes) < 0.9
+    whole = np.asarray(outlined(name, photograph(name).size)).astype(bool)
+    colours = np.asarray(photograph(name)).reshape(-1, 3)
+    inside, outside = colours[whole.ravel()].mean(0), colours[~whole.ravel()].mean(0)
+    assert np.abs(inside - outside).max() > 5
