@@ -168,6 +168,11 @@ class Classifier(nn.Module, ABC):
         Classifier.__init__(classifier, cls.architecture(spec), head, spec)
         return classifier
 
+    def suit(self, device: torch.device) -> None:
+        """Lay out a CNN's weights for a device: channels last on a GPU, which it reads fastest."""
+        if device.type == "cuda" and self.tokens is None:
+            self.encoder.to(memory_format=torch.channels_last)
+
     @property
     def name(self) -> str:
         """The encoder's name, for messages and reports."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -55,3 +57,15 @@ def settled(precision: Precision, device: str) -> Literal["fp32", "bf16"]:
     if precision == "auto":
         return "bf16" if bf16_unit(device) else "fp32"
     return precision
+
+
+@contextlib.contextmanager
+def tf32(wanted: bool) -> Iterator[None]:
+    """Context in which GPUs multiply fp32 matrices in TF32: ten bits of each factor's fraction."""
+    before = torch.get_float32_matmul_precision()
+    if wanted:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -20,6 +20,11 @@ from cfmask import OpenClipClassifier, TimmClassifier, digits
 torch.set_num_threads(1)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+
+
 @pytest.fixture(scope="session")
 def _tiny_clip() -> OpenClipClassifier:
     return OpenClipClassifier("tiny-clip", None, digits.CLASS_NAMES, digits.TEMPLATES)

@@ -322,9 +322,11 @@ def _move(models: Mapping[str, Model]) -> None:
     device = processes.device()
     for model in models.values():
         if isinstance(model, Blend):
-            model.line.between.to(device)
+            model.line.between.to(device).suit(device)
         elif not isinstance(model, SavedAnswers):
             model.to(device)
+            if isinstance(model, Classifier):
+                model.suit(device)
 
 
 def _sets(shifts: Sequence[str], request: Request, models: Mapping[str, Model]) -> list[Shift]:

@@ -163,6 +163,21 @@ class Method(pl.LightningModule, ABC):
             return loss.detach()
         return loss.detach() + sum(0 * p.sum() for p in self.classifier.head.parameters())
 
+    def setup(self, stage: str) -> None:
+        """See `LightningModule.setup`. The weights are not on their device yet."""
+        for module in self.modules():
+            if isinstance(module, Classifier):
+                module.suit(self.trainer.strategy.root_device)
+
+    def on_train_start(self) -> None:
+        """Lay out what an optimiser has kept, of a run on another device, as the weights are."""
+        for optimizer in self.trainer.optimizers:
+            for weight, kept in optimizer.state.items():
+                for name, value in kept.items():
+                    same = isinstance(value, Tensor) and value.shape == weight.shape
+                    if same and value.stride() != weight.stride():
+                        kept[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
     def on_fit_start(self) -> None:
         """Pretrained classifiers come in eval mode; Lightning would leave them in it."""
         self.train()

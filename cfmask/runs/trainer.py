@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from cfmask.precision import bf16_unit
+from cfmask.precision import tf32 as in_tf32
 
 # What Lightning takes, in its own words.
 Precision = Literal[
@@ -44,6 +45,7 @@ class Trainer(pl.Trainer):
         limit_val_batches: int | float | None = None,
         overfit_batches: int | float = 0.0,
         val_check_interval: int | float | str | None = None,
+        tf32: bool = True,
         **settings: Any,
     ) -> None:
         """Build the trainer.
@@ -56,8 +58,11 @@ class Trainer(pl.Trainer):
             overfit_batches: batches to train and validate on, or the share of them.
             val_check_interval: batches from one validation to the next, or the share of an epoch,
                 or a time as `00:00:30:00`.
+            tf32: on a GPU, multiply matrices in TF32 while training in fp32: several times as fast.
+                Evaluation is in full fp32.
             settings: Lightning's own.
         """
+        self._tf32 = tf32
         self.why = ""
         if precision == "auto":
             unit = bf16_unit(_kind(settings.get("accelerator", "auto")))
@@ -73,6 +78,11 @@ class Trainer(pl.Trainer):
             val_check_interval=val_check_interval,
             **settings,
         )
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """See `pl.Trainer.fit`."""
+        with in_tf32(self._tf32 and self.strategy.root_device.type == "cuda"):
+            super().fit(*args, **kwargs)
 
 
 def _kind(accelerator: object) -> str:
