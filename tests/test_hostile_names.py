@@ -20,6 +20,7 @@ from cfmask import ShiftReport, TimmClassifier, save_classifier
 from cfmask.commands import predict_images as predicting
 from cfmask.evaluation.answers import LabelRule
 from cfmask.exporting.model_card import model_card
+from cfmask.exporting.predicting import Prediction
 from cfmask.exporting.provenance import Provenance
 from cfmask.exporting.reading import open_model
 from cfmask.exporting.writing import export
@@ -74,7 +75,8 @@ PLAIN_CARD = model_card(provenance("harmless"), {"a": 1})
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_terminal_shows_names_and_obeys_none(name, capsys, monkeypatch):
-    monkeypatch.setattr(predicting, "predict", lambda **options: iter([(name, [(name, 0.5)])]))
+    found = Prediction(name, [(name, 0.5)])
+    monkeypatch.setattr(predicting, "predict", lambda **options: iter([found]))
     with printing():
         predicting.predict_images(["model", "image"])
         for metric in ("accuracy", "ece"):
