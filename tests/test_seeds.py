@@ -103,6 +103,8 @@ def test_eval_shows_them_in_the_terminal_on_the_page_and_in_the_json(tmp_path, _
         text = f"{100 * values.mean():.1f} ± {100 * values.std(ddof=1):.1f}"
         page = (tmp_path / "out" / "report.html").read_text()
         assert text in shown
+        captions = re.findall(r"<caption>(?:<[^>]*>)*Over seeds: Top-1 accuracy", page)
+        assert len(captions) == 1
         assert all(words in page for words in (text, "Over seeds", "2 seeds"))
         assert text in (tmp_path / "out" / "report.md").read_text()
     assert json.loads((tmp_path / "out" / "report.json").read_text())["spreads"]

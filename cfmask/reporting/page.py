@@ -54,7 +54,7 @@ def as_html(report: Results, gallery: Sequence[Disagreement] = ()) -> str:
         "about": list(_about(report)),
         "training": list(_training(report)),
         "leads": list(_leads(report, styles)),
-        "tables": tables(report),
+        "tables": [*tables(report), *spread_tables(report)[1:]],
         "seeds": spread_tables(report)[:1],
         "partly": incomplete(report),
         "footnotes": footnotes(report, place=BELOW),

@@ -31,11 +31,11 @@ def metrics_of(report: Results) -> list[str]:
 
 
 def tables(report: Results) -> list[Table]:
-    """A table for each metric that has figures, and then those over seeds, if there are any.
+    """A table for each metric that has figures.
 
     Sets that are parts of a large collection are left to the CSV and the JSON.
     """
-    return [table_of(report, name) for name in metrics_of(report)] + spread_tables(report)
+    return [table_of(report, name) for name in metrics_of(report)]
 
 
 def spread_tables(report: Results) -> list[Table]:
@@ -224,14 +224,14 @@ def as_csv(report: Results) -> str:
 
 def as_markdown(report: Results) -> str:
     """A table for each metric, then the footnotes."""
-    parts = [table.markdown() for table in tables(report)]
+    parts = [table.markdown() for table in (*tables(report), *spread_tables(report))]
     notes = [f"- {markdown(note)}" for note in footnotes(report)]
     return "\n\n".join([*parts, "\n".join(notes)]).rstrip() + "\n"
 
 
 def as_latex(report: Results) -> str:
     r"""A `tabular` in the manner of booktabs for each metric; rows can be taken one by one."""
-    parts = [table.latex() for table in tables(report)]
+    parts = [table.latex() for table in (*tables(report), *spread_tables(report))]
     notes = [f"% {latex(note)}" for note in footnotes(report)]
     return (
         "\n\n".join([r"% Needs \usepackage{booktabs}.", *parts, "\n".join(notes)]).rstrip() + "\n"
