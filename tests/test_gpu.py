@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_train import DEMO, FAST, fails
+from support.training import DEMO, FAST, fails
 
 from cfmask import (
     AttentionRelevance,
