@@ -149,6 +149,7 @@ def test_the_help_names_options_that_exist(capsys):
     with pytest.raises(SystemExit):
         command_line(["--help-all"])
     every = capsys.readouterr().out
+    assert max(map(len, brief_help().splitlines())) <= 80
     for option in re.findall(r"^  (--[\w-]+)", brief_help(), re.M):
         longs = SHORT.get(option, (option,))
         for long in longs:

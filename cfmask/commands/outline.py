@@ -55,7 +55,10 @@ def help_text(name: str, command: str, what: str) -> str:
     words = [argument.name.upper() for argument in alone]
     usage = " ".join(["usage: cfmask", name, *words, "[OPTION ...]"])
     lines = [usage, "", f"{what[:1].upper()}{what[1:]}.", ""]
-    lines += [line for argument in (*alone, *options) for line in _lines(argument)]
+    for argument in (*alone, *options):
+        default = f" [{argument.default}]" if argument.default else ""
+        shown = argument.name if argument in options else argument.name.upper()
+        lines += help_lines(shown, argument.words.rstrip(".") + default)
     classes = [a.name for a in options if re.match(r"(Relevance|PatchMask|Fill)\b", a.kind)]
     if classes:
         lines += ["", f"Settings of a class: {' '.join(f'{n}.help NAME' for n in classes)}"]
@@ -101,16 +104,13 @@ def _spelled(word: str, known: Sequence[str]) -> str:
     return f"{spelled}{is_set}{value}" if option[:2] == "--" and spelled in known else word
 
 
-def _lines(argument: Argument) -> Iterator[str]:
-    """Name and words of an argument, wrapped."""
-    default = f" [{argument.default}]" if argument.default else ""
-    shown = argument.name if argument.name.startswith("-") else argument.name.upper()
-    wide = WIDTH - INDENT
-    first, *others = textwrap.wrap(argument.words.rstrip(".") + default, wide) or [""]
-    if len(shown) > INDENT - 4:
-        yield f"  {shown}"
-        shown = ""
-    yield f"  {shown:<{INDENT - 2}}{first}".rstrip()
+def help_lines(name: str, words: str) -> Iterator[str]:
+    """What a help says of an option: its name, and words that are wrapped beside it."""
+    first, *others = textwrap.wrap(words, WIDTH - INDENT) or [""]
+    if len(name) > INDENT - 3:
+        yield f"  {name}"
+        name = ""
+    yield f"  {name:<{INDENT - 2}}{first}".rstrip()
     yield from (" " * INDENT + line for line in others)
 
 

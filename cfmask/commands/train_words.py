@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from cfmask.commands.outline import help_lines
 from cfmask.commands.shipped import with_shipped_configs
 from cfmask.errors import InputError, no_option, unknown
 
@@ -118,7 +119,7 @@ def brief_help() -> str:
     ]
     for heading, group in HELP.items():
         lines += ["", f"{heading}:"]
-        lines += [f"  {name:<24}{what}" for name, _, what in group]
+        lines += [line for name, _, what in group for line in help_lines(name, what)]
     return "\n".join(
         [
             *lines,
