@@ -224,6 +224,7 @@ def _countable(method: Method) -> Iterator[None]:
     # Without gradients torch runs a whole attention as one operation, which nobody counts.
     torch.backends.mha.set_fastpath_enabled(False)
     trained = [p for p in method.parameters() if p.requires_grad]
+    own = {name: vars(method)[name] for name in ("log", "backward_now") if name in vars(method)}
 
     def backward(loss: Tensor) -> Tensor:
         torch.autograd.grad(loss, trained, allow_unused=True)
@@ -238,6 +239,7 @@ def _countable(method: Method) -> Iterator[None]:
         yield
     finally:
         del method.log, method.backward_now
+        vars(method).update(own)
         for classifier in whole:
             del classifier.features
         torch.backends.mha.set_fastpath_enabled(fast)

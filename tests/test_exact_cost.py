@@ -183,4 +183,5 @@ def test_a_step_costs_no_more_than_the_algorithm_needs():
     assert counted["plain"] <= 24.3e9
     assert counted["masked"] <= 64.8e9
     assert counted["of loss"] <= 57e9
-    assert costs["masked"].saved_bytes <= 1.15 * costs["plain"].saved_bytes
+    # Maps of the relevance are not kept.
+    assert costs["masked"].saved_bytes <= 1.01 * costs["plain"].saved_bytes

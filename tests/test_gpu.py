@@ -261,7 +261,7 @@ def test_no_step_waits_for_the_gpu(tiny_clip, digit_batch):
 def test_the_printed_memory_is_what_a_step_takes(tmp_path, precision):
     names = [str(k) for k in range(100)]
     method = FineTuning(OpenClipClassifier("ViT-B-32", None, names, head="linear"))
-    estimate = sum(memory(method, 128, forward_cost(method.classifier, precision)).values())
+    estimate = sum(memory(method, 128, forward_cost(method.classifier, precision, "cuda")).values())
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(

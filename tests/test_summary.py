@@ -68,6 +68,14 @@ def test_the_estimate_is_close_to_the_exact_count(tiny_clip, name):
         assert estimate == pytest.approx(exact.saved_bytes, rel=0.25)
 
 
+def test_the_estimate_for_a_gpu_counts_no_attention_map(tiny_clip):
+    exact = step_cost(FineTuning(tiny_clip), 128, "bf16-mixed", fused=True).saved_bytes
+    fused, maps = (forward_cost(tiny_clip, "bf16-mixed", kind) for kind in ("cuda", "cpu"))
+    assert memory(FineTuning(tiny_clip), 128, fused)["activations"] == pytest.approx(exact, rel=0.1)
+    assert fused.kept_bytes < maps.kept_bytes
+    assert fused.flops == maps.flops
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_estimate_holds_for_cnns_and_in_reduced_precision(small_cnn, precision):
     method = masked(small_cnn, relevance=GradCAM())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from cfmask.attention import Attention, Given
 from cfmask.classifier import Classifier
 from cfmask.internals import fake_tensors
 from cfmask.methods import Method
@@ -34,16 +36,28 @@ class ForwardCost:
     kept_bytes: int
 
 
-def forward_cost(classifier: Classifier, precision: str = "32-true") -> ForwardCost | None:
+class _Fused(Attention):
+    """Attention by a kernel that keeps no map, as GPUs have."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, given: Given) -> Tensor:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        output: Tensor = kernel(query, key, value, 0.0, given.causal, attn_mask=given.mask)[0]
+        return output
+
+
+def forward_cost(
+    classifier: Classifier, precision: str = "32-true", device: str = "cpu"
+) -> ForwardCost | None:
     """Count a forward pass in eval mode; None for an encoder that runs on values alone.
 
     Args:
-        classifier: left as it is.
+        classifier: left as it is, on the CPU.
         precision: as Lightning names it.
+        device: type of the device that will run it.
     """
     try:
         with isolate_rng():
-            one, two = (_count(classifier, images, precision) for images in (1, 2))
+            one, two = (_count(classifier, images, precision, device) for images in (1, 2))
     # No count may stop a run: what is wrong with the encoder itself shows in its first step.
     except Exception:
         return None
@@ -74,7 +88,7 @@ def memory(method: Method, images: int, forward: ForwardCost | None) -> dict[str
     return parts
 
 
-def _count(classifier: Classifier, images: int, precision: str) -> ForwardCost:
+def _count(classifier: Classifier, images: int, precision: str, kind: str) -> ForwardCost:
     fake = fake_tensors()
     tensors = [*classifier.parameters(), *classifier.buffers()]
     twin = copy.deepcopy(classifier, {id(x): fake.from_tensor(x) for x in tensors}).eval()
@@ -87,15 +101,17 @@ def _count(classifier: Classifier, images: int, precision: str) -> ForwardCost:
         kept[id(storage)] = storage
         return tensor
 
-    device = twin.mean.device
     dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.split("-")[0])
-    reduced = torch.autocast(device.type, dtype, enabled=dtype is not None)
+    reduced = torch.autocast(twin.mean.device.type, dtype, enabled=dtype is not None)
     saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     counter = FlopCounterMode(display=False)
-    # As one operation, attention would not be counted on the CPU.
-    plain = sdpa_kernel(SDPBackend.MATH)
-    with fake, counter, plain, saved, reduced, torch.enable_grad():
-        twin(torch.empty(images, 3, *twin.image_size, device=device))
+    with fake, reduced, torch.enable_grad():
+        batch = torch.empty(images, 3, *twin.image_size, device=twin.mean.device)
+        # As one operation, attention would not be counted on the CPU.
+        with sdpa_kernel(SDPBackend.MATH), counter:
+            twin(batch)
+        with nullcontext() if kind == "cpu" else _Fused(), saved:
+            twin(batch)
     return ForwardCost(counter.get_total_flops(), sum(x.nbytes() for x in kept.values()))
 
 

@@ -163,7 +163,8 @@ def summarise(trainer: pl.Trainer, method: Method) -> RunSummary:
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     precision = str(trainer.precision)
-    forward = forward_cost(method.classifier, precision)
+    device = trainer.strategy.root_device.type
+    forward = forward_cost(method.classifier, precision, device)
     passes = method.passes() if math.isfinite(method.passes()) else None
     head, origin = method.classifier.head, HEAD_ORIGINS[method.classifier.head_from]
     student = list(method.classifier.parameters())
