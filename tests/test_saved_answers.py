@@ -257,6 +257,16 @@ def test_files_of_another_kind_are_refused_in_one_line(tmp_path):
         with pytest.raises(InputError, match=line) as caught:
             SavedAnswers(tmp_path / name, HEADS)
         assert "\n" not in str(caught.value)
+    np.savez_compressed(tmp_path / "z.npz", x=np.arange(500.0))
+    whole = (tmp_path / "z.npz").read_bytes()
+    (tmp_path / "z.npz").write_bytes(whole[:90] + bytes(40) + whole[130:])
+    odd = pa.StringArray.from_buffers(
+        1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")
+    )
+    pq.write_table(pa.table({"path": odd, "prediction": ["1"]}), tmp_path / "odd.parquet")
+    for name, line in (("z.npz", "Cannot read arrays"), ("odd.parquet", "texts in UTF-8")):
+        with pytest.raises(InputError, match=line):
+            SavedAnswers(tmp_path / name, HEADS)
     with pytest.raises(InputError, match="which is not there"):
         SavedAnswers(tmp_path / "none.npz", HEADS)
     for column in ([[1.0], [1.0, 2.0]], ["a", "b"], [[1.0, 2.0], None]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +28,11 @@ from cfmask.shift import Shift
 from cfmask.shifts.image_list import listed_rows
 
 ENDINGS = (".npz", ".parquet", ".csv")
+# What NumPy, zipfile and zlib raise at damaged archives, or at sizes that are made up.
+BROKEN = (
+    *(OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,7 @@ def _arrays(path: Path) -> Mapping[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except BROKEN as error:
         raise InputError(f"Cannot read arrays of numbers in {path}: {error}.") from error
 
 
@@ -222,14 +228,17 @@ def _of_parquet(path: Path) -> Rows:
     pa, pq = parquet()
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        names = list(table.column_names)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise InputError(f"Cannot read the table {path}: {error}.") from error
-    names = list(table.column_names)
     _check_columns(names, ("logits", "prediction"), path)
-    paths, sets, predicted = (
-        [str(value) for value in table[name].to_pylist()] if name in names else None
-        for name in ("path", "set", "prediction")
-    )
+    try:
+        paths, sets, predicted = (
+            [str(value) for value in table[name].to_pylist()] if name in names else None
+            for name in ("path", "set", "prediction")
+        )
+    except UnicodeDecodeError as error:
+        raise InputError(f"Expected texts in UTF-8 in {path}, but got others.") from error
     assert paths is not None
     if "logits" not in names:
         return Rows(paths, sets, predicted)
