@@ -23,6 +23,7 @@ from support.removal import TINY, fails
 from cfmask import InputError
 from cfmask.commands.main import main
 from cfmask.missingness.curves import curve, entropies, measured, resampled
+from cfmask.missingness.findings import CurveRow, draw_curves
 from cfmask.missingness.hiding import GREY, HIDINGS
 from cfmask.missingness.lab import missingness
 from cfmask.missingness.object_masks import MaskedDigits
@@ -250,6 +251,16 @@ def test_the_command_prints_and_draws(tmp_path, capsys):
     for name in ("accuracy", "kept", "entropy"):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert min(image.size) > 200
+
+
+def test_a_model_that_answers_one_class_to_everything_is_drawn(tmp_path, recwarn):
+    curves = measured(np.zeros((4, 3), dtype=int), None, None, 5)
+    assert curves["entropy"].values[2] < 0
+    draw_curves(
+        tmp_path / "x.png", [CurveRow("m", "patches", "random", "grey", curves)], "entropy", "m"
+    )
+    assert not [str(w.message) for w in recwarn if "constrained" in str(w.message)]
+    assert (tmp_path / "x.png").stat().st_size > 1000
 
 
 def test_wrong_input_is_one_line(tmp_path, capsys, tiny_clip):

@@ -159,5 +159,6 @@ def _draw_panel(axes: Axes, rows: Sequence[CurveRow], measure: str, ways: Sequen
         axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
         axes.plot(x, middle, **look, markersize=3.5, linewidth=1.2, label=row.hiding, clip_on=False)
     axes.set_xlim(0, 100)
-    axes.set_ylim(bottom=0)
+    # An entropy of nothing is some 1e-7 below 0.
+    axes.set_ylim(0, max(axes.get_ylim()[1], 0.01 * unit))
     axes.grid(axis="y")
