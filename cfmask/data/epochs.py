@@ -12,7 +12,8 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -148,22 +149,17 @@ class EpochLoader(DataLoader[tuple[Tensor, int]]):
         if isinstance(self.sampler, EpochSampler):
             self.sampler.skip = first * cast(int, self.batch_size)
         batches = super().__iter__()
-        for number in itertools.count(first):
-            with self._watched(number):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
-
-    @contextlib.contextmanager
-    def _watched(self, number: int) -> Iterator[None]:
-        timer = threading.Timer(self.patience, self._say_slow, (number,))
-        timer.daemon = True
-        timer.start()
+        watch = _Watch(self.patience, self._say_slow)
         try:
-            yield
+            for number in itertools.count(first):
+                watch.wanted = number, time.monotonic()
+                batch = next(batches, None)
+                watch.wanted = None
+                if batch is None:
+                    return
+                yield batch
         finally:
-            timer.cancel()
+            watch.ended.set()
 
     def _say_slow(self, number: int) -> None:
         log.warning(
@@ -173,6 +169,31 @@ class EpochLoader(DataLoader[tuple[Tensor, int]]):
             self.patience,
             self.num_workers,
         )
+
+
+class _Watch(threading.Thread):
+    """Calls `say` with the number of a batch that has been waited for longer than `patience`, once.
+
+    Attributes:
+        wanted: number of the batch that is waited for, and since when; None while none is.
+        ended: set when no batch is wanted any more.
+    """
+
+    def __init__(self, patience: float, say: Callable[[int], None]) -> None:
+        super().__init__(daemon=True)
+        self.patience, self.say = patience, say
+        self.wanted: tuple[int, float] | None = None
+        self.ended = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """See `threading.Thread.run`."""
+        said = -1
+        while not self.ended.wait(self.patience / 4):
+            number, since = self.wanted or (said, 0.0)
+            if number != said and time.monotonic() - since >= self.patience:
+                self.say(number)
+                said = number
 
 
 def start_worker(number: int) -> None:
