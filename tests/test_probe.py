@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from sklearn.linear_model import LogisticRegression
+from support.mortal import train_together
 
 from cfmask import (
     DigitsData,
@@ -218,3 +219,13 @@ def test_what_cannot_be_fitted_is_refused():
         fit_linear_head(head, torch.rand(4, 3), torch.ones(4, dtype=torch.int64))
     with pytest.raises(InputError, match="finite features"):
         fit_linear_head(head, torch.full((4, 3), torch.nan), torch.arange(4) % 2)
+
+
+@pytest.mark.slow
+def test_two_processes_fit_the_head_that_one_does(run, tmp_path):
+    options = [f"--run={tmp_path / 'two'}", *SETTINGS, "--data.batch_size=4"]
+    assert train_together(options, 2) == [0, 0]
+    one, two = (
+        load_classifier(folder, "pretrained.safetensors").head for folder in (run, tmp_path / "two")
+    )
+    assert torch.allclose(one.weight, two.weight, atol=1e-4 * float(one.weight.abs().max()))

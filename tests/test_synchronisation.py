@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from absent_device import FILLS, LOOKS, MASKS, Looking
+from support.absent_device import FILLS, LOOKS, MASKS, Looking
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,7 +24,7 @@ from cfmask import (
     SingleFill,
 )
 
-SCRIPT = Path(__file__).parent / "absent_device.py"
+SCRIPT = Path(__file__).parent / "support" / "absent_device.py"
 FOUND = ("Waits", "DataDependentOutputException", "DynamicOutputShapeException")
 
 

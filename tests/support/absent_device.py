@@ -1,4 +1,4 @@
-"""Training steps on a device that is not there: ``python tests/absent_device.py``.
+"""Training steps on a device that is not there: ``python tests/support/absent_device.py``.
 
 Tensors have shapes and a device, and no values: whatever has to know a value, or crosses between
 the device and main memory, is an error. A process of its own, as autograd asks for devices once.
