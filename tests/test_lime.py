@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -274,3 +275,27 @@ def test_wordnet_similarity_equals_nltks():
         pytest.skip("WordNet is not there")
     expected = [[a.wup_similarity(b) for b in nouns] for a in nouns]
     assert np.abs(wu_palmer(ids) - expected).max() < 1e-12
+
+
+def test_similarity_of_classes_is_kept_or_left_out(tmp_path, monkeypatch):
+    from cfmask.missingness import class_similarity as similar
+    from cfmask.wordnet import class_names
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "nltk.corpus", None)
+    assert similar.class_similarity(class_names(), None) is None
+    with pytest.raises(InputError, match="pip install"):
+        similar.class_similarity(class_names(), True)
+    made = []
+    monkeypatch.setattr(similar, "wu_palmer", lambda ids: made.append(ids) or np.eye(len(ids)))
+    for _ in range(2):
+        assert (similar.class_similarity(class_names(), None) == np.eye(1000)).all()
+    assert len(made) == 1
+    (kept,) = (tmp_path / "cfmask").iterdir()
+    kept.write_bytes(b"damaged")
+    assert (similar.class_similarity(class_names(), True) == np.eye(1000)).all()
+    assert len(made) == 2
+    assert similar.class_similarity(class_names(), False) is None
+    assert similar.class_similarity(("a", "b"), None) is None
+    with pytest.raises(InputError, match="WordNet ids"):
+        similar.class_similarity(("a", "b"), True)

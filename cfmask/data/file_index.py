@@ -133,17 +133,22 @@ class FileIndex:
         return cls(root, classes, kept["files"], kept["owners"], folders, bool(kept["sound"]))
 
 
-def cache_file(root: Path) -> Path | None:
-    """Where the index of a folder is kept: below XDG_CACHE_HOME, which is `~/.cache` by default.
+def cache_folder() -> Path | None:
+    """Where things are kept: below XDG_CACHE_HOME, which is `~/.cache` by default.
 
     None for a user without a home.
     """
     try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cfmask"
     except RuntimeError:
         return None
+
+
+def cache_file(root: Path) -> Path | None:
+    """Where the index of a folder is kept; None for a user without a home."""
+    folder = cache_folder()
     key = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]
-    return home / "cfmask" / f"index-{key}.npz"
+    return folder / f"index-{key}.npz" if folder else None
 
 
 def class_folders(root: Path) -> list[str]:

@@ -6,9 +6,8 @@ Source: Wu and Palmer 1994 (arXiv cmp-lg/9406033); the definition is that of NLT
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from cfmask.data.file_index import cache_folder
 from cfmask.errors import UNFIT, InputError, one_line
 from cfmask.files import write_whole
 from cfmask.wordnet import class_names, synsets
@@ -56,14 +56,18 @@ def class_similarity(names: Sequence[str], wanted: bool | None) -> Array | None:
 
 
 def _kept() -> Array:
-    place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    path = place / "cfmask" / "wordnet-wup.safetensors"
-    try:
-        return np.asarray(load_file(path)["similarity"].double().numpy())
-    except (OSError, SafetensorError, KeyError):
-        made = wu_palmer(synsets())
-        write_whole(path, lambda file: save_file({"similarity": torch.from_numpy(made)}, file))
-        return made
+    folder = cache_folder()
+    path = folder / "wordnet-wup.safetensors" if folder else None
+    if path and path.is_file():
+        # A damaged file is written again.
+        with contextlib.suppress(OSError, SafetensorError, KeyError):
+            return np.asarray(load_file(path)["similarity"].double().numpy())
+    made = wu_palmer(synsets())
+    if path:
+        # What cannot be kept is made anew each time.
+        with contextlib.suppress(InputError):
+            write_whole(path, lambda file: save_file({"similarity": torch.from_numpy(made)}, file))
+    return made
 
 
 def wu_palmer(ids: Sequence[str]) -> Array:
