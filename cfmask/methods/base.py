@@ -82,6 +82,9 @@ class Method(pl.LightningModule, ABC):
         head_lr: float | None = None,
     ) -> None:
         super().__init__()
+        # jsonargparse hands on the parts of a classifier that was given no class.
+        if not isinstance(classifier, Classifier):
+            raise InputError(f"Expected a classifier by its class, but got {classifier!r:.80}.")
         if not (weight_decay >= 0 and math.isfinite(weight_decay)):
             raise InputError(f"Expected a weight decay of at least 0, but got {weight_decay}.")
         if not all(0 <= beta < 1 for beta in betas):
