@@ -217,7 +217,13 @@ class _ActivationMap(GradientRelevance):
 
     def check(self, classifier: Classifier) -> None:
         """See `Relevance.check`."""
-        classifier.layer(self.layer or classifier.feature_map)
+        name = self.layer or classifier.feature_map
+        if not name:
+            raise InputError(
+                f"Expected a layer whose map divides the image for {type(self).__name__}, but "
+                f"{classifier.name} has none; name one with `layer`, or mask by RandomMask."
+            )
+        classifier.layer(name)
 
     @abstractmethod
     def weigh(self, gradient: Tensor, activation: Tensor) -> Tensor:

@@ -134,3 +134,13 @@ def test_a_wrapped_object_is_not_read_back(tmp_path):
     save_classifier(classifier, tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="it was wrapped as an object"):
         load_classifier(tmp_path / "x.safetensors")
+
+
+def test_a_module_without_a_map_that_divides_the_image_is_refused_before_training():
+    net = nn.Sequential(nn.Conv2d(3, 4, 7, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    classifier = ModuleClassifier(
+        nn.Sequential(*net, nn.Linear(4, 3)), class_names=NAMES, image_size=64
+    )
+    with pytest.raises(InputError, match="Expected a layer whose map divides the image"):
+        GradCAM().check(classifier)
+    GradCAM("0").check(classifier)
