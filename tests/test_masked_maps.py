@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from support.masked_nets import randomise
+from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from cfmask.layer_masking import MaskRules, applying, masked_forward
@@ -112,7 +113,7 @@ def slow_timm_resnet(net: nn.Module, x: Pair) -> Tensor:
 
 CASES = {
     "densenet": (
-        torchvision.models.densenet121,
+        functools.partial(torchvision.models.DenseNet, 8, (2, 3, 2, 2), 16),
         slow_densenet,
         MaskRules(join="majority", mean="all"),
     ),
@@ -122,17 +123,26 @@ CASES = {
         MaskRules(join="union", mean="all", outside="kept"),
     ),
     "timm resnet": (
-        functools.partial(timm.create_model, "resnet26"),
+        functools.partial(timm.models.resnet.ResNet, Bottleneck, (1, 2, 1, 1)),
         slow_timm_resnet,
         MaskRules(mean="all"),
     ),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+# The architectures themselves.
+WHOLE = {
+    "densenet121": (torchvision.models.densenet121, *CASES["densenet"][1:]),
+    "timm resnet50": (functools.partial(timm.create_model, "resnet50"), *CASES["timm resnet"][1:]),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in WHOLE)]
+)
 @torch.no_grad()
 def test_each_architecture_goes_the_way_of_the_released_code_when_asked_to(name):
-    make, slow, rules = CASES[name]
+    make, slow, rules = (CASES | WHOLE)[name]
     torch.manual_seed(0)
     net = randomise(make()).eval().double()
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
