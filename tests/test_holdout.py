@@ -9,10 +9,11 @@ import pytest
 from support.folders import picture, plant
 
 from cfmask import FolderData, InputError, Request, ShiftReport, find_shifts
+from cfmask.checkpoint import PRETRAINED
 from cfmask.commands.main import main
 from cfmask.data.holdout import undivided
 from cfmask.images import Preprocess
-from cfmask.runs.marker import held_out
+from cfmask.runs.marker import held_out, mark
 
 COUNTS = {"ant": 10, "bee": 20, "cat": 15}
 LOOK = Preprocess((8, 8))
@@ -140,6 +141,18 @@ def test_groups_lists_and_hidden_folders_beside_classes(root):
     assert found.sets == ("listed", "places", "sketches")
 
 
+def test_a_run_notes_what_it_held_out(root, tmp_path):
+    data = FolderData(str(root), workers=0)
+    data.prepare(LOOK)
+    (tmp_path / PRETRAINED).touch()
+    mark(tmp_path, data.identity())
+    assert held_out(tmp_path) == list(data.held_out)
+    (tmp_path / "cfmask.json").write_text('{"images": {"held out": [1]}}')
+    with pytest.raises(InputError, match="is damaged"):
+        held_out(tmp_path)
+
+
+@pytest.mark.slow
 def test_a_run_is_tested_on_what_it_held_out(root, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["--model", "timm:test_vit/random", "--method", "FineTuning", "--epochs", "1"]
