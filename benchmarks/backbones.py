@@ -132,15 +132,22 @@ def randomise(model: nn.Module) -> None:
                 value.add_(0.03 * torch.randn_like(value))
 
 
+# Forward passes of an image that a relevance may cost here.
+MOST_PASSES = 100
+
+
 def parts(base: type) -> dict[str, Any]:
-    """One object of every class that `cfmask` exports below `base` and that needs no argument."""
+    """One object of every class that `cfmask` exports below `base`, as the page has them.
+
+    Left out are those that need an argument, and relevances of more than `MOST_PASSES`.
+    """
     found = {}
     for name, part in ((name, getattr(cfmask, name)) for name in cfmask.__all__):
         if inspect.isclass(part) and issubclass(part, base) and not inspect.isabstract(part):
             given = inspect.signature(part).parameters.values()
             if all(p.default is not p.empty or p.kind == p.VAR_POSITIONAL for p in given):
                 found[name] = part()
-    return dict(sorted(found.items()))
+    return {k: v for k, v in sorted(found.items()) if getattr(v, "passes", 0) <= MOST_PASSES}
 
 
 # What comes of (relevance, mask, fill): nothing if it works, or the line that says why not.
@@ -293,7 +300,9 @@ TEXT_OF_PAGE = """# Backbones
 Which relevance, mask and fill work on which backbone. `python benchmarks/backbones.py` writes this
 page: every cell is a run of `train.py`, two steps and a report, with a small random model of the
 same structure. The masks are {masks}: "yes" holds for all of them, else those that work are named
-(`RandomMask` reads no relevance). The notes are the errors that the command prints for the others.
+(`RandomMask` reads no relevance). Not in the table are the relevances that need a name
+(`PackageCAM`), a folder (`SavedRelevance`) or hundreds of passes (`LimeRelevance`). The notes are
+the errors that the command prints for the others.
 
 {table}
 

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cfmask.errors import InputError
+
 SIZE = 48
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = (
@@ -111,17 +113,32 @@ SETS = {
 }
 
 
+# Images of a set at most, which are 7 kB each and all in memory.
+MOST_IMAGES = 1_000_000
+
+
+def check_count(count: int) -> None:
+    """Refuse more images than memory should be asked for.
+
+    Raises:
+        InputError: more than `MOST_IMAGES`.
+    """
+    if count > MOST_IMAGES:
+        raise InputError(f"Expected at most {MOST_IMAGES:,} images of digits, but got {count:,}.")
+
+
 def digit_set(name: str, count: int, seed: int) -> DigitSet:
     """Draw one of the `SETS`.
 
     Args:
         name: key of `SETS`.
-        count: number of images, at least 1.
+        count: number of images, 1 to `MOST_IMAGES`.
         seed: the same seed gives the same images, whatever else has been drawn.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or too many images.
     """
+    check_count(count)
     if name not in SETS:
         raise ValueError(f"Expected a digits set among {', '.join(SETS)}, but got {name!r}.")
     return draw(SETS[name], count, zlib.crc32(f"{name}/{seed}".encode()))

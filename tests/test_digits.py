@@ -13,6 +13,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from cfmask import DigitsData, InputError, digits
 from cfmask.images import Preprocess
+from cfmask.shift import Request
+from cfmask.shifts.digits_world import digits_shifts
 
 INDEPENDENT = ["v2", "sketch", "rendition", "corruption"]
 
@@ -300,3 +302,10 @@ def test_enlarged_digits_stay_bytes_of_the_same_brightness():
 def test_a_digits_world_without_images_is_refused(sizes):
     with pytest.raises(InputError, match="at least 1 image"):
         DigitsData(*sizes).load(Preprocess((48, 48)))
+
+
+def test_more_images_than_memory_should_be_asked_for_are_refused():
+    with pytest.raises(InputError, match=r"at most 1,000,000 images of digits, but got 2,147,483"):
+        digits.digit_set("id", 2**31, 0)
+    with pytest.raises(InputError, match="at most 1,000,000 images of digits"):
+        digits_shifts(Request(None, digits.CLASS_NAMES, 2**31, 0))

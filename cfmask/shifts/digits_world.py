@@ -21,6 +21,7 @@ def digits_shifts(request: Request) -> list[Shift]:
             f"Expected a classifier of {', '.join(digits.CLASS_NAMES[:3])}, … for the digits, but "
             f"got one of {len(request.class_names)} other classes."
         )
+    digits.check_count(request.images)
 
     def load(name: str, preprocess: Preprocess) -> Dataset[tuple[Tensor, int]]:
         return digits_tensors(name, request.images, request.seed, preprocess.size)
