@@ -19,6 +19,7 @@ from cfmask import (
     AttentionRollout,
     ContextMask,
     Counterfactual,
+    Distillation,
     FineTuning,
     GradCAM,
     InputError,
@@ -234,6 +235,30 @@ def test_compiled_encoders_give_the_same_weights(
         torch.manual_seed(0)
         results.append(train(method, loader(digit_batch, 4), tmp_path))
     assert (results[0] - results[1]).norm() < 1e-4 * results[0].norm()
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", [FineTuning, partial(Distillation, distill_weight=1)])
+def test_a_compiled_step_gives_the_same_weights(
+    tiny_clip, digit_batch, tmp_path, monkeypatch, backend, method
+):
+    graphs, results = [], []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counted))
+    for wanted in (False, "step"):
+        steps = method(copy.deepcopy(tiny_clip), compile=wanted)
+        results.append(train(steps, loader(digit_batch, 4), tmp_path))
+    assert graphs
+    assert (results[0] - results[1]).norm() < 1e-4 * results[0].norm()
+
+
+def test_a_step_that_reads_gradients_is_not_compiled_as_a_whole(tiny_clip):
+    with pytest.raises(InputError, match=r"compile true or false .* but got step"):
+        masked(tiny_clip, compile="step")
 
 
 def test_a_copy_of_a_compiled_classifier_runs_its_own_weights(

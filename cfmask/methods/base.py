@@ -22,7 +22,7 @@ from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
 from cfmask.heads import fit_linear_head
 from cfmask.images import to_unit
-from cfmask.methods.encoders import checkpoint_blocks, compile_encoder
+from cfmask.methods.encoders import Compiled, checkpoint_blocks, compile_encoder
 from cfmask.methods.finite import FiniteWatch
 from cfmask.methods.mixing import Mixing
 from cfmask.methods.rates import Rates
@@ -45,8 +45,8 @@ class Method(pl.LightningModule, ABC):
         betas: AdamW's.
         warmup: share of the steps in which the learning rate rises, in [0, 1].
         task_weight: weight of the cross-entropy on clean images.
-        compile: run encoders through `torch.compile` where no attention map or class activation
-            map has to be read.
+        compile: run encoders through `torch.compile` where no map has to be read; `step`: all
+            losses as a whole, where the step reads no gradient.
         grad_checkpointing: keep less of each block and compute it again for its gradient: less
             memory, more time; for large transformers.
         cycle_momentum: let the first beta go from 0.95 to 0.85 while the learning rate rises, and
@@ -72,7 +72,7 @@ class Method(pl.LightningModule, ABC):
         betas: tuple[float, float] = (0.9, 0.999),
         warmup: float = 0.02,
         task_weight: float = 1.0,
-        compile: bool = False,
+        compile: Compiled = False,
         grad_checkpointing: bool = False,
         cycle_momentum: bool = False,
         label_smoothing: float = 0.0,
@@ -100,7 +100,7 @@ class Method(pl.LightningModule, ABC):
         self.warmup = warmup
         self.task_weight = task_weight
         self.cycle_momentum = cycle_momentum
-        self.compile_encoders = compile
+        self.compiled = compile
         self.grad_checkpointing = grad_checkpointing
         if grad_checkpointing:
             checkpoint_blocks(classifier)
@@ -184,7 +184,9 @@ class Method(pl.LightningModule, ABC):
     def on_fit_start(self) -> None:
         """Pretrained classifiers come in eval mode; Lightning would leave them in it."""
         self.train()
-        if self.compile_encoders:
+        if self.compiled == "step":
+            self.losses = torch.compile(self.losses)  # type: ignore[method-assign]
+        elif self.compiled:
             compile_encoder(self.classifier)
 
     def check(self, data: TrainingData) -> None:

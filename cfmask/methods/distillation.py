@@ -11,7 +11,7 @@ from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.losses import feature_mse, logit_kl, relative_feature_mse
 from cfmask.methods.base import Method, frozen_copy
-from cfmask.methods.encoders import compile_encoder
+from cfmask.methods.encoders import Compiled, compile_encoder
 
 Distance = Literal["feature", "relative_feature", "logit"]
 
@@ -32,7 +32,7 @@ class Distillation(Method):
         betas: AdamW's.
         warmup: share of the steps in which the learning rate rises, in [0, 1].
         task_weight: weight of the cross-entropy on clean images.
-        compile: run encoders through `torch.compile`; see `Method`.
+        compile: run encoders, or the step, through `torch.compile`; see `Method`.
         grad_checkpointing: compute blocks again instead of keeping them; see `Method`.
         cycle_momentum: of the released code; see `Method`.
         label_smoothing: share of the target that all classes get alike, in [0, 1).
@@ -56,7 +56,7 @@ class Distillation(Method):
         betas: tuple[float, float] = (0.9, 0.999),
         warmup: float = 0.02,
         task_weight: float = 1.0,
-        compile: bool = False,
+        compile: Compiled = False,
         grad_checkpointing: bool = False,
         cycle_momentum: bool = False,
         label_smoothing: float = 0.0,
@@ -97,7 +97,7 @@ class Distillation(Method):
         super().on_fit_start()
         if self.bf16_teacher or self.trainer.precision == "bf16-mixed":
             _to_bf16(self.teacher)
-        if self.compile_encoders:
+        if self.compiled is True:
             compile_encoder(self.teacher)
 
     def train(self, mode: bool = True) -> Distillation:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
+
+# What is compiled: nothing, the encoders, or all that gives the losses.
+Compiled = bool | Literal["step"]
 
 
 def checkpoint_blocks(classifier: Classifier) -> None:

@@ -15,6 +15,7 @@ from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
 from cfmask.methods.base import Method
 from cfmask.methods.distillation import Distance, Distillation
+from cfmask.methods.encoders import Compiled
 from cfmask.relevance import GradientRelevance, Relevance, default_relevance
 
 
@@ -47,7 +48,7 @@ class MaskedDistillation(Distillation):
         betas: AdamW's.
         warmup: share of the steps in which the learning rate rises, in [0, 1].
         task_weight: weight of the cross-entropy on clean images.
-        compile: run encoders through `torch.compile`; see `Method`.
+        compile: run encoders through `torch.compile`, true or false; see `Method`.
         grad_checkpointing: compute blocks again instead of keeping them; see `Method`.
         cycle_momentum: of the released code; see `Method`.
         label_smoothing: share of the target that all classes get alike, in [0, 1).
@@ -85,7 +86,7 @@ class MaskedDistillation(Distillation):
         betas: tuple[float, float] = (0.9, 0.999),
         warmup: float = 0.02,
         task_weight: float = 1.0,
-        compile: bool = False,
+        compile: Compiled = False,
         grad_checkpointing: bool = False,
         cycle_momentum: bool = False,
         label_smoothing: float = 0.0,
@@ -114,6 +115,11 @@ class MaskedDistillation(Distillation):
             layer_decay,
             head_lr,
         )
+        if compile == "step":
+            raise InputError(
+                "Expected --model.compile true or false for masked distillation, which reads "
+                "gradients within its step, but got step."
+            )
         several = counterfactual if isinstance(counterfactual, list) else [counterfactual]
         if copies < 1 or not several:
             raise InputError("Expected at least one counterfactual and one copy, but got none.")
