@@ -316,7 +316,7 @@ def test_constructors_spell_their_arguments_and_all_of_them_arrive(kind, tiny_cl
     method = build(kind, tiny_clip, **values)
     assert {name: getattr(method, name) for name in values} == values
     if "compile" in given:
-        assert build(kind, tiny_clip, compile=True).compile_encoders
+        assert build(kind, tiny_clip, compile=True).compiled is True
 
 
 def test_a_loss_that_is_not_finite_stops_at_once(tiny_clip, tmp_path):
