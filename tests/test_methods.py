@@ -20,6 +20,7 @@ from cfmask import (
     InputError,
     LinearProbe,
     MaskedDistillation,
+    Method,
     MultiFill,
     NoFill,
     ObjectMask,
@@ -368,3 +369,19 @@ def test_bf16_trains_to_the_same_features(tiny_clip, tmp_path, digit_batch):
     start, exact, near = features
     # Of weights this does not hold: AdamW moves those of a gradient near zero by its sign.
     assert (exact - near).norm() < 0.05 * (exact - start).norm()
+
+
+def test_arguments_that_are_handed_on_are_seen_by_name_with_their_defaults():
+    class Mine(Distillation):
+        def __init__(self, classifier, extra: int = 3, **rest):
+            super().__init__(classifier, **rest)
+
+    shown = inspect.signature(Mine).parameters
+    parent = inspect.signature(Method).parameters
+    assert list(shown)[:2] == ["classifier", "extra"]
+    assert {name: shown[name].default for name in parent} == {
+        name: argument.default for name, argument in parent.items()
+    }
+    assert shown["distance"].default == "feature" and "rest" not in shown
+    masked = inspect.signature(MaskedDistillation).parameters
+    assert set(inspect.signature(Distillation).parameters) < set(masked)

@@ -122,5 +122,5 @@ def test_a_setting_of_a_part_alone_means_yes(after):
     parser.add_argument("--run", type=str)
     parser.add_subclass_arguments(Part, "part")
     chosen = [f"--part={Part.__module__}.Part"]
-    parsed = parser.instantiate_classes(parser.parse_args([*chosen, "--part.again", *after])).part
+    parsed = parser.instantiate(parser.parse_args([*chosen, "--part.again", *after])).part
     assert parsed.again is True and parsed.share == 1

@@ -26,7 +26,7 @@ from cfmask import (
 from cfmask.commands.train_model import command_line, train
 from cfmask.heads import fit_linear_head
 from cfmask.methods import Method, base
-from cfmask.methods.base import frozen_copy
+from cfmask.methods.teacher import frozen_copy
 
 SETTINGS = [
     "--model=Distillation", "--model.distance=logit", "--model.classifier=TimmClassifier",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -26,6 +24,8 @@ from cfmask.methods.encoders import Compiled, checkpoint_blocks, compile_encoder
 from cfmask.methods.finite import FiniteWatch
 from cfmask.methods.mixing import Mixing
 from cfmask.methods.rates import Rates
+from cfmask.methods.recipe import spell_out
+from cfmask.methods.teacher import equal_weights
 
 # Images of a probe at most: a regression on more takes hours, and is hardly better.
 PROBED = 50_000
@@ -115,6 +115,11 @@ class Method(pl.LightningModule, ABC):
 
     skip_nonfinite = 0
     skipped = 0
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A constructor that ends in `**recipe` shows its parent's arguments by name."""
+        super().__init_subclass__(**options)
+        spell_out(cls)
 
     @abstractmethod
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -258,7 +263,7 @@ class Method(pl.LightningModule, ABC):
         others = [
             m for m in self.modules() if isinstance(m, Classifier) and m is not self.classifier
         ]
-        return [other for other in others if _equal(other.state_dict(), own)]
+        return [other for other in others if equal_weights(other.state_dict(), own)]
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Sum, check and log the losses of a batch."""
@@ -389,12 +394,3 @@ class Method(pl.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting the steps that were left out."""
         self.skipped = int(checkpoint.get("skipped_steps", 0))
-
-
-def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def frozen_copy(classifier: Classifier) -> Classifier:
-    """A teacher: copy in eval mode whose parameters get no gradient."""
-    return copy.deepcopy(classifier).eval().requires_grad_(False)

@@ -5,15 +5,27 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import Unpack
 
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.losses import feature_mse, logit_kl, relative_feature_mse
-from cfmask.methods.base import Method, frozen_copy
-from cfmask.methods.encoders import Compiled, compile_encoder
+from cfmask.methods.base import Method
+from cfmask.methods.encoders import compile_encoder
+from cfmask.methods.recipe import Recipe
+from cfmask.methods.teacher import frozen_copy, to_bf16
 
 Distance = Literal["feature", "relative_feature", "logit"]
+
+
+class Distilling(Recipe, total=False):
+    """What `Distillation` takes beside the classifier."""
+
+    distance: Distance
+    distill_weight: float
+    temperature: float
+    bf16_teacher: bool
 
 
 class Distillation(Method):
@@ -27,19 +39,7 @@ class Distillation(Method):
         temperature: of the logit distance.
         bf16_teacher: keep and run the teacher in bfloat16: half its memory. Under bf16-mixed
             training it always is, with the same result as without.
-        lr: peak learning rate.
-        weight_decay: AdamW's, on all parameters.
-        betas: AdamW's.
-        warmup: share of the steps in which the learning rate rises, in [0, 1].
-        task_weight: weight of the cross-entropy on clean images.
-        compile: run encoders, or the step, through `torch.compile`; see `Method`.
-        grad_checkpointing: compute blocks again instead of keeping them; see `Method`.
-        cycle_momentum: of the released code; see `Method`.
-        label_smoothing: share of the target that all classes get alike, in [0, 1).
-        mixup: alpha of mixup of the task loss's images, in a pass of their own; 0 for none.
-        cutmix: alpha of cutmix, likewise; where both are given, a batch has one of them.
-        layer_decay: learning rate of a layer in units of that of the next one, in (0, 1].
-        head_lr: peak learning rate of the head; None for `lr`.
+        **recipe: see `Method`. Mixed images are passed through the student beside the clean ones.
 
     Source: the clean-image rows of arXiv 2303.03052, table 3.
     """
@@ -51,36 +51,9 @@ class Distillation(Method):
         distill_weight: float = 30.0,
         temperature: float = 10.0,
         bf16_teacher: bool = False,
-        lr: float = 3e-5,
-        weight_decay: float = 0.1,
-        betas: tuple[float, float] = (0.9, 0.999),
-        warmup: float = 0.02,
-        task_weight: float = 1.0,
-        compile: Compiled = False,
-        grad_checkpointing: bool = False,
-        cycle_momentum: bool = False,
-        label_smoothing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        layer_decay: float = 1.0,
-        head_lr: float | None = None,
+        **recipe: Unpack[Recipe],
     ) -> None:
-        super().__init__(
-            classifier,
-            lr,
-            weight_decay,
-            betas,
-            warmup,
-            task_weight,
-            compile,
-            grad_checkpointing,
-            cycle_momentum,
-            label_smoothing,
-            mixup,
-            cutmix,
-            layer_decay,
-            head_lr,
-        )
+        super().__init__(classifier, **recipe)
         if temperature <= 0 or distill_weight < 0:
             raise InputError(
                 "Expected temperature > 0 and distill_weight >= 0, but got "
@@ -96,7 +69,7 @@ class Distillation(Method):
         """See `Method.on_fit_start`. The teacher takes the precision it is to have."""
         super().on_fit_start()
         if self.bf16_teacher or self.trainer.precision == "bf16-mixed":
-            _to_bf16(self.teacher)
+            to_bf16(self.teacher)
         if self.compiled is True:
             compile_encoder(self.teacher)
 
@@ -145,10 +118,3 @@ class Distillation(Method):
             features = self.teacher.features(images, hidden, visible)
         # Outside of inference mode a copy may meet the student's graph.
         return features.clone()
-
-
-def _to_bf16(teacher: Classifier) -> None:
-    """Weights of matrix products in bfloat16, as autocast would take them at each step anew."""
-    for module in teacher.encoder.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention):
-            module.to(torch.bfloat16)

@@ -8,14 +8,14 @@ from typing import Literal
 import torch
 from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor
+from typing_extensions import Unpack
 
 from cfmask.classifier import Classifier
 from cfmask.counterfactual import Counterfactual, check_donors
 from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
 from cfmask.methods.base import Method
-from cfmask.methods.distillation import Distance, Distillation
-from cfmask.methods.encoders import Compiled
+from cfmask.methods.distillation import Distillation, Distilling
 from cfmask.relevance import GradientRelevance, Relevance, default_relevance
 
 
@@ -37,26 +37,8 @@ class MaskedDistillation(Distillation):
             paper; see docs/cost.md for what it costs in accuracy.
         two_backwards: free the clean images' graph before the counterfactual ones' is made: same
             gradients, less memory. Not for FSDP, and without effect outside of a trainer.
-        distance: `feature` (mean squared error of the features), `relative_feature` (the same in
-            units of the mean squared teacher feature) or `logit` (KL divergence).
-        distill_weight: weight of the distance. 30 is the paper's for `feature` on CLIP ViT-B/32.
-        temperature: of the logit distance.
-        bf16_teacher: keep and run the teacher in bfloat16: half its memory. Under bf16-mixed
-            training it always is, with the same result as without.
-        lr: peak learning rate.
-        weight_decay: AdamW's, on all parameters.
-        betas: AdamW's.
-        warmup: share of the steps in which the learning rate rises, in [0, 1].
-        task_weight: weight of the cross-entropy on clean images.
-        compile: run encoders through `torch.compile`, true or false; see `Method`.
-        grad_checkpointing: compute blocks again instead of keeping them; see `Method`.
-        cycle_momentum: of the released code; see `Method`.
-        label_smoothing: share of the target that all classes get alike, in [0, 1).
-        mixup: alpha of mixup of the task loss's images, in a pass of their own; 0 for none.
-            Relevance and counterfactuals stay those of the clean images.
-        cutmix: alpha of cutmix, likewise; where both are given, a batch has one of them.
-        layer_decay: learning rate of a layer in units of that of the next one, in (0, 1].
-        head_lr: peak learning rate of the head; None for `lr`.
+        **recipe: see `Distillation` and `Method`. Relevance and counterfactuals of mixed images
+            stay those of the clean ones; `compile` is true or false.
 
     Source: Xiao et al. 2023, "Masked Images Are Counterfactual Samples for Robust Fine-tuning"
     (arXiv 2303.03052).
@@ -77,45 +59,10 @@ class MaskedDistillation(Distillation):
         copies: int = 1,
         relevance_of: Literal["logit", "loss"] = "logit",
         two_backwards: bool = True,
-        distance: Distance = "feature",
-        distill_weight: float = 30.0,
-        temperature: float = 10.0,
-        bf16_teacher: bool = False,
-        lr: float = 3e-5,
-        weight_decay: float = 0.1,
-        betas: tuple[float, float] = (0.9, 0.999),
-        warmup: float = 0.02,
-        task_weight: float = 1.0,
-        compile: Compiled = False,
-        grad_checkpointing: bool = False,
-        cycle_momentum: bool = False,
-        label_smoothing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        layer_decay: float = 1.0,
-        head_lr: float | None = None,
+        **recipe: Unpack[Distilling],
     ) -> None:
-        super().__init__(
-            classifier,
-            distance,
-            distill_weight,
-            temperature,
-            bf16_teacher,
-            lr,
-            weight_decay,
-            betas,
-            warmup,
-            task_weight,
-            compile,
-            grad_checkpointing,
-            cycle_momentum,
-            label_smoothing,
-            mixup,
-            cutmix,
-            layer_decay,
-            head_lr,
-        )
-        if compile == "step":
+        super().__init__(classifier, **recipe)
+        if self.compiled == "step":
             raise InputError(
                 "Expected --model.compile true or false for masked distillation, which reads "
                 "gradients within its step, but got step."
