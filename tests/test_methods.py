@@ -31,7 +31,6 @@ from cfmask import (
     load_classifier,
 )
 from cfmask import methods as methods_package
-from cfmask.methods import Method
 
 ALL = [
     kind
