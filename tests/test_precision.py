@@ -116,10 +116,18 @@ def test_auto_is_settled_by_the_machine_and_names_by_nobody(unit):
 
 
 def test_a_run_follows_the_machine_and_its_config_leaves_that_to_the_next(unit, tmp_path):
-    cli = command_line(["--config", DEMO, f"--run={tmp_path / 'run'}"])
+    options = [f"--run={tmp_path / 'run'}", "--trainer.precision=auto"]
+    cli = command_line(["--config", DEMO, *options])
     assert cli.trainer.precision == ("bf16-mixed" if unit else "32-true")
     assert cli.trainer.why == ("auto: AMX" if unit else "auto: no instructions for bf16")
     assert yaml.safe_load(cli.config_text())["trainer"]["precision"] == "auto"
+
+
+def test_the_demo_computes_alike_on_every_machine(unit, tmp_path):
+    """Its table is the README's: training in bf16 moves single images to the other class."""
+    cli = command_line(["--config", DEMO, f"--run={tmp_path / 'run'}"])
+    settings = yaml.safe_load(cli.config_text())
+    assert (cli.trainer.precision, settings["evaluation"]["precision"]) == ("32-true", "fp32")
 
 
 def test_a_run_that_goes_on_keeps_its_precision(unit, tmp_path):
