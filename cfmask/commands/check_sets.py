@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfmask.commands.parser import OneLineParser, one_line_errors
+from cfmask.commands.parser import command
 from cfmask.shifts.inventory import SetCheck, absent_lines, check_sets, check_table
 from cfmask.terminal import say, show_table
 
@@ -17,8 +17,7 @@ def check_data(args: Sequence[str]) -> None:
     Args:
         args: command line without the program, with `--check` among it.
     """
-    with one_line_errors():
-        parser = OneLineParser(prog="eval.py --check", description="Check sets before their use.")
+    with command("eval.py --check", "Check sets before their use.") as parser:
         parser.add_argument("--check", action="store_true", help="this command")
         parser.add_argument("--data_root", type=str, required=True, help="folder with the sets")
         parser.add_argument("--shifts", type=list[str], default=[], help="only these sets")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import inspect
 import itertools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cfmask import processes
 from cfmask.commands.check_sets import check_data
-from cfmask.commands.parser import OneLineParser, as_lists, one_line_errors, print_report, quiet
+from cfmask.commands.parser import as_lists, command, print_report
 from cfmask.comparison.compare import compare, report_folder
 from cfmask.comparison.sources import is_run
 from cfmask.errors import InputError, unknown
@@ -22,28 +21,23 @@ from cfmask.runs.run_folder import CONFIG, RunFolder
 from cfmask.trust import import_trusted, is_path
 
 
-def evaluate_run(args: Sequence[str] | None = None) -> ShiftReport | None:
+def evaluate_run(args: Sequence[str]) -> ShiftReport | None:
     """Evaluate models under shift: the whole of ``eval.py``.
 
     What is not given is taken from the first run folder.
 
     Args:
-        args: command line without the program; the process's own by default.
+        args: command line without the program.
 
     Returns:
         The report; None if sets were only checked.
     """
-    quiet()
-    args = sys.argv[1:] if args is None else list(args)
     args = as_lists(args, "--shifts", "--show", "--metrics")
     if "--check" in args:
         check_data(args)
         return None
-    with one_line_errors(), processes.joined():
-        parser = OneLineParser(
-            prog="eval.py",
-            description="Evaluate models under shift. Checks sets: eval.py --check --help.",
-        )
+    what = "Evaluate models under shift. Checks sets: eval.py --check --help."
+    with command("eval.py", what) as parser, processes.joined():
         parser.add_argument("what", type=str, nargs="+", help=WHAT)
         parser.add_function_arguments(compare, as_group=False, skip={"what"})
         parser.add_argument("--show", type=list[str], default=["accuracy"], help=SHOW)

@@ -7,20 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cfmask.classifier import Classifier
-from cfmask.commands.parser import (
-    OneLineParser,
-    as_lists,
-    load_public_classes,
-    one_line_errors,
-    quiet,
-)
-from cfmask.comparison.sources import Labels, one_classifier
-from cfmask.decoding import read_image
+from cfmask.commands.own_pictures import png, read_pictures
+from cfmask.commands.parser import as_lists, command
+from cfmask.comparison.sources import PROMPT, Labels, one_classifier
 from cfmask.errors import InputError
 from cfmask.images import to_unit
 from cfmask.labels import labels_for
@@ -32,7 +27,7 @@ from cfmask.relevance import Relevance, default_relevance
 from cfmask.reporting.sheet import draw
 from cfmask.terminal import say
 
-TEMPLATES = ("a photo of a {}.",)
+Segments = npt.NDArray[np.int64]
 
 
 def explain(
@@ -51,7 +46,7 @@ def explain(
     seed: int = 0,
     trust: bool = False,
 ) -> Path:
-    """Draw what speaks for and against the class of pictures.
+    """Draw what speaks for and against the class of pictures, and give the file.
 
     Args:
         images: picture files.
@@ -69,84 +64,70 @@ def explain(
         seed: of the samples.
         trust: import the classes that a run or weights file names.
 
-    Returns:
-        The file.
-
     Raises:
         InputError: a picture or model that cannot be used, a label that is no class, more samples
             than memory allows.
     """
     check_names(hidings, [segments])
-    if Path(out).suffix != ".png" or not Path(out).parent.is_dir():
-        raise InputError(
-            f"Expected --out to be a .png file in a folder that exists, but got {out}."
-        )
-    names = tuple(class_names or sorted(set(label or ())))
+    drawn = png(out)
+    classifier = _classifier(model, tuple(class_names or sorted(set(label or ()))), trust)
+    raw, names = read_pictures(images, classifier.preprocess), classifier.class_names
+    batch = to_unit(raw)
+    with torch.no_grad():
+        shares = classifier(batch).softmax(1)
+    classes = torch.tensor(labels_for(label, len(raw), names)) if label else shares.argmax(1)
+    if by == "relevance":
+        maps = (relevance or default_relevance(classifier)).explain(classifier, batch, classes)[1]
+        columns = {"relevance": F.interpolate(maps.detach().unsqueeze(1), batch.shape[2:])}
+    else:
+        cuts = [
+            segment(as_array(image), segments, side, MOST_SEGMENTS, name)
+            for image, name in zip(raw, images)
+        ]
+        how = (classifier, raw, cuts, classes, samples, seed, top)
+        columns = {f"LIME, {way}": _lime(way, *how) for way in hidings}
+    titles = [f"{names[k]} {100 * share[k]:.0f} %" for k, share in zip(classes.tolist(), shares)]
+    draw(drawn, {"image": batch, **columns}, titles)
+    return drawn
+
+
+def _classifier(model: str, names: tuple[str, ...], trust: bool) -> Classifier:
     if model.startswith("open_clip:") and not names:
         raise InputError(
             f"Expected classes for the head of {model}, which is made from text; give --label or "
             "--class_names."
         )
-    classifier = one_classifier(model, Labels(names, TEMPLATES), trust)
-    look = classifier.preprocess
-    raw = torch.stack([look(read_image(path, misfit=look.misfit)) for path in images])
-    batch = to_unit(raw)
-    with torch.no_grad():
-        shares = classifier(batch).softmax(1)
-    if label is None:
-        classes = shares.argmax(1)
-    else:
-        classes = torch.tensor(labels_for(label, len(images), classifier.class_names))
-    columns = {"image": batch}
-    if by == "relevance":
-        maps = (relevance or default_relevance(classifier)).explain(classifier, batch, classes)[1]
-        columns["relevance"] = F.interpolate(maps.detach().unsqueeze(1), batch.shape[2:])
-    else:
-        for way in hidings:
-            how = (segments, side, samples, seed, top)
-            columns[f"LIME, {way}"] = _lime(classifier, raw, images, classes, way, *how)
-    titles = [
-        f"{classifier.class_names[k]} {100 * share[k]:.0f} %"
-        for k, share in zip(classes.tolist(), shares)
-    ]
-    draw(Path(out), columns, titles)
-    return Path(out)
+    return one_classifier(model, Labels(names, PROMPT), trust)
 
 
 def _lime(
+    way: str,
     model: Classifier,
     raw: Tensor,
-    names: Sequence[str],
+    cuts: Sequence[Segments],
     classes: Tensor,
-    way: str,
-    segments: str,
-    side: int,
     samples: int,
     seed: int,
     top: int,
 ) -> Tensor:
     """Pictures float (N, 3, H, W) with the segments that speak for and against the class."""
     made = []
-    for image, name, k in zip(raw, names, classes.tolist()):
-        cut = segment(as_array(image), segments, side, MOST_SEGMENTS, name)
+    for image, cut, k in zip(raw, cuts, classes.tolist()):
         scores = lime_scores(model, to_unit(image), cut, way, k, samples, seed)
         made.append(painted(as_array(image), cut, scores, top))
     return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float()
 
 
-def explain_images(args: Sequence[str] | None = None) -> None:
+def explain_images(args: Sequence[str]) -> None:
     """Explain one's own pictures: the whole of ``cfmask explain``.
 
     Args:
-        args: command line without the program; the process's own by default.
+        args: command line without the program.
     """
-    quiet()
-    with one_line_errors():
-        load_public_classes()
-        parser = OneLineParser(prog="cfmask explain", description=explain.__doc__)
+    with command("cfmask explain", explain.__doc__, classes=True) as parser:
         parser.add_argument("images", type=str, nargs="+", help="picture files")
         parser.add_argument("--label", type=str, nargs="+", help="name of the class, or one each")
         parser.add_function_arguments(explain, as_group=False, skip={"images", "label"})
-        words = as_lists(list(args or []), "--hidings", "--class_names")
+        words = as_lists(args, "--hidings", "--class_names")
         options = parser.instantiate(parser.parse_args(words))
         say(f"Drawn in {explain(**options.as_dict())}")

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfmask.commands.parser import OneLineParser, one_line_errors, quiet
+from cfmask.commands.parser import command
 from cfmask.exporting.writing import export, push
 from cfmask.terminal import say
 
 
-def export_run(args: Sequence[str] | None = None) -> None:
+def export_run(args: Sequence[str]) -> None:
     """Export a run: the whole of ``cfmask export``.
 
     Args:
-        args: command line without the program; the process's own by default.
+        args: command line without the program.
     """
-    quiet()
-    with one_line_errors():
-        what = "Write a run's model in another tool's format, load it back and compare."
-        parser = OneLineParser(prog="cfmask export", description=what)
+    what = "Write a run's model in another tool's format, load it back and compare."
+    with command("cfmask export", what) as parser:
         parser.add_argument("run", type=str, help="run folder")
         parser.add_function_arguments(export, as_group=False, skip={"run", "average"})
         parser.add_argument("--average", type=str, nargs="+", default=[], help="take the mean with")

@@ -9,14 +9,8 @@ from pathlib import Path
 from cfmask import digits, processes
 from cfmask import wordnet as imagenet
 from cfmask.classifier import Classifier
-from cfmask.commands.parser import (
-    OneLineParser,
-    as_lists,
-    load_public_classes,
-    one_line_errors,
-    quiet,
-)
-from cfmask.comparison.sources import Labels, one_classifier, short_name
+from cfmask.commands.parser import as_lists, command
+from cfmask.comparison.sources import PROMPT, Labels, one_classifier, short_name
 from cfmask.errors import InputError
 from cfmask.missingness.findings import Findings
 from cfmask.missingness.hiding import HIDINGS
@@ -28,7 +22,6 @@ from cfmask.missingness.segments import SEGMENTATIONS
 from cfmask.relevance import Relevance
 from cfmask.terminal import say, show_table
 
-TEMPLATES = ("a photo of a {}.",)
 DIGITS = "digits"
 WHAT = "models, each a run folder, a .safetensors or .ckpt file, open_clip:NAME/TAG or timm:NAME"
 
@@ -82,24 +75,22 @@ def measure(
         InputError: nothing there, an unknown name, images or masks that cannot be used.
     """
     check_names(hidings, segments, orders)
-    if len(set(what)) < len(what):
-        raise InputError(f"Expected each model once, but got {' '.join(what)}.")
-    labels = _labels(data)
-    models = {
-        short_name(one, what) if Path(one).exists() else one: one_classifier(one, labels, trust)
-        for one in what
-    }
-    for model in models.values():
-        model.to(processes.device())
+    models = _models(what, _labels(data), trust)
     sets = {name: _images(data, masks, model, images, seed) for name, model in models.items()}
-    bar = sys.stdout.isatty()
     ways = (hidings, segments, orders, side, most_segments, relevance, seed, samples, measures)
-    found = missingness(
-        models, sets, *ways, wordnet, lime_samples, store=Path(out) / "answers", progress=bar
-    )
+    kept, bar = Path(out) / "answers", sys.stdout.isatty()
+    found = missingness(models, sets, *ways, wordnet, lime_samples, store=kept, progress=bar)
     found.protocol["data"] = data
     processes.from_first(lambda: found.save(Path(out)))
     return found
+
+
+def _models(what: Sequence[str], labels: Labels, trust: bool) -> dict[str, Classifier]:
+    if len(set(what)) < len(what):
+        raise InputError(f"Expected each model once, but got {' '.join(what)}.")
+    names = [short_name(one, what) if Path(one).exists() else one for one in what]
+    device = processes.device()
+    return {name: one_classifier(one, labels, trust).to(device) for name, one in zip(names, what)}
 
 
 def _labels(data: str) -> Labels:
@@ -111,7 +102,7 @@ def _labels(data: str) -> Labels:
     folders = class_folders_or_none(Path(data))
     if not folders or all(name in imagenet.numbers() for name in folders):
         return Labels(imagenet.class_names())
-    return Labels(tuple(name.replace("_", " ") for name in folders), TEMPLATES)
+    return Labels(tuple(name.replace("_", " ") for name in folders), PROMPT)
 
 
 def _images(data: str, masks: str | None, model: Classifier, most: int, seed: int) -> Images:
@@ -126,21 +117,18 @@ def _images(data: str, masks: str | None, model: Classifier, most: int, seed: in
     return find_images(Path(data), place, model.class_names, model.preprocess, most)
 
 
-def measure_missingness(args: Sequence[str] | None = None) -> None:
+def measure_missingness(args: Sequence[str]) -> None:
     """Measure what models answer without parts of images: the whole of ``cfmask missingness``.
 
     Args:
-        args: command line without the program; the process's own by default.
+        args: command line without the program.
     """
-    quiet()
-    words = sys.argv[1:] if args is None else list(args)
-    words = as_lists(words, "--hidings", "--segments", "--orders", "--measures")
-    with one_line_errors(), processes.joined():
-        load_public_classes()
-        ways = f"Ways of hiding: {', '.join(HIDINGS)}. Segments: {', '.join(SEGMENTATIONS)}."
-        parser = OneLineParser(prog="cfmask missingness", description=f"{measure.__doc__} {ways}")
+    ways = f"Ways of hiding: {', '.join(HIDINGS)}. Segments: {', '.join(SEGMENTATIONS)}."
+    what = f"{measure.__doc__} {ways}"
+    with command("cfmask missingness", what, classes=True) as parser, processes.joined():
         parser.add_argument("what", type=str, nargs="+", help=WHAT)
         parser.add_function_arguments(measure, as_group=False, skip={"what"})
+        words = as_lists(args, "--hidings", "--segments", "--orders", "--measures")
         options = parser.instantiate(parser.parse_args(words)).as_dict()
         found = measure(**options)
         if processes.rank() == 0:

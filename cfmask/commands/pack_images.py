@@ -6,20 +6,19 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfmask.commands.parser import OneLineParser, one_line_errors
+from cfmask.commands.parser import command
 from cfmask.data.packing import pack, verify
 from cfmask.errors import InputError
 from cfmask.terminal import say
 
 
-def pack_images(args: Sequence[str] | None = None) -> None:
+def pack_images(args: Sequence[str]) -> None:
     """The command ``cfmask pack``.
 
     Args:
-        args: command line without the program; the process's own by default.
+        args: command line without the program.
     """
-    with one_line_errors():
-        parser = OneLineParser(prog="cfmask pack", description=__doc__)
+    with command("cfmask pack", __doc__) as parser:
         parser.add_argument("folder", type=Path, help="image folder; or the shards to verify")
         parser.add_argument("--out", type=Path, default=None, help="new folder for the shards")
         parser.add_argument("--shard_size", type=int, default=1000, help="images a shard")
@@ -27,7 +26,7 @@ def pack_images(args: Sequence[str] | None = None) -> None:
         parser.add_argument(
             "--verify", type=bool, default=False, help="read shards against their index"
         )
-        options = parser.parse_args(None if args is None else list(args))
+        options = parser.parse_args(args)
         if options.verify:
             index, done = verify(options.folder, options.workers), "as packed, all readable"
         elif options.out is None:

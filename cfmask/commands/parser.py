@@ -101,6 +101,22 @@ def load_public_classes() -> None:
 set_yaml_loader()
 
 
+@contextlib.contextmanager
+def command(name: str, description: str | None, classes: bool = False) -> Iterator[OneLineParser]:
+    """Context of a command: its parser; the log of libraries is quiet, errors are one line.
+
+    Args:
+        name: of the command, as it is typed.
+        description: what it does, for `--help-all`.
+        classes: whether options may name public classes by their short names.
+    """
+    quiet()
+    with one_line_errors():
+        if classes:
+            load_public_classes()
+        yield OneLineParser(prog=name, description=description)
+
+
 def as_lists(args: Sequence[str], *options: str) -> list[str]:
     """Let one word be a list: `--shifts digits,folders` for `--shifts '["digits","folders"]'`.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.table import Column, Table
 
 from cfmask import processes
-from cfmask.commands.parser import OneLineParser, one_line_errors, quiet
+from cfmask.commands.parser import command
 from cfmask.errors import InputError, at_least, visible
 from cfmask.exporting.predicting import (
     Prediction,
@@ -61,16 +61,14 @@ def predict(
     yield from predictions(predictor, files, top, batch_size, workers, unreadable, bar)
 
 
-def predict_images(args: Sequence[str] | None = None) -> None:
+def predict_images(args: Sequence[str]) -> None:
     """Name the classes of pictures: the whole of ``cfmask predict``.
 
     Args:
-        args: command line without the program; the process's own by default.
+        args: command line without the program.
     """
-    quiet()
     logging.getLogger("timm").setLevel(logging.WARNING)
-    with one_line_errors():
-        parser = OneLineParser(prog="cfmask predict", description="Name the likeliest classes.")
+    with command("cfmask predict", "Name the likeliest classes.") as parser:
         parser.add_argument("model", type=str, help="run folder, exported folder or file")
         parser.add_argument("images", type=str, nargs="+", help="picture files, or folders of them")
         parser.add_function_arguments(predict, as_group=False, skip={"model", "images"})

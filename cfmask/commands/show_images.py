@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from cfmask.classifier import Classifier
-from cfmask.commands.parser import OneLineParser, load_public_classes, one_line_errors, quiet
-from cfmask.comparison.sources import Labels, is_run, one_classifier
+from cfmask.commands.own_pictures import png, read_pictures
+from cfmask.commands.parser import command
+from cfmask.comparison.sources import PROMPT, Labels, is_run, one_classifier
 from cfmask.counterfactual import Counterfactual, Fill, ObjectMask, PatchMask, SingleFill
-from cfmask.decoding import read_image
 from cfmask.errors import InputError
 from cfmask.images import to_unit
 from cfmask.labels import labels_for
@@ -24,7 +24,6 @@ from cfmask.runs.parts import Masking, masking_of, training_data_of
 from cfmask.runs.run_folder import RunFolder
 from cfmask.terminal import say
 
-TEMPLATES = ("a photo of a {}.",)
 DONORS = 15
 
 
@@ -65,18 +64,11 @@ def show(
         InputError: a missing or unreadable picture or checkpoint, a label that is no class, a
             single picture and a refill without a run to take from, a file that cannot be written.
     """
-    if Path(out).suffix != ".png" or not Path(out).parent.is_dir():
-        raise InputError(
-            f"Expected --out to be a .png file in a folder that exists, but got {out}."
-        )
-    names = class_names or sorted(set(label))
-    model = (
-        classifier or one_classifier(checkpoint, Labels(tuple(names), TEMPLATES), trust)
-    ).eval()
+    drawn = png(out)
+    names = Labels(tuple(class_names or sorted(set(label))), PROMPT)
+    model = (classifier or one_classifier(checkpoint, names, trust)).eval()
     labels = torch.tensor(labels_for(label, len(images), model.class_names))
-    look = model.preprocess
-    pictures = [read_image(path, misfit=look.misfit) for path in images]
-    batch = to_unit(torch.stack([look(picture) for picture in pictures]))
+    batch = to_unit(read_pictures(images, model.preprocess))
     run = RunFolder(checkpoint) if classifier is None and is_run(checkpoint) else None
     own = masking_of(run, trust) if run else Masking()
     made = [
@@ -88,8 +80,8 @@ def show(
         torch.manual_seed(seed)
         donors = _donors(run, model, len(images), made, trust)
         found = columns(model, explain, made, batch, labels, donors)
-    draw(Path(out), found, _answers(model, batch, labels))
-    return Path(out)
+    draw(drawn, found, _answers(model, batch, labels))
+    return drawn
 
 
 def _donors(
@@ -136,16 +128,13 @@ def _answer(share: Tensor, label: int, names: Sequence[str]) -> str:
     return "\nseen as ".join(f"{names[k]} {100 * share[k]:.0f} %" for k in shown)
 
 
-def show_images(args: Sequence[str] | None = None) -> None:
+def show_images(args: Sequence[str]) -> None:
     """Draw one's own pictures: the whole of ``cfmask show``.
 
     Args:
-        args: command line without the program; the process's own by default.
+        args: command line without the program.
     """
-    quiet()
-    with one_line_errors():
-        load_public_classes()
-        parser = OneLineParser(prog="cfmask show", description=show.__doc__)
+    with command("cfmask show", show.__doc__, classes=True) as parser:
         parser.add_argument("images", type=str, nargs="+", help="picture files")
         parser.add_argument(
             "--label", type=str, nargs="+", required=True, help="name of the class, one or one each"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -60,13 +59,13 @@ NOT_OURS = ("optimizer", "lr_scheduler")
 UNFIT = (ValueError, TypeError, OverflowError, RuntimeError, MisconfigurationException)
 
 
-def train(args: Sequence[str] | None = None) -> ShiftReport | None:
+def train(args: Sequence[str]) -> ShiftReport | None:
     """Fine-tune, then evaluate: the whole of ``cfmask train``.
 
     A run that lies in its folder finished is evaluated again, not trained.
 
     Args:
-        args: command line without the program; the process's own by default.
+        args: command line without the program.
 
     Returns:
         The report of the starting point, the tuned model and what lies between them; None of a run
@@ -90,7 +89,7 @@ def train(args: Sequence[str] | None = None) -> ShiftReport | None:
             return _conclude(cli)
 
 
-def command_line(args: Sequence[str] | None = None) -> TrainCLI:
+def command_line(args: Sequence[str]) -> TrainCLI:
     """The trainer, method and data that the arguments ask for, before anything is written.
 
     Raises:
@@ -110,7 +109,7 @@ def command_line(args: Sequence[str] | None = None) -> TrainCLI:
                 trainer_class=Trainer,
                 trainer_defaults=RECIPE,
                 auto_configure_optimizers=False,
-                args=prepared(sys.argv[1:] if args is None else args),
+                args=prepared(args),
             )
     except UNFIT as error:
         found = input_error(error) or users_bug(error)
