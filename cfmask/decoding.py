@@ -15,6 +15,7 @@ import io
 import os
 import stat
 import struct
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -46,7 +47,7 @@ FORMATS = {
 }
 ENDINGS = tuple(ending for endings in FORMATS.values() for ending in endings)
 
-# Pixels of an image file at most, as Pillow has it; up to half of it Pillow gives no warning.
+# Pixels of an image file at most: where Pillow too refuses.
 MOST_PIXELS = 2 * 89_478_485
 # Bytes of an image file at most: more than so many pixels of 16 bits need.
 MOST_BYTES = 1 << 30
@@ -129,6 +130,9 @@ def header(file: BinaryIO, name: str) -> Image.Image:
     Raises:
         UnreadableImage: none of the formats, a broken header, or too many pixels.
     """
+    # From half of `MOST_PIXELS` on Pillow warns; a filter that is there already is the user's own.
+    if all(kind[2] is not Image.DecompressionBombWarning for kind in warnings.filters):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     with _broken(name):
         image = Image.open(file, formats=_formats())
     if image.width * image.height > MOST_PIXELS:
@@ -294,7 +298,7 @@ def _simple_jpeg(data: bytes) -> tuple[int, int] | None:
         marker = data[at + 1]
         if marker in (0xC0, 0xC1, 0xC2):
             bits, high, wide, colours = struct.unpack_from(">BHHB", data, at + 4)
-            simple = bits == 8 and colours in (1, 3) and 0 < high * wide <= MOST_PIXELS // 2
+            simple = bits == 8 and colours in (1, 3) and 0 < high * wide <= MOST_PIXELS
             return (high, wide) if simple else None
         # Segments that may hold EXIF or further pictures are Pillow's to read.
         if marker not in (0xE0, 0xEE, 0xDB, 0xC4, 0xDD, 0xFE):

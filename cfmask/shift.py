@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cfmask.errors import InputError
 from cfmask.images import Preprocess
 
 # Share of the images of a folder without `train/` that is held out for testing.
@@ -98,8 +100,21 @@ class Request:
     held_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.data_root is not None:
-            object.__setattr__(self, "data_root", Path(self.data_root))
+        object.__setattr__(self, "data_root", local_folder(self.data_root))
+
+
+def local_folder(root: str | os.PathLike[str] | None) -> Path | None:
+    """A data root as a path; None for None and for an empty text.
+
+    Raises:
+        InputError: it is a URL.
+    """
+    if "://" in str(root):
+        raise InputError(
+            f"Expected data_root to be a folder on this machine, but got {root}; fetch the set "
+            "first: shards into DATA_ROOT/<name of the set>."
+        )
+    return Path(root) if root else None
 
 
 def qualified(family: str, name: str) -> str:

@@ -246,6 +246,14 @@ def test_the_classes_of_a_named_classifier_are_those_of_the_sets(tmp_path):
         labels_of(["folders"], None)
 
 
+def test_a_data_root_behind_a_url_is_refused_before_a_model_is_made(tmp_path):
+    url = "https://example.org/shards"
+    with pytest.raises(InputError, match=f"a folder on this machine, but got {url}; fetch"):
+        compare(["open_clip:tiny-clip"], str(tmp_path), ["folders"], url)
+    with pytest.raises(InputError, match=url):
+        Request(url)
+
+
 def test_named_classifiers_are_of_their_families():
     labels = Labels(tuple(map(str, range(1000))))
     timm = named_classifier("timm:test_resnet/random", labels)

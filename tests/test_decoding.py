@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch._utils import ExceptionWrapper
 
 from cfmask import InputError, UnreadableImage
 from cfmask.data.unreadable import check_file
-from cfmask.decoding import DECODERS, decode, read_image, stored_size
+from cfmask.decoding import DECODERS, decode, extent, read_image, stored_size
 from cfmask.images import Preprocess
 
 
@@ -204,7 +205,6 @@ LONG = {
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("kind", LONG)
 @pytest.mark.usefixtures("nothing_large")
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_what_resizing_would_blow_up_is_refused_before_it_is_decoded(tmp_path, kind, decoder):
     (tmp_path / "x.jpg").write_bytes(LONG[kind])
     misfit = Preprocess((224, 224)).misfit
@@ -227,6 +227,19 @@ def test_a_picture_of_too_many_pixels_is_refused_whatever_pillow_is_set_to(decod
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(UnreadableImage, match=r"x: it has 20000 x 10000 pixels, above 178,956,970"):
         decode(png(20_000, 10_000), "x", decoder)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_picture_below_the_limit_is_read_without_pillows_warning(form, decoder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    monkeypatch.setattr("cfmask.decoding.MOST_PIXELS", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        picture = decode(saved(Image.new("RGB", (10, 8)), form), "x", decoder, border=1)
+        assert extent(picture) == (6, 8)
+        with pytest.raises(UnreadableImage, match="x: "):
+            decode(saved(Image.new("RGB", (11, 10)), form), "x", decoder)
 
 
 def test_a_panorama_is_no_bomb():

@@ -57,6 +57,11 @@ PRECISIONS = {"fp32": 1e-4, "tf32": 2e-2, "bf16": 5e-2, "fp16": 2e-2}
 OBJECT = Counterfactual(ObjectMask(0.3), ConstantFill())
 
 
+def cases(precisions):
+    """Precision and device: a CPU has fp32 alone."""
+    return [("fp32", "cpu"), *(pytest.param(name, "cuda", marks=gpu) for name in precisions)]
+
+
 def methods(classifier, **options):
     """Every method without chance."""
     kinds = {kind.__name__: kind for kind in (FineTuning, LinearProbe, Distillation)}
@@ -92,14 +97,11 @@ def step(method, batch, device="cpu", precision="fp64"):
     return loss.item(), torch.nn.utils.get_total_norm(given).item()
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("precision", "device"), cases(PRECISIONS))
 @pytest.mark.parametrize(
     "name", ["FineTuning", "LinearProbe", "Distillation", "MaskedDistillation"]
 )
 def test_a_step_is_that_of_the_cpu_in_double(tiny_clip, digit_batch, name, precision, device):
-    if device == "cpu" and precision != "fp32":
-        pytest.skip("other precisions are the GPU's")
     method = methods(tiny_clip)[name]
     want, got = step(method, digit_batch), step(method, digit_batch, device, precision)
     assert got == pytest.approx(want, rel=PRECISIONS[precision])
@@ -159,11 +161,8 @@ def test_masks_and_fills_take_what_they_say(digit_batch, device):
     assert not own.unflatten(2, (6, 8)).unflatten(1, (6, 8)).all(4).all(2).any()
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("precision", "device"), cases(["fp32", "bf16"]))
 def test_an_evaluation_counts_what_the_cpu_does(tiny_clip, precision, device):
-    if device == "cpu" and precision == "bf16":
-        pytest.skip("of the GPU")
     request = Request(class_names=tiny_clip.class_names, images=200)
     shift = next(one for one in digits_shifts(request) if one.name == "counter")
     exact = evaluate({"m": copy.deepcopy(tiny_clip)}, [shift])

@@ -16,6 +16,7 @@ from support.evaluation import (
     ReadsTheLabel,
     Sees,
     in_processes,
+    linear,
     models,
     odd_sets,
     painted,
@@ -103,7 +104,7 @@ def test_only_the_first_process_writes(tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("blend", [True, False])
 def test_weights_that_are_no_numbers_are_named_before_an_image_is_read(value, blend):
-    model = Sees(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, CLASSES)))
+    model = linear()
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.encoder[1].weight[2, 3] = value

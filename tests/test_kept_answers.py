@@ -19,6 +19,7 @@ from support.evaluation import (
     ReadsTheLabel,
     Sees,
     in_processes,
+    linear,
     models,
     odd_sets,
     painted,
@@ -63,7 +64,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path):
 def test_old_answers_serve_nothing_that_has_changed(tmp_path):
     store, data = tmp_path / "answers", random_images(40)
     shift = Shift("x", lambda look: data)
-    model = {"m": Sees(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, CLASSES)))}
+    model = {"m": linear()}
 
     def reused(shift: Shift = shift, **options) -> bool:
         return evaluate(model, [shift], store=store, **options).run["reused"] == ["x"]
@@ -183,7 +184,7 @@ def test_predictions_are_those_of_the_models(tmp_path):
     import pyarrow.parquet as pq
 
     torch.manual_seed(0)
-    model = Sees(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, CLASSES)))
+    model = linear()
     data = random_images(23)
     data.labels[data.labels == 1] = 2
     shift = Shift("x", lambda look: data, classes=(0, 2, 3, 4))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import hmean, mannwhitneyu
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
-from support.evaluation import CLASSES, ReadsTheLabel, Sees, models, painted, random_images
+from support.evaluation import CLASSES, ReadsTheLabel, Sees, linear, models, painted, random_images
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from cfmask import InputError, ShiftReport, evaluate
@@ -137,15 +137,15 @@ def test_a_harmonic_mean_with_nothing_right_is_zero():
     assert harmonic((0.5, 0.4, 0.6), (0.0, 0.0, 0.1))[0] == 0
 
 
-def linear(seed: int = 3) -> Sees:
+def drawn(seed: int = 3) -> Sees:
     torch.manual_seed(seed)
-    layer = torch.nn.Linear(48, CLASSES)
-    torch.nn.init.normal_(layer.weight)
-    return Sees(torch.nn.Sequential(torch.nn.Flatten(), layer))
+    model = linear()
+    torch.nn.init.normal_(model.encoder[1].weight)
+    return model
 
 
 def test_all_measures_of_an_evaluation_are_those_of_numpy():
-    model, data = linear(), random_images(203)
+    model, data = drawn(), random_images(203)
     groups = tuple((torch.arange(203) % 3).tolist())
     names = ("north", "south", "east")
     shift = Shift("x", lambda look: data, groups=groups, group_names=names)
@@ -181,9 +181,9 @@ def test_a_restricted_set_has_both_accuracies():
     data = random_images(40)
     data.labels %= 2
     shift = Shift("x", lambda look: data, classes=(0, 1))
-    report = evaluate({"m": linear()}, [shift])
+    report = evaluate({"m": drawn()}, [shift])
     with torch.no_grad():
-        logits = linear()(data.images.float() / 255)
+        logits = drawn()(data.images.float() / 255)
     whole = (logits.argmax(1) == data.labels).double().mean()
     part = (logits[:, :2].argmax(1) == data.labels).double().mean()
     assert report.value("m", "x") == part > whole
@@ -247,7 +247,7 @@ def test_tuned_models_are_compared_with_their_own_starting_points_as_well():
 
 
 def test_shift_sets_are_told_from_the_reference_by_their_maximum_logit():
-    model = linear()
+    model = drawn()
     inside, outside = random_images(50), random_images(40, seed=1)
     outside.images //= 4
     shifts = [Shift("id", lambda look: inside, True), Shift("dark", lambda look: outside)]
@@ -278,7 +278,7 @@ def test_the_first_five_count_where_more_classes_compete():
     data = random_images(60)
     data.labels = torch.randint(7, (60,), generator=rng)
     torch.manual_seed(0)
-    model = Sees(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 7)))
+    model = linear(7)
     model.class_names = tuple("abcdefg")
     report = evaluate({"m": model}, [Shift("x", lambda look: data)])
     with torch.no_grad():
@@ -299,7 +299,7 @@ BRIER = Metric("Brier score", brier, unit="", scale=1, digits=2, better=-1, need
 
 
 def test_a_metric_of_ones_own_is_one_entry(tmp_path):
-    data, shown = random_images(70), {"a": linear(), "b": linear(4)}
+    data, shown = random_images(70), {"a": drawn(), "b": drawn(4)}
     shifts = [
         Shift("id", lambda look: data, True),
         Shift("few", lambda look: data, classes=(0, 1, 2, 3, 4)),
@@ -310,7 +310,7 @@ def test_a_metric_of_ones_own_is_one_entry(tmp_path):
 
     report = measured(tmp_path / "answers")
     with torch.no_grad():
-        p = linear()(data.images.float() / 255).double().softmax(1).numpy()
+        p = drawn()(data.images.float() / 255).double().softmax(1).numpy()
     expected = ((p - np.eye(CLASSES)[data.labels.numpy()]) ** 2).sum(1).mean()
     assert report.value("a", "id", "brier") == pytest.approx(expected, abs=1e-6)
     # A report that is read again knows how it is shown, and which end of it is better.
@@ -328,5 +328,5 @@ def test_a_metric_of_ones_own_is_one_entry(tmp_path):
 def test_a_metric_takes_no_name_of_another():
     with pytest.raises(InputError, match="ece"):
         evaluate(
-            {"a": linear()}, [Shift("id", lambda look: random_images(5))], metrics={"ece": BRIER}
+            {"a": drawn()}, [Shift("id", lambda look: random_images(5))], metrics={"ece": BRIER}
         )

@@ -32,7 +32,7 @@ from cfmask.runs.marker import held_out
 from cfmask.runs.parts import masking_of
 from cfmask.runs.record import run_facts, training_curves
 from cfmask.runs.run_folder import CONFIG, RunFolder
-from cfmask.shift import HOLDOUT, Request, Shift
+from cfmask.shift import HOLDOUT, Request, Shift, local_folder
 from cfmask.shifts.catalogue import find_shifts
 from cfmask.shifts.published import PUBLISHED
 
@@ -124,7 +124,7 @@ def compare(
     sources = [name for name in what if name not in earlier]
     if not sources:
         raise InputError("Expected at least one model to evaluate, but got none.")
-    root = Path(data_root) if data_root else None
+    root = local_folder(data_root)
     rows = models_of(sources, alphas_of(wise), lambda: labels_of(shifts, root), trust)
     models = rows.models
     _move(models)
@@ -172,7 +172,7 @@ def check_run(classifier: Classifier, settings: Mapping[str, Any]) -> None:
     metrics = own_metrics(settings["metrics"])
     Settings(**{name: settings[name] for name in READING}, metrics=metrics)
     between = [alpha for alpha in alphas_of(settings["wise"]) if 0 < alpha < 1]
-    root = Path(settings["data_root"]) if settings["data_root"] else None
+    root = local_folder(settings["data_root"])
     drawn = settings["images"], settings["seed"], settings["allow_incomplete"]
     request = Request(root, classifier.class_names, *drawn, holdout=settings["holdout"])
     found = find_shifts(settings["shifts"], request)

@@ -56,6 +56,11 @@ class Sees(Classifier):
         return Layout((1, 1), "")
 
 
+def linear(classes: int = CLASSES) -> Sees:
+    """A classifier whose logits are a random linear map of the pixels."""
+    return Sees(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, classes)))
+
+
 def random_images(count: int, seed: int = 0) -> Tensors:
     rng = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 255, (count, 3, SIDE, SIDE), generator=rng, dtype=torch.uint8)
