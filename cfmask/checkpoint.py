@@ -34,6 +34,7 @@ from cfmask.weights import (
 
 WEIGHTS = "weights.safetensors"
 PRETRAINED = "pretrained.safetensors"
+AVERAGE = "average.safetensors"
 
 
 def save_classifier(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import pytorch_lightning as pl
 import torch
-from support.small_methods import build, count_passes
+from support.small_methods import build, count_passes, fit
 
 from cfmask import (
     AttentionRelevance,
@@ -37,23 +37,6 @@ ALL = [
     for _, kind in inspect.getmembers(methods_package, inspect.isclass)
     if issubclass(kind, Method) and kind is not Method
 ]
-
-
-def fit(method, tmp_path, steps=3, **options):
-    data = DigitsData(train_images=40, val_images=20, batch_size=8, seed=0)
-    trainer = pl.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        default_root_dir=tmp_path,
-        num_sanity_val_steps=0,
-        **options,
-    )
-    trainer.fit(method, data)
-    return trainer
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -25,7 +25,7 @@ from cfmask import (
 )
 from cfmask.commands.train_model import command_line, train
 from cfmask.heads import fit_linear_head
-from cfmask.methods import Method, base
+from cfmask.methods import Method, probing
 from cfmask.methods.teacher import frozen_copy
 
 SETTINGS = [
@@ -152,7 +152,7 @@ def test_copies_take_the_head_too_and_other_teachers_do_not():
 
 
 def test_a_probe_draws_so_many_images_and_no_more(monkeypatch):
-    monkeypatch.setattr(base, "PROBED", 20)
+    monkeypatch.setattr(probing, "PROBED", 20)
     method, passes = Distillation(cnn(0)), []
     method.classifier.encoder.register_forward_hook(lambda m, args, out: passes.append(len(out)))
     method.probe(DigitsData(60, 10, batch_size=8))

@@ -10,7 +10,8 @@ import yaml
 
 from cfmask import InputError, TimmClassifier, save_classifier, start_from
 from cfmask.commands.main import main
-from cfmask.commands.train_model import NOT_OURS, command_line
+from cfmask.commands.train_model import command_line
+from cfmask.commands.train_settings import NOT_OURS
 from cfmask.commands.train_words import GROUPS, SHORT, brief_help, prepared
 
 

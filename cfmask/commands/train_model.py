@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
-from jsonargparse import SUPPRESS, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -22,6 +22,7 @@ from cfmask.commands.parser import (
     print_report,
     quiet,
 )
+from cfmask.commands.train_settings import NOT_OURS, add_settings
 from cfmask.commands.train_words import prepared
 from cfmask.comparison.compare import check_run, compare
 from cfmask.data.datamodule import TrainingData
@@ -29,13 +30,14 @@ from cfmask.errors import InputError
 from cfmask.methods import MaskedDistillation, Method
 from cfmask.reporting.report import ShiftReport
 from cfmask.reporting.sheet import draw
+from cfmask.runs.averaging import average_of
 from cfmask.runs.equipment import callbacks_of, check_loggers, loggers_of
 from cfmask.runs.faults import as_input_errors, endings
 from cfmask.runs.gallery import GALLERY, ROWS, first_of_each_class, of_method
 from cfmask.runs.marker import check_beginning
 from cfmask.runs.metrics_file import MetricsLogger
 from cfmask.runs.progress import LogSteps
-from cfmask.runs.resume import CheckpointFiles, StepCheckpoints, leads
+from cfmask.runs.resume import CheckpointFiles, leads
 from cfmask.runs.run_folder import RunFolder
 from cfmask.runs.stopping import Stopping
 from cfmask.runs.trainer import Trainer
@@ -51,9 +53,6 @@ RECIPE = {
     "gradient_clip_val": 1.0,
     "enable_model_summary": False,
 }
-
-# Lightning offers them to methods that bring none; runs of version 0.1 name them as null.
-NOT_OURS = ("optimizer", "lr_scheduler")
 
 # What Lightning, jsonargparse and constructors raise at values that they cannot take.
 UNFIT = (ValueError, TypeError, OverflowError, RuntimeError, MisconfigurationException)
@@ -140,47 +139,7 @@ class TrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """See `LightningCLI.add_arguments_to_parser`."""
-        parser.add_argument("--run", type=str, default="runs/run", help="folder of the run")
-        parser.add_argument(
-            "--overwrite", type=bool, default=False, help="replace another run there"
-        )
-        parser.add_argument(
-            "--probe",
-            type=bool | Literal["auto"],
-            default="auto",
-            help="fit the head to the frozen encoder's features first; auto does so for a linear "
-            "head that nothing has fitted",
-        )
-        parser.add_argument(
-            "--resume",
-            type=bool,
-            default=False,
-            help="go on from the newest checkpoint of this run, or begin if there is none",
-        )
-        parser.add_argument(
-            "--skip_nonfinite",
-            type=int,
-            default=0,
-            help="steps with a loss or gradient that is not finite to leave out before the run "
-            "stops; 0 stops at the first",
-        )
-        parser.add_argument(
-            "--logger",
-            type=list[str],
-            default=["tensorboard", "csv"],
-            help="what metrics are written for: csv, tensorboard, wandb, mlflow",
-        )
-        for name in NOT_OURS:
-            parser.add_argument(f"--{name}", type=Any, default=None, help=SUPPRESS)
-        parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
-        parser.link_arguments("run", "checkpoints.run")
-        parser.add_function_arguments(compare, "evaluation", skip={"what", "out", "trust"})
-        parser.link_arguments(
-            "data",
-            "model.init_args.classifier.init_args.class_names",
-            compute_fn=_class_names,
-            apply_on="instantiate",
-        )
+        add_settings(parser)
 
     def before_instantiate_classes(self) -> None:
         """See `LightningCLI.before_instantiate_classes`.
@@ -203,6 +162,9 @@ class TrainCLI(LightningCLI):
                 )
         check_loggers(self.config.logger)
         wanted = self.config.trainer
+        self.average = average_of(
+            self.config.average, self.config.average_decay, self.config.average_shape
+        )
         self.trial = bool(wanted.fast_dev_run)
         self.saving = wanted.enable_checkpointing is not False
         self.folder = RunFolder(self.config.run, self._completed)
@@ -235,7 +197,8 @@ class TrainCLI(LightningCLI):
         self.stopping = Stopping()
         wanted, run = self.config_init.trainer, None if self.trial else self.folder.path
         progress = wanted.enable_progress_bar is not False
-        given = [*_listed(wanted.callbacks), self.stopping]
+        averaging = [self.average] if self.average else []
+        given = [*_listed(wanted.callbacks), self.stopping, *averaging]
         if wanted.log_every_n_steps is None:
             given.append(LogSteps())
         saved = self.folder.drop_replaced
@@ -271,7 +234,7 @@ class TrainCLI(LightningCLI):
                 f"{wanted.accumulate_grad_batches}."
             )
         self.model.check(self.datamodule)
-        check_comes_back(self.model.classifier)
+        check_comes_back(self.model.plain())
         check_run(self.model.classifier, self.config.evaluation.as_dict())
         self.datamodule.prepare(self.model.classifier.preprocess)
 
@@ -298,7 +261,7 @@ class TrainCLI(LightningCLI):
             self._probe()
         if leads():
             images = self.datamodule.identity()
-            self.folder.start(self.config_text(), self.model.classifier, images)
+            self.folder.start(self.config_text(), self.model.plain(), images)
 
     def _probe(self) -> None:
         """Fit the head, by all processes together if all of them are there."""
@@ -343,7 +306,8 @@ def _report(cli: TrainCLI) -> ShiftReport:
 
 def _finish(cli: TrainCLI) -> None:
     cli.folder.note_skipped(cli.datamodule.skipped)
-    tuned = cli.folder.finish(None if cli.saving else cli.model.classifier)
+    average = cli.average.classifier(cli.model) if cli.average else None
+    tuned = cli.folder.finish(None if cli.saving else cli.model.plain(), average)
     cli.folder.drop_replaced()
     _gallery(cli, tuned, cli.folder)
 
@@ -361,10 +325,6 @@ def _try(cli: TrainCLI) -> None:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _class_names(data: TrainingData) -> list[str]:
-    return list(data.class_names)
 
 
 def _gallery(cli: TrainCLI, tuned: Classifier, folder: RunFolder) -> None:

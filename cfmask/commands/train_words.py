@@ -51,6 +51,7 @@ HELP: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
         ("--augment NAME", ("--data.augmentation",), "randaugment, trivialaugment"),
         ("--mixup ALPHA", ("--model.mixup",), "such as 0.8; of the task loss's images"),
         ("--cutmix ALPHA", ("--model.cutmix",), "such as 1.0; of the task loss's images"),
+        ("--average NAME", (), "ema, beta: of the weights of all steps, a row of its own"),
         ("--precision NAME", ("--trainer.precision",), "auto, 32-true, bf16-mixed, 16-mixed"),
         ("--devices NUMBER", ("--trainer.devices",), "how many GPUs or processes"),
         ("--seed NUMBER", ("--seed_everything",), "of everything that is drawn"),

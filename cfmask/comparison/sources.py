@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from cfmask import digits, wordnet
-from cfmask.checkpoint import PRETRAINED, load_classifier
+from cfmask.checkpoint import AVERAGE, PRETRAINED, load_classifier
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError, unknown
 from cfmask.families.openclip import UNTRAINED, OpenClipClassifier
@@ -144,7 +144,8 @@ def models_of(
 ) -> Found:
     """The rows of a report of several sources.
 
-    A run folder gives its starting point, the tuned model, and WiSE-FT at each alpha. Where there
+    A run folder gives its starting point, the tuned model, the average of the weights of its steps
+    if it has kept one, and WiSE-FT at each alpha. Where there
     are several sources the rows of a run are named after its folder. Starting points that are the
     same in several runs are one row.
 
@@ -200,7 +201,7 @@ def _of_run(
     others: Mapping[str, Model],
     trust: bool,
 ) -> Iterator[tuple[str, Model]]:
-    """Starting point, unless others have the same, tuned model and what lies between them."""
+    """Starting point, unless others have the same, tuned model, average, what lies between."""
     start = load_classifier(what, PRETRAINED, trust)
     name = prefix + ("zero-shot" if start.spec.head == "zero_shot" else "pretrained")
     for other, model in others.items():
@@ -208,6 +209,8 @@ def _of_run(
             name, start = other, model
     yield name, start
     yield f"{prefix}tuned", tuned
+    if (Path(what) / AVERAGE).is_file():
+        yield f"{prefix}average", load_classifier(what, AVERAGE, trust)
     between = [alpha for alpha in alphas if 0 < alpha < 1]
     if between:
         line = WeightLine(start, tuned)

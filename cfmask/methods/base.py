@@ -13,22 +13,17 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from cfmask import processes
 from cfmask.checkpoint import plain_spec
 from cfmask.classifier import Classifier
 from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
-from cfmask.heads import fit_linear_head
-from cfmask.images import to_unit
 from cfmask.methods.encoders import Compiled, checkpoint_blocks, compile_encoder
 from cfmask.methods.finite import FiniteWatch
 from cfmask.methods.mixing import Mixing
+from cfmask.methods.probing import probe
 from cfmask.methods.rates import Rates
 from cfmask.methods.recipe import spell_out
 from cfmask.methods.teacher import equal_weights
-
-# Images of a probe at most: a regression on more takes hours, and is hardly better.
-PROBED = 50_000
 
 
 class Method(pl.LightningModule, ABC):
@@ -132,6 +127,15 @@ class Method(pl.LightningModule, ABC):
             labels: int64 (B,).
         """
 
+    def plain(self) -> Classifier:
+        """The classifier as files hold it, without anything that only the training needs."""
+        return self.classifier
+
+    def tuned(self) -> dict[str, Tensor]:
+        """The weights of `plain`, by name."""
+        weights: dict[str, Tensor] = self.classifier.state_dict()
+        return weights
+
     def passes(self) -> float:
         """Forward passes of the encoder that a step makes of an image, for the printed cost.
 
@@ -206,50 +210,12 @@ class Method(pl.LightningModule, ABC):
         """Whether nothing has fitted the head yet, and `probe` can."""
         return self.classifier.head_from == "chance" and isinstance(self.classifier.head, nn.Linear)
 
-    @torch.no_grad()
     def probe(self, data: TrainingData, device: str | torch.device = "cpu") -> None:
         """Fit the linear head to the frozen encoder's features of the training images.
 
-        Of more than 50,000 images, so many are drawn. Each process embeds its share of them. A
-        teacher that is a copy of the classifier gets the same head.
-
-        Args:
-            data: the training images.
-            device: where the features are computed and the head is fitted.
-
-        Raises:
-            InputError: a head that is not linear, or images of one class alone.
+        A teacher that is a copy of the classifier gets the same head. See `probing.probe`.
         """
-        head = self.classifier.head
-        if not isinstance(head, nn.Linear):
-            raise InputError(
-                f"Expected a linear head to probe, but that of {self.classifier.name} is a "
-                f"{type(head).__name__}; leave out --probe."
-            )
-        copies = self.copies()
-        data.prepare(self.classifier.preprocess)
-        self.classifier.eval().to(device)
-        shares = processes.gathered(lambda: self._embedded(data, device))
-
-        def fit() -> dict[str, Tensor]:
-            features, labels = (torch.cat(parts) for parts in zip(*shares))
-            fit_linear_head(head, features.to(device), labels)
-            return {name: value.cpu() for name, value in head.state_dict().items()}
-
-        fitted = processes.from_first(fit)
-        self.classifier.to("cpu")
-        for classifier in (self.classifier, *copies):
-            classifier.head.load_state_dict(fitted)
-            classifier.head_from = "probe"
-
-    def _embedded(self, data: TrainingData, device: str | torch.device) -> tuple[Tensor, Tensor]:
-        """Features (N, D) and labels int64 (N,) of this process's images, in main memory."""
-        features, labels = [torch.zeros(0, self.classifier.spec.width, device=device)], []
-        for images, classes in data.drawn(PROBED):
-            images = to_unit(images.to(device, non_blocking=True))
-            features.append(self.classifier.features(images))
-            labels.append(classes)
-        return torch.cat(features).cpu(), torch.cat([torch.zeros(0, dtype=torch.int64), *labels])
+        probe(self.classifier, self.copies(), data, device)
 
     def start_from(self, start: Classifier) -> None:
         """Take the weights of the starting point of a run that goes on, as do teachers."""

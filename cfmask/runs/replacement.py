@@ -24,6 +24,7 @@ WRITTEN = (
     "summary.json",
     "pretrained.safetensors",
     "weights.safetensors",
+    "average.safetensors",
     "skipped.txt",
     "gallery.png",
     "gallery/epoch_*.png",

@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
 
-from cfmask.checkpoint import PRETRAINED, WEIGHTS, load_classifier, save_classifier
+from cfmask.checkpoint import AVERAGE, PRETRAINED, WEIGHTS, load_classifier, save_classifier
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.files import read_json, read_text, read_yaml, write_text
@@ -50,8 +50,9 @@ class RunFolder:
     """The folder of one run.
 
     Holds config.yaml, weights.safetensors (tuned), pretrained.safetensors (the starting point),
-    checkpoints/ (for going on), tensorboard/ and csv/metrics.csv, report.json and the pictures, and
-    cfmask.json, which marks it. Whatever else lies there is never touched.
+    average.safetensors (of the weights of all steps, if that is wanted), checkpoints/ (for going
+    on), tensorboard/ and csv/metrics.csv, report.json and the pictures, and cfmask.json, which
+    marks it. Whatever else lies there is never touched.
 
     Args:
         path: the folder; nothing is written before `held`.
@@ -239,13 +240,18 @@ class RunFolder:
             raise InputError(f"Expected a whole checkpoint in {self.path}, but there is none left.")
         return found
 
-    def finish(self, trained: Classifier | None = None) -> Classifier:
+    def finish(
+        self, trained: Classifier | None = None, average: Classifier | None = None
+    ) -> Classifier:
         """Write weights.safetensors, which makes the run a finished one, and give the classifier.
 
         Args:
             trained: the weights; None takes those of the best epoch, or of the end if no epoch was
                 validated.
+            average: of the weights of all steps, to lie beside them.
         """
+        if average is not None:
+            save_classifier(average, self.path / AVERAGE)
         if trained is None:
             best = checkpoints_of(self.path) / "best.ckpt"
             trained = load_classifier(best if best.is_file() else self._newest_there())

@@ -16,6 +16,7 @@ from torch import Tensor
 from cfmask.files import write_text
 from cfmask.heads import HEAD_ORIGINS
 from cfmask.methods import Method
+from cfmask.runs.averaging import TrajectoryAverage
 from cfmask.runs.cost import forward_cost, memory
 from cfmask.terminal import show_table
 
@@ -165,6 +166,10 @@ def summarise(trainer: pl.Trainer, method: Method) -> RunSummary:
     precision = str(trainer.precision)
     device = trainer.strategy.root_device.type
     forward = forward_cost(method.classifier, precision, device)
+    parts = memory(method, data.batch_size, forward)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, TrajectoryAverage):
+            parts["average"] = callback.bytes(method)
     passes = method.passes() if math.isfinite(method.passes()) else None
     head, origin = method.classifier.head, HEAD_ORIGINS[method.classifier.head_from]
     student = list(method.classifier.parameters())
@@ -175,7 +180,9 @@ def summarise(trainer: pl.Trainer, method: Method) -> RunSummary:
         head=f"{type(head).__name__}: {origin}",
         parameters=_numel(student),
         trainable=_numel(p for p in student if p.requires_grad),
-        teacher=_numel(p for p in method.parameters() if id(p) not in apart),
+        teacher=_numel(
+            p for p in method.parameters() if id(p) not in apart and not p.requires_grad
+        ),
         classes=len(method.classifier.class_names),
         train_images=len(data.train_set),
         val_images=len(data.val_set),
@@ -189,7 +196,7 @@ def summarise(trainer: pl.Trainer, method: Method) -> RunSummary:
         why=getattr(trainer, "why", ""),
         passes=passes,
         flops_per_image=passes * forward.flops if forward and passes else None,
-        memory=memory(method, data.batch_size, forward),
+        memory=parts,
     )
 
 
