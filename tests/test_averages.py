@@ -48,11 +48,25 @@ def test_a_running_average_is_the_weighted_mean_of_all_weights(average):
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"decay": 1.5}, "decay"), ({"shape": 0.0}, "shape"), ({"shape": float("nan")}, "shape")],
+    [
+        ("ema:1.5", "the decay of an average in .0, 1., but got 1.5"),
+        ("beta:0", "the shape of an average above 0, but got 0.0"),
+        ("beta:nan", "the shape of an average above 0"),
+        ("mean", "an average as ema, beta, ema:0.9998 or beta:0.1, but got 'mean'"),
+        ("ema:", "but got 'ema:'"),
+        ("ema:much", "but got 'ema:much'"),
+    ],
 )
-def test_numbers_without_meaning_are_refused(wrong, said):
-    with pytest.raises(InputError, match=f"Expected the {said} of an average"):
-        Average("ema", **wrong)
+def test_other_averages_are_refused(wrong, said):
+    with pytest.raises(InputError, match=f"Expected {said}" if said[:3] != "but" else said):
+        Average.of(wrong)
+
+
+def test_an_average_is_named_with_its_number_or_without():
+    assert Average.of("ema") == Average("ema", decay=0.999)
+    assert Average.of("ema:0.9998") == Average("ema", decay=0.9998)
+    assert Average.of("beta") == Average("beta", shape=0.5)
+    assert Average.of("beta:0.1") == Average("beta", shape=0.1)
 
 
 @pytest.mark.parametrize("average", [Average("ema", 0.6), Average("beta")])

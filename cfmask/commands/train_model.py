@@ -28,9 +28,10 @@ from cfmask.comparison.compare import check_run, compare
 from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
 from cfmask.methods import MaskedDistillation, Method
+from cfmask.methods.averages import Average
 from cfmask.reporting.report import ShiftReport
 from cfmask.reporting.sheet import draw
-from cfmask.runs.averaging import average_of
+from cfmask.runs.averaging import TrajectoryAverage
 from cfmask.runs.equipment import callbacks_of, check_loggers, loggers_of
 from cfmask.runs.faults import as_input_errors, endings
 from cfmask.runs.gallery import GALLERY, ROWS, first_of_each_class, of_method
@@ -162,9 +163,8 @@ class TrainCLI(LightningCLI):
                 )
         check_loggers(self.config.logger)
         wanted = self.config.trainer
-        self.average = average_of(
-            self.config.average, self.config.average_decay, self.config.average_shape
-        )
+        average = self.config.average
+        self.average = TrajectoryAverage(Average.of(average)) if average else None
         self.trial = bool(wanted.fast_dev_run)
         self.saving = wanted.enable_checkpointing is not False
         self.folder = RunFolder(self.config.run, self._completed)

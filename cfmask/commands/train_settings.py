@@ -9,7 +9,6 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from cfmask.comparison.compare import compare
 from cfmask.data.datamodule import TrainingData
-from cfmask.methods.averages import AverageKind
 from cfmask.runs.resume import StepCheckpoints
 
 # Lightning offers them to methods that bring none; runs of version 0.1 name them as null.
@@ -35,16 +34,11 @@ def add_settings(parser: LightningArgumentParser) -> None:
     )
     parser.add_argument(
         "--average",
-        type=AverageKind | None,
+        type=str | None,
         default=None,
-        help="also average the weights of all steps, the start among them: ema (what is older "
-        "counts less) or beta (start and end count most); evaluated beside the tuned ones",
-    )
-    parser.add_argument(
-        "--average_decay", type=float, default=0.999, help="share of the average that ema keeps"
-    )
-    parser.add_argument(
-        "--average_shape", type=float, default=0.5, help="both parameters of beta, above 0"
+        help="also average the weights of all steps, the start among them: ema, in which what is "
+        "older counts less (ema:0.9998 for another decay than 0.999), or beta, in which start and "
+        "end count most (beta:0.1 for another shape than 0.5); evaluated beside the tuned ones",
     )
     parser.add_argument(
         "--skip_nonfinite",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from cfmask.errors import InputError
 
-AverageKind = Literal["ema", "beta"]
+Kind = Literal["ema", "beta"]
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,39 @@ class Average:
     Source: `beta` is CLIPood's (arXiv 2302.00864) and TRACER's, as their released code has it.
     """
 
-    kind: AverageKind
+    kind: Kind
     decay: float = 0.999
     shape: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay <= 1:
             raise InputError(f"Expected the decay of an average in [0, 1], but got {self.decay}.")
-        if not 0 < self.shape < float("inf"):
+        if not 0 < self.shape < math.inf:
             raise InputError(f"Expected the shape of an average above 0, but got {self.shape}.")
+
+    @classmethod
+    def of(cls, text: str) -> Average:
+        """The average that a text names, with the number that goes with its kind or without.
+
+        Args:
+            text: `ema`, `beta`, `ema:DECAY` or `beta:SHAPE`.
+
+        Raises:
+            InputError: another text, or a number outside of its range.
+        """
+        kind, given, number = text.partition(":")
+        try:
+            value = (float(number),) if given else ()
+        except ValueError:
+            kind = ""
+        if kind == "ema":
+            return cls("ema", *value)
+        if kind == "beta":
+            return cls("beta", cls.decay, *value)
+        raise InputError(
+            f"Expected an average as {', '.join(get_args(Kind))}, ema:0.9998 or beta:0.1, but got "
+            f"{text!r}."
+        )
 
     def share(self, update: int, updates: int) -> float:
         """Share of the new weights in the average after an update.

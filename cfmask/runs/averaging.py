@@ -13,7 +13,7 @@ from torch import Tensor
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.methods import Method
-from cfmask.methods.averages import Average, AverageKind, move
+from cfmask.methods.averages import Average, move
 
 
 class TrajectoryAverage(Callback):
@@ -80,11 +80,6 @@ class TrajectoryAverage(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self._step, self._weights = int(state_dict["step"]), dict(state_dict["weights"])
-
-
-def average_of(kind: AverageKind | None, decay: float, shape: float) -> TrajectoryAverage | None:
-    """The average that settings ask for; see `Average`."""
-    return TrajectoryAverage(Average(kind, decay, shape)) if kind else None
 
 
 def _floats(method: pl.LightningModule) -> dict[str, Tensor]:
