@@ -6,13 +6,14 @@ import argparse
 import inspect
 import itertools
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from cfmask import processes
 from cfmask.commands.check_sets import check_data
 from cfmask.commands.parser import as_lists, command, print_report
-from cfmask.comparison.compare import compare, report_folder
+from cfmask.comparison.compare import Evaluation, compare, report_folder
 from cfmask.comparison.sources import is_run
 from cfmask.errors import InputError, unknown
 from cfmask.evaluation.metrics import METRICS
@@ -111,7 +112,7 @@ def _settings(run: str) -> dict[str, object]:
             f"{found!r:.50}."
         )
     settings = {"wise" if name == "alphas" else name: value for name, value in found.items()}
-    known = inspect.signature(compare).parameters
+    known = [*inspect.signature(compare).parameters, *(f.name for f in fields(Evaluation))]
     for name in settings:
         if name not in known:
             raise unknown(f"setting of evaluation in {Path(run) / CONFIG}", str(name), known)

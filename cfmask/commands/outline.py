@@ -147,8 +147,16 @@ def _names(node: ast.Assign, name: str) -> bool:
 
 
 def _of(name: str, tree: ast.Module) -> Iterator[Argument]:
-    """The arguments of a function of this file, or of the one that it is imported from."""
+    """The arguments of a function or dataclass of this file, or of what it is imported from.
+
+    What a function hands on as `**name` is among them.
+    """
     for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            words = _described(ast.get_docstring(node) or "")
+            for field in [part for part in node.body if isinstance(part, ast.AnnAssign)]:
+                own, told = ast.unparse(field.target), _plain(field.value) if field.value else ""
+                yield Argument(f"--{own}", words[own], told, ast.unparse(field.annotation))
         if isinstance(node, ast.FunctionDef) and node.name == name:
             words, given = _described(ast.get_docstring(node) or ""), node.args
             defaults = [None] * (len(given.args) - len(given.defaults)) + [*given.defaults]
@@ -156,9 +164,18 @@ def _of(name: str, tree: ast.Module) -> Iterator[Argument]:
                 kind = ast.unparse(argument.annotation) if argument.annotation else ""
                 told = "" if default is None else _plain(default)
                 yield Argument(f"--{argument.arg}", words.get(argument.arg, ""), told, kind)
+            if given.kwarg:
+                yield from _of(_handed_on(node, given.kwarg.arg), tree)
         elif isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
             place = (node.module or "").split(".")[1:]
             yield from _of(name, _parsed(PACKAGE.joinpath(*place).with_suffix(".py")))
+
+
+def _handed_on(function: ast.FunctionDef, name: str) -> str:
+    """What a function calls with its `**name`."""
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    taken = [(ast.unparse(c.func), k) for c in calls for k in c.keywords if k.arg is None]
+    return next(called for called, keyword in taken if ast.unparse(keyword.value) == name)
 
 
 def _plain(default: ast.expr) -> str:
@@ -166,7 +183,7 @@ def _plain(default: ast.expr) -> str:
     try:
         value = ast.literal_eval(default)
     except ValueError:
-        return ast.unparse(default)
+        return "" if ast.unparse(default).startswith("field(") else ast.unparse(default)
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     if value is None or value is False:
@@ -176,7 +193,7 @@ def _plain(default: ast.expr) -> str:
 
 def _described(docstring: str) -> dict[str, str]:
     """Words by argument, from a docstring in Google's style."""
-    _, _, section = docstring.partition("\nArgs:\n")
+    section = re.split(r"\n(?:Args|Attributes):\n", docstring)[-1]
     section = re.split(r"\n(?=\S)", section)[0]
     found = re.findall(r"^    (\w+): ((?:.|\n(?!    \w))*)", section, re.M)
     return {name: " ".join(words.split()) for name, words in found}

@@ -235,7 +235,7 @@ class TrainCLI(LightningCLI):
             )
         self.model.check(self.datamodule)
         check_comes_back(self.model.plain())
-        check_run(self.model.classifier, self.config.evaluation.as_dict())
+        check_run(self.model.classifier, **self.config.evaluation.as_dict())
         self.datamodule.prepare(self.model.classifier.preprocess)
 
     def begin(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,43 +38,13 @@ from cfmask.shifts.published import PUBLISHED
 
 REPORT = "report.json"
 OUT = Path("runs") / "evaluation"
-# Arguments of `compare` that are settings by the same name.
-READING = ("batch_size", "workers", "precision", "decoder", "unreadable", "fit")
 
 
-def compare(
-    what: list[str],
-    out: str | None = None,
-    shifts: list[str] = ["digits"],  # noqa: B006
-    data_root: str | None = None,
-    wise: list[float] | str = "0.5",
-    fit: str = "builtin",
-    images: int = 1000,
-    seed: int = 0,
-    batch_size: int = 250,
-    workers: int = 0,
-    precision: Precision = "fp32",
-    decoder: Decoder = "fast",
-    allow_incomplete: bool = False,
-    unreadable: Unreadable = "stop",
-    predictions: bool = False,
-    reuse: bool = True,
-    pictures: int = 4,
-    metrics: list[str] = [],  # noqa: B006
-    trust: bool = False,
-    holdout: float = HOLDOUT,
-) -> ShiftReport:
-    """Evaluate models on sets; write the report in all formats and a picture.
+@dataclass(frozen=True)
+class Evaluation:
+    """How `compare` evaluates; the config of a run holds it under `evaluation`.
 
-    Args:
-        what: models, each a run folder, a .safetensors or .ckpt file, `open_clip:NAME/TAG` or
-            `timm:NAME`; or logits or predictions of a model that cannot be loaded here, see
-            `SavedAnswers`; or the report.json of models that were evaluated by the same protocol.
-        out: folder of the report; the run's own for one run folder, else `runs/evaluation`.
-        shifts: families of shift sets (`digits`, `folders`, `imagenet`), single sets
-            (`digits/sketch`, `imagenet/objectnet`), or the import path of what makes sets of one's
-            own (`my_module.my_sets`).
-        data_root: folder with the images, for sets that are not built in.
+    Attributes:
         wise: WiSE-FT weights in [0, 1] of run folders, each a row: `0.5`, `0,0.1,...,1`. The
             report marks the one with the best accuracy on the in-distribution set.
         fit: what effective robustness is held against: `builtin` lines through ImageNet models, a
@@ -100,85 +70,168 @@ def compare(
         holdout: share of the images of a data_root without train/ that is the set `id`; a run
             brings the images that it has held out.
 
+    Raises:
+        InputError: numbers that are too small.
+    """
+
+    wise: list[float] | str = "0.5"
+    fit: str = "builtin"
+    images: int = 1000
+    seed: int = 0
+    batch_size: int = 250
+    workers: int = 0
+    precision: Precision = "fp32"
+    decoder: Decoder = "fast"
+    allow_incomplete: bool = False
+    unreadable: Unreadable = "stop"
+    predictions: bool = False
+    reuse: bool = True
+    pictures: int = 4
+    metrics: list[str] = field(default_factory=list)
+    trust: bool = False
+    holdout: float = HOLDOUT
+
+    def __post_init__(self) -> None:
+        at_least(1, self.images, "image of each built-in set (images)")
+        at_least(0, self.pictures, "pictures")
+
+    def settings(self, folder: Path) -> Settings:
+        """How sets are read, with what is kept in the folder of a report."""
+        return Settings(
+            batch_size=self.batch_size,
+            workers=self.workers,
+            precision=self.precision,
+            decoder=self.decoder,
+            unreadable=self.unreadable,
+            fit=self.fit,
+            store=folder / "answers" if self.reuse else None,
+            predictions=folder / "predictions" if self.predictions else None,
+            progress=True,
+            metrics=own_metrics(self.metrics),
+        )
+
+    def request(
+        self, root: Path | None, names: tuple[str, ...], held_out: tuple[str, ...]
+    ) -> Request:
+        """What is asked of the families of sets, for classes of these names."""
+        drawn = self.images, self.seed, self.allow_incomplete
+        return Request(root, names, *drawn, "", self.holdout, held_out)
+
+
+def compare(
+    what: list[str],
+    out: str | None = None,
+    shifts: list[str] = ["digits"],  # noqa: B006
+    data_root: str | None = None,
+    **how: Any,
+) -> ShiftReport:
+    """Evaluate models on sets; write the report in all formats and a picture.
+
+    Args:
+        what: models, each a run folder, a .safetensors or .ckpt file, `open_clip:NAME/TAG` or
+            `timm:NAME`; or logits or predictions of a model that cannot be loaded here, see
+            `SavedAnswers`; or the report.json of models that were evaluated by the same protocol.
+        out: folder of the report; the run's own for one run folder, else `runs/evaluation`.
+        shifts: families of shift sets (`digits`, `folders`, `imagenet`), single sets
+            (`digits/sketch`, `imagenet/objectnet`), or the import path of what makes sets of one's
+            own (`my_module.my_sets`).
+        data_root: folder with the images, for sets that are not built in.
+        **how: see `Evaluation`.
+
     Returns:
         The report, in every process; the first one has written it.
 
     Raises:
         InputError: what cannot be found, read or compared.
     """
-    _check_numbers(images, pictures)
-    folder = report_folder(what, out)
-    settings = Settings(
-        batch_size=batch_size,
-        workers=workers,
-        precision=precision,
-        decoder=decoder,
-        unreadable=unreadable,
-        fit=fit,
-        store=folder / "answers" if reuse else None,
-        predictions=folder / "predictions" if predictions else None,
-        progress=True,
-        metrics=own_metrics(metrics),
-    )
+    asked, folder = Evaluation(**how), report_folder(what, out)
+    settings = asked.settings(folder)
     earlier = {name: ShiftReport.load(Path(name)) for name in what if _is_report(name)}
     sources = [name for name in what if name not in earlier]
     if not sources:
         raise InputError("Expected at least one model to evaluate, but got none.")
-    root = local_folder(data_root)
-    rows = models_of(sources, alphas_of(wise), lambda: labels_of(shifts, root), trust)
-    models = rows.models
-    _move(models)
+    root, alphas = local_folder(data_root), alphas_of(asked.wise)
+    rows = models_of(sources, alphas, lambda: labels_of(shifts, root), asked.trust)
+    _move(rows.models)
     # Read before time is spent: a file of a run may be damaged.
     runs = {short_name(name, sources): Path(name) for name in sources if is_run(name)}
-    request = Request(root, (), images, seed, allow_incomplete, "", holdout, _held_out(runs))
-    found = _sets(shifts, request, models)
-    if predictions:
-        parquet()
-    saved = [name for name, model in models.items() if isinstance(model, SavedAnswers)]
-    used = settled(precision, processes.device().type) if len(saved) < len(models) else None
-    rules = protocol_of({}, found, used, decoder)
-    for path, old in earlier.items():
-        _check_protocol(rules, old, path)
-    facts = {name: run_facts(run) for name, run in runs.items()}
-    curves = {name: training_curves(run) for name, run in runs.items()}
-    told = {**_configs(runs), "runs": facts, **_skipped(sources), **_left_out(saved)}
-    report = report_of(models, found, settings, rows.starts)
+    found = _sets(shifts, asked.request(root, (), _held_out(runs)), rows.models)
+    _check_writable(asked, earlier, found, rows.models)
+    told, curves = _told(runs, sources, rows.models)
+    report = report_of(rows.models, found, settings, rows.starts)
     report.spreads.extend(spreads_of(report.rows, seed_groups(runs, rows.runs), rows.starts))
     for path, old in earlier.items():
         report = joined(report, old, path)
     report.run.update(told)
     report.training.update(curves)
-
-    def write() -> None:
-        report.save(folder / REPORT)
-        report.plot_trade_off(folder / "trade_off.png")
-        publish(report, folder, gallery(models, found, pictures, _explainers(rows, trust)))
-
-    processes.from_first(write)
+    processes.from_first(lambda: _write(report, folder, rows, found, asked))
     return report
 
 
-def check_run(classifier: Classifier, settings: Mapping[str, Any]) -> None:
+def check_run(
+    classifier: Classifier, shifts: Sequence[str], data_root: str | None, **how: Any
+) -> None:
     """Refuse what `compare` would refuse of a run, before the run is trained.
 
     Args:
         classifier: that will be tuned.
-        settings: arguments of `compare` by name.
+        shifts: see `compare`.
+        data_root: see `compare`.
+        **how: see `Evaluation`.
 
     Raises:
         InputError: what cannot be found, read or compared.
     """
-    _check_numbers(settings["images"], settings["pictures"])
-    metrics = own_metrics(settings["metrics"])
-    Settings(**{name: settings[name] for name in READING}, metrics=metrics)
-    between = [alpha for alpha in alphas_of(settings["wise"]) if 0 < alpha < 1]
-    root = local_folder(settings["data_root"])
-    drawn = settings["images"], settings["seed"], settings["allow_incomplete"]
-    request = Request(root, classifier.class_names, *drawn, holdout=settings["holdout"])
-    found = find_shifts(settings["shifts"], request)
-    checked_reference(2 + len(between), found, settings["fit"])
-    if settings["predictions"]:
+    asked = Evaluation(**how)
+    asked.settings(Path())
+    between = [alpha for alpha in alphas_of(asked.wise) if 0 < alpha < 1]
+    request = asked.request(local_folder(data_root), classifier.class_names, ())
+    found = find_shifts(shifts, request)
+    checked_reference(2 + len(between), found, asked.fit)
+    if asked.predictions:
         parquet()
+
+
+def _check_writable(
+    asked: Evaluation,
+    earlier: Mapping[str, ShiftReport],
+    shifts: Sequence[Shift],
+    models: Mapping[str, Model],
+) -> None:
+    """Refuse answers that cannot be written, and reports that cannot be joined."""
+    if asked.predictions:
+        parquet()
+    read = not all(isinstance(model, SavedAnswers) for model in models.values())
+    used = settled(asked.precision, processes.device().type) if read else None
+    rules = protocol_of({}, shifts, used, asked.decoder)
+    for path, old in earlier.items():
+        _check_protocol(rules, old, path)
+
+
+def _told(
+    runs: Mapping[str, Path], sources: Sequence[str], models: Mapping[str, Model]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a report says of its runs and of saved answers, and the curves of training."""
+    configs = {f"config of {name}": read_text(run / CONFIG) for name, run in runs.items()}
+    facts = {name: run_facts(run) for name, run in runs.items()}
+    told: dict[str, Any] = {**configs, "runs": facts}
+    skipped = {name: len(RunFolder(name).skipped()) for name in sources if is_run(name)}
+    if any(skipped.values()):
+        told["skipped_training_images"] = {name: n for name, n in skipped.items() if n}
+    saved = [name for name, model in models.items() if isinstance(model, SavedAnswers)]
+    if saved:
+        lacks = "pictures on which they differ, and, of predictions alone, figures of logits"
+        told["left out"] = f"of {', '.join(saved)}: {lacks}"
+    return told, {name: training_curves(run) for name, run in runs.items()}
+
+
+def _write(
+    report: ShiftReport, folder: Path, rows: Found, shifts: Sequence[Shift], asked: Evaluation
+) -> None:
+    report.save(folder / REPORT)
+    report.plot_trade_off(folder / "trade_off.png")
+    explainers = _explainers(rows, asked.trust)
+    publish(report, folder, gallery(rows.models, shifts, asked.pictures, explainers))
 
 
 def _held_out(runs: Mapping[str, Path]) -> tuple[str, ...]:
@@ -191,11 +244,6 @@ def _held_out(runs: Mapping[str, Path]) -> tuple[str, ...]:
             "not; evaluate them apart."
         )
     return next(iter(some), ())
-
-
-def _check_numbers(images: int, pictures: int) -> None:
-    at_least(1, images, "image of each built-in set (images)")
-    at_least(0, pictures, "pictures")
 
 
 def _explainers(rows: Found, trust: bool) -> dict[str, Explainer]:
@@ -217,24 +265,6 @@ def report_folder(what: Sequence[str], out: str | None) -> Path:
     sources = [name for name in what if not _is_report(name)]
     single = len(sources) == 1 and is_run(sources[0])
     return Path(out) if out else Path(sources[0]) if single else OUT
-
-
-def _configs(runs: Mapping[str, Path]) -> dict[str, str]:
-    """Text of the config of each run folder, under a name for the report."""
-    return {f"config of {name}": read_text(run / CONFIG) for name, run in runs.items()}
-
-
-def _skipped(sources: Sequence[str]) -> dict[str, dict[str, int]]:
-    """How many unreadable training images the runs have skipped, if any has."""
-    counts = {name: len(RunFolder(name).skipped()) for name in sources if is_run(name)}
-    some = {name: count for name, count in counts.items() if count}
-    return {"skipped_training_images": some} if some else {}
-
-
-def _left_out(saved: Sequence[str]) -> dict[str, str]:
-    """What a report lacks of models of which only answers are known, if there are any."""
-    lacks = "pictures on which they differ, and, of predictions alone, figures of logits"
-    return {"left out": f"of {', '.join(saved)}: {lacks}"} if saved else {}
 
 
 def _is_report(what: str) -> bool:

@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from typing_extensions import Unpack
+
 from cfmask.classifier import Classifier
-from cfmask.decoding import Decoder
 from cfmask.errors import InputError
 from cfmask.evaluation.figures import HARMONIC, MEAN, Curve, Row
 from cfmask.evaluation.measures import (
@@ -22,11 +23,9 @@ from cfmask.evaluation.protocol import protocol_of, run_facts
 from cfmask.evaluation.robustness import check_fit, fits_of, robustness_rows
 from cfmask.inference.any_model import AnyModel, Function, Transform, Whole, named
 from cfmask.inference.inference import Inference, Model, classes_of, described, facts_of
-from cfmask.inference.readable import Unreadable
 from cfmask.inference.saved_answers import SavedAnswers
-from cfmask.inference.settings import Settings
+from cfmask.inference.settings import Reading, Settings
 from cfmask.inference.wise import Blend
-from cfmask.precision import Precision
 from cfmask.reporting.report import ShiftReport
 from cfmask.shift import Shift
 from cfmask.shifts.combinations import COMBINATIONS
@@ -38,18 +37,12 @@ def evaluate(
     models: Given | Mapping[str, Given],
     shifts: Sequence[Shift],
     batch_size: int = 250,
-    workers: int = 0,
-    precision: Precision = "fp32",
-    decoder: Decoder = "fast",
-    progress: bool = False,
-    fit: str = "builtin",
-    unreadable: Unreadable = "stop",
     store: str | os.PathLike[str] | None = None,
     predictions: str | os.PathLike[str] | None = None,
-    metrics: Mapping[str, Metric] | None = None,
     starts: Mapping[str, str] | None = None,
     transform: Transform | None = None,
     class_names: Sequence[str] = (),
+    **reading: Unpack[Reading],
 ) -> ShiftReport:
     """All measures of each model on each set, every image counted once.
 
@@ -65,24 +58,16 @@ def evaluate(
             Paired comparisons are with the first model, and with `starts`.
         shifts: the sets, from `find_shifts`.
         batch_size: images at a time; all models see the batch, so that images are read once.
-        workers: processes that decode images.
-        precision: bf16 runs the encoders under autocast; heads stay in fp32. auto is bf16 where
-            the machine has instructions for it; the protocol says which it was.
-        decoder: of image files; "pil" is Pillow alone, slower and exactly as in published figures.
-        progress: show a bar with images a second and the time left over all sets.
-        fit: what effective robustness is held against: `builtin`, `models`, `none` or a CSV file;
-            see `cfmask.evaluation.robustness`.
-        unreadable: "stop" at an image that cannot be read, which is named, or count it as a
-            "wrong" answer, marked in the report.
         store: folder in which the answers to each set are kept, so that an interrupted evaluation
             goes on where it was; None keeps none.
         predictions: folder for a Parquet file of each model on each set; None writes none.
-        metrics: further metrics by name, measured beside those of `METRICS`.
         starts: row of a tuned model -> row of the model that it was tuned from; they are compared,
             as well.
         transform: from a picture of Pillow's to a float tensor (C, H, W), normalised as the module
             takes it, such as `weights.transforms()` of torchvision; for what is no classifier.
         class_names: of the logits of such modules; their numbers where they are not given.
+        **reading: workers, precision, decoder, unreadable, fit, progress and metrics; see
+            `cfmask.inference.settings.Settings`.
 
     Returns:
         A report with rows for each model and set, and for each combination of sets.
@@ -103,18 +88,16 @@ def evaluate(
         >>> report.value("brightness", "shades")
         1.0
     """
-    settings = Settings(
-        batch_size=batch_size,
-        workers=workers,
-        precision=precision,
-        decoder=decoder,
-        unreadable=unreadable,
-        fit=fit,
-        store=None if store is None else Path(store),
-        predictions=None if predictions is None else Path(predictions),
-        progress=progress,
-        metrics=metrics or {},
-    )
+    given = _named(models, transform, class_names)
+    kept, written = (None if path is None else Path(path) for path in (store, predictions))
+    settings = Settings(batch_size=batch_size, store=kept, predictions=written, **reading)
+    return report_of(given, shifts, settings, starts or {})
+
+
+def _named(
+    models: Given | Mapping[str, Given], transform: Transform | None, class_names: Sequence[str]
+) -> dict[str, Model]:
+    """The models by the name of their row, modules and functions with their transform."""
     several = models if isinstance(models, Mapping) else {_title(models): models}
     given = {str(name): _with_transform(model, transform) for name, model in several.items()}
     # One for each transform: what sees images alike reads them together.
@@ -130,7 +113,7 @@ def evaluate(
             "Expected a module or function for this transform and these class names, but got "
             "classifiers alone, which bring both; leave them out."
         )
-    return report_of(own, shifts, settings, starts or {})
+    return own
 
 
 def _title(model: Given) -> str:

@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import TypedDict, get_args
 
 from cfmask.decoding import Decoder
 from cfmask.errors import InputError, at_least, unknown
 from cfmask.evaluation.metrics import METRICS, Metric
 from cfmask.inference.readable import Unreadable
 from cfmask.precision import Precision
+
+
+class Reading(TypedDict, total=False):
+    """Those of the `Settings` that `evaluate` hands on, for `**reading: Unpack[Reading]`."""
+
+    workers: int
+    precision: Precision
+    decoder: Decoder
+    unreadable: Unreadable
+    fit: str
+    progress: bool
+    metrics: Mapping[str, Metric]
 
 
 @dataclass(frozen=True)
@@ -22,10 +34,12 @@ class Settings:
         batch_size: images at a time.
         workers: processes that decode images.
         precision: bf16 runs the encoders under autocast; heads stay in fp32. auto is bf16 where
-            the machine has instructions for it.
-        decoder: of image files.
-        unreadable: "stop" at an image that cannot be read, or count it as a "wrong" answer.
-        fit: what effective robustness is held against; see `cfmask.evaluation.robustness`.
+            the machine has instructions for it; the protocol says which it was.
+        decoder: of image files; "pil" is Pillow alone, slower and exactly as in published figures.
+        unreadable: "stop" at an image that cannot be read, which is named, or count it as a
+            "wrong" answer, marked in the report.
+        fit: what effective robustness is held against: `builtin`, `models`, `none` or a CSV file;
+            see `cfmask.evaluation.robustness`.
         store: folder where answers are kept and looked for; None keeps none.
         predictions: folder for a Parquet file of each model on each set; None writes none.
         progress: show a bar with images a second and the time left over all sets.
