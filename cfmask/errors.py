@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Control characters, halves of a pair (bytes of a name that are no UTF-8), and what breaks a line
 # or turns its direction without being seen.
@@ -66,6 +66,11 @@ def at_least(least: int, number: int, what: str) -> None:
     """
     if number < least:
         raise InputError(f"Expected at least {least} {what}, but got {number}.")
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Names in one line; of many the first."""
+    return f"{', '.join(names[:most])}{', …' if len(names) > most else ''}"
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:

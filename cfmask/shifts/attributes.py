@@ -13,7 +13,7 @@ from cfmask.files import read_text
 from cfmask.shifts import imagenet_val
 from cfmask.shifts.imagenet_val import AS_STORED, all_pictures
 from cfmask.shifts.origin import Origin
-from cfmask.shifts.pictures import Contents, Samples, pictures
+from cfmask.shifts.pictures import Contents, pictures
 from cfmask.wordnet import synsets
 
 X_SOURCE = "https://github.com/facebookresearch/imagenetx"
@@ -57,7 +57,6 @@ def imagenet_x(folder: Path, root: Path) -> Contents:
     return Contents.of(
         [(images[name], facts[name][0]) for name in here],
         f"labels and factors by {X_FACTORS}, prototypes left out; groups: top factor; {AS_STORED}",
-        {},
         groups=tuple(facts[name][1] for name in here),
         group_names=(*FACTORS, "no factor"),
     )
@@ -110,19 +109,17 @@ def imagenet_e(folder: Path, root: Path, edited: bool) -> Contents:
             f"Expected the original images in {folder / E_ORIGINAL} and edited ones beside it; "
             f"get them from {E_SOURCE}."
         )
-    samples: Samples = []
-    groups: list[int] = []
-    for k, kind in enumerate(kinds):
-        files = pictures(folder / kind)
-        unknown = [path for path in files if Path(path).stem not in labels]
-        if unknown:
-            raise InputError(
-                f"Expected a label for {unknown[0]} in {folder / E_LABELS}; remove the image."
-            )
-        samples += [(path, labels[Path(path).stem]) for path in files]
-        groups += [k] * len(files)
-    note = f"labels by {E_LABELS}; groups: folder of the edit; {AS_STORED}"
-    return Contents.of(samples, note, {}, groups=tuple(groups), group_names=tuple(kinds))
+    found = [(path, k) for k, kind in enumerate(kinds) for path in pictures(folder / kind)]
+    if lone := [path for path, _ in found if Path(path).stem not in labels]:
+        raise InputError(
+            f"Expected a label for {lone[0]} in {folder / E_LABELS}; remove the image."
+        )
+    return Contents.of(
+        [(path, labels[Path(path).stem]) for path, _ in found],
+        f"labels by {E_LABELS}; groups: folder of the edit; {AS_STORED}",
+        groups=tuple(k for _, k in found),
+        group_names=tuple(kinds),
+    )
 
 
 def _edit_labels(file: Path) -> dict[str, int]:
@@ -137,8 +134,18 @@ def _edit_labels(file: Path) -> dict[str, int]:
         ) from error
 
 
-def _imagenet_e_origin(kind: str) -> Origin:
-    return Origin(
+IMAGENET_X = {
+    "imagenet-x": imagenet_val.of_val(
+        "ImageNet-X",
+        None,
+        imagenet_x,
+        X_SOURCE,
+        f"images: {imagenet_val.LICENCE}",
+        in_distribution=True,
+    )
+}
+IMAGENET_E = {
+    kind: Origin(
         f"ImageNet-E, {kind} images",
         ("imagenet-e", "ImageNet-E", "imagenet_e"),
         None,
@@ -147,18 +154,5 @@ def _imagenet_e_origin(kind: str) -> Origin:
         partial(imagenet_e, edited=kind == "edited"),
         in_distribution=kind == "original",
     )
-
-
-IMAGENET_X = {
-    "imagenet-x": Origin(
-        "ImageNet-X",
-        imagenet_val.PLACES,
-        None,
-        X_SOURCE,
-        f"images: {imagenet_val.LICENCE}",
-        imagenet_x,
-        in_distribution=True,
-        made_of="val",
-    )
+    for kind in ("original", "edited")
 }
-IMAGENET_E = {kind: _imagenet_e_origin(kind) for kind in ("original", "edited")}

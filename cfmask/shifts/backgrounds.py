@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cfmask.data.file_index import class_folders
 from cfmask.errors import InputError
@@ -12,7 +13,7 @@ from cfmask.files import read_json
 from cfmask.shift import Size
 from cfmask.shifts.imagenet_val import AS_STORED
 from cfmask.shifts.origin import Origin
-from cfmask.shifts.pictures import AsStored, Contents, Samples, labelled, pictures
+from cfmask.shifts.pictures import AsStored, Contents, Samples, pictures
 from cfmask.wordnet import synsets
 
 IN9_CLASSES = (
@@ -61,7 +62,7 @@ def counteranimal(folder: Path, root: Path, group: str) -> Contents:
         files = (path for place in places for path in pictures(folder / name / place))
         samples += [(path, labels[name]) for path in files]
     note = f"label = number that begins the folder's name; argmax among all classes; {AS_STORED}"
-    return Contents.of(samples, note, labels)
+    return Contents.of(samples, note, labels=labels)
 
 
 def imagenet9(folder: Path, root: Path) -> Contents:
@@ -74,16 +75,12 @@ def imagenet9(folder: Path, root: Path) -> Contents:
         InputError: the map is not there or is damaged.
     """
     labels = {name: k for k, name in enumerate(IN9_CLASSES)}
-    samples, complaint = labelled(folder, labels, "the nine of ImageNet-9")
-    return Contents.of(
-        samples,
+    note = (
         f"nine classes; right if the argmax among all classes belongs to it by {IN9_MAP}; as "
-        "stored, neither resized nor cropped",
-        labels,
-        accepts=_accepted(folder, root),
-        dataset=AsStored,
-        complaint=complaint,
+        "stored, neither resized nor cropped"
     )
+    rule: Any = {"accepts": _accepted(folder, root), "dataset": AsStored}
+    return Contents.of_folders(folder, labels, "the nine of ImageNet-9", note, **rule)
 
 
 def _accepted(folder: Path, root: Path) -> dict[int, tuple[int, ...]]:
@@ -107,38 +104,32 @@ def _accepted(folder: Path, root: Path) -> dict[int, tuple[int, ...]]:
     return {k: tuple(head for head in sorted(number) if number[head] == k) for k in range(9)}
 
 
-def _counteranimal_origin(group: str, images: int) -> Origin:
-    return Origin(
+_COUNTERANIMAL_HOMES = (
+    *(f"{home}LAION-final" for home in ("counteranimal/", "CounterAnimal/", "")),
+    "counteranimal",
+    "CounterAnimal",
+)
+COUNTERANIMAL = {
+    group: Origin(
         f"CounterAnimal, {group} backgrounds",
-        (
-            "counteranimal/LAION-final",
-            "CounterAnimal/LAION-final",
-            "LAION-final",
-            "counteranimal",
-            "CounterAnimal",
-        ),
+        _COUNTERANIMAL_HOMES,
         Size(images, 45),
         "https://counteranimal.github.io",
         "photographs of iNaturalist under their own licences",
         partial(counteranimal, group=group),
     )
-
-
-def _imagenet9_origin(kind: str) -> Origin:
-    homes = ("imagenet-9", "ImageNet-9", "imagenet9", "bg_challenge", "backgrounds_challenge")
-    return Origin(
+    for group, images in (("common", 7174), ("counter", 5926))
+}
+_IN9_HOMES = ("imagenet-9", "ImageNet-9", "imagenet9", "bg_challenge", "backgrounds_challenge")
+IMAGENET_9 = {
+    kind: Origin(
         f"ImageNet-9 {kind}",
-        tuple(f"{home}/{kind}/val" for home in homes),
+        tuple(f"{home}/{kind}/val" for home in _IN9_HOMES),
         None,
         IN9_SOURCE,
         "not stated by its authors; made of ImageNet's images",
         imagenet9,
         in_distribution=kind == "original",
     )
-
-
-COUNTERANIMAL = {
-    "common": _counteranimal_origin("common", 7174),
-    "counter": _counteranimal_origin("counter", 5926),
+    for kind in IN9_KINDS
 }
-IMAGENET_9 = {kind: _imagenet9_origin(kind) for kind in IN9_KINDS}

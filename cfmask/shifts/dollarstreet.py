@@ -43,7 +43,6 @@ def dollar_street(folder: Path, root: Path) -> Contents:
         [(str(folder / path), label) for (path, _, _), label in zip(rows, labels)],
         f"right if the argmax among all classes is one of those of {LIST}; groups: quartiles of "
         f"income; {AS_STORED}",
-        {},
         accepts=accepts,
         groups=tuple(bisect_left(QUARTILES, income) for _, _, income in rows),
         group_names=GROUPS,

@@ -58,7 +58,6 @@ def image_list(
     return Contents.of(
         samples,
         f"{note}; {READING[as_stored]}",
-        {},
         dataset=partial(Pictures, as_stored=as_stored),
         groups=tuple(map(names.index, groups)) if names else None,
         group_names=names,

@@ -12,28 +12,33 @@ from pathlib import Path
 
 from cfmask.shift import Size
 from cfmask.shifts import imagenet_val
-from cfmask.shifts.imagenet_val import AS_STORED, val, val_of_subset, val_with_real_labels
+from cfmask.shifts.imagenet_val import (
+    AS_STORED,
+    of_val,
+    val,
+    val_of_subset,
+    val_with_real_labels,
+)
 from cfmask.shifts.objectnet import SOURCE, objectnet
 from cfmask.shifts.origin import Origin
-from cfmask.shifts.pictures import Contents, labelled
+from cfmask.shifts.pictures import Contents
 from cfmask.wordnet import subset, synsets
 
 
 def by_wordnet_id(folder: Path, root: Path, restriction: str = "") -> Contents:
     """Folders by WordNet id, of all classes or of a `subset`, among which the argmax is then."""
-    classes = subset(restriction) if restriction else tuple(range(len(synsets())))
-    labels = {synsets()[k]: k for k in classes}
-    samples, complaint = labelled(folder, labels, f"WordNet ids of its {len(labels)} classes")
+    classes = subset(restriction) if restriction else None
+    labels = {synsets()[k]: k for k in classes or range(len(synsets()))}
+    what = f"WordNet ids of its {len(labels)} classes"
     note = f"label = WordNet id that names the folder; {AS_STORED}"
-    return Contents.of(samples, note, labels, classes if restriction else None, complaint=complaint)
+    return Contents.of_folders(folder, labels, what, note, classes=classes)
 
 
 def by_number(folder: Path, root: Path) -> Contents:
     """ImageNet-V2, whose folders are numbered: in a listing, 10 comes before 2."""
     labels = {str(k): k for k in range(len(synsets()))}
-    samples, complaint = labelled(folder, labels, "numbers 0 to 999")
     note = f"label = number that names the folder; {AS_STORED}"
-    return Contents.of(samples, note, labels, complaint=complaint)
+    return Contents.of_folders(folder, labels, "numbers 0 to 999", note)
 
 
 def _v2(title: str, name: str, on_request: bool) -> Origin:
@@ -50,18 +55,9 @@ def _v2(title: str, name: str, on_request: bool) -> Origin:
     )
 
 
-def _of_val(title: str, name: str) -> Origin:
-    return Origin(
-        title,
-        imagenet_val.PLACES,
-        Size(10_000, 200),
-        imagenet_val.SOURCE,
-        imagenet_val.LICENCE,
-        partial(val_of_subset, name=name),
-        in_distribution=True,
-        beside=name,
-        made_of="val",
-    )
+def _of_subset(title: str, name: str) -> Origin:
+    read = partial(val_of_subset, name=name)
+    return of_val(title, Size(10_000, 200), read, in_distribution=True, beside=name)
 
 
 IMAGENET: dict[str, Origin] = {
@@ -108,19 +104,17 @@ IMAGENET: dict[str, Origin] = {
         "CC BY 4.0 with two clauses: never tune parameters on it; on the web only with its border",
         objectnet,
     ),
-    "real": Origin(
+    "real": of_val(
         "ImageNet val with ReaL labels",
-        imagenet_val.PLACES,
         Size(46_837, 1000),
+        val_with_real_labels,
         "https://github.com/google-research/reassessed-imagenet",
         f"labels Apache-2.0; images: {imagenet_val.LICENCE}",
-        val_with_real_labels,
         in_distribution=True,
         on_request=True,
-        made_of="val",
     ),
-    "val on R classes": _of_val("ImageNet val, classes of R", "r"),
-    "val on A classes": _of_val("ImageNet val, classes of A", "a"),
+    "val on R classes": _of_subset("ImageNet val, classes of R", "r"),
+    "val on A classes": _of_subset("ImageNet val, classes of A", "a"),
     "v2-threshold0.7": _v2("ImageNet-V2 threshold 0.7", "threshold0.7", True),
     "v2-top-images": _v2("ImageNet-V2 top images", "top-images", True),
 }

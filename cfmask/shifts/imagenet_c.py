@@ -172,13 +172,17 @@ def _val(folder: Path, root: Path) -> Contents:
     return imagenet_val.val(folder, root)
 
 
-def _stored_origin(name: str, severity: int) -> Origin:
-    # The five archives unpack into folders of corruptions; some keep a folder for each archive.
-    homes = ("imagenet-c", "ImageNet-C", "imagenet_c")
-    archives = ("", "noise/", "blur/", "weather/", "digital/", "extra/")
-    return Origin(
+# The five archives unpack into folders of corruptions; some keep a folder for each archive.
+_PLACES = [
+    f"{home}/{archive}"
+    for home in ("imagenet-c", "ImageNet-C", "imagenet_c")
+    for archive in ("", "noise/", "blur/", "weather/", "digital/", "extra/")
+]
+_ALL = [(name, severity) for name in (*ALEXNET_ERRORS, *EXTRA) for severity in SEVERITIES]
+IMAGENET_C = {
+    f"{name}-{severity}": Origin(
         f"ImageNet-C {name} {severity}",
-        tuple(f"{home}/{archive}{name}/{severity}" for home in homes for archive in archives),
+        tuple(f"{place}{name}/{severity}" for place in _PLACES),
         Size(50_000, 1000),
         "https://zenodo.org/records/2235448",
         f"made of ImageNet's images: {imagenet_val.LICENCE}",
@@ -187,22 +191,15 @@ def _stored_origin(name: str, severity: int) -> Origin:
         part_of="imagenet-c",
         each=50,
     )
-
-
-def _made_origin(name: str, severity: int) -> Origin:
-    return Origin(
+    for name, severity in _ALL
+}
+IMAGENET_C_MADE = {
+    f"{name}-{severity}": imagenet_val.of_val(
         f"ImageNet-C {name} {severity}, made here",
-        imagenet_val.PLACES,
         Size(50_000, 1000),
-        imagenet_val.SOURCE,
-        imagenet_val.LICENCE,
         partial(made, corruption=name, severity=severity),
         on_request=name in EXTRA,
-        made_of="val",
         part_of="imagenet-c-made",
     )
-
-
-_ALL = [(name, severity) for name in (*ALEXNET_ERRORS, *EXTRA) for severity in SEVERITIES]
-IMAGENET_C = {f"{name}-{s}": _stored_origin(name, s) for name, s in _ALL}
-IMAGENET_C_MADE = {f"{name}-{s}": _made_origin(name, s) for name, s in _ALL}
+    for name, severity in _ALL
+}

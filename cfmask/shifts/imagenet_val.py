@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,8 +12,9 @@ from cfmask.data.file_index import entries
 from cfmask.decoding import READING
 from cfmask.errors import InputError
 from cfmask.files import read_text
-from cfmask.shifts.origin import several_classes
-from cfmask.shifts.pictures import Contents, Samples, labelled, pictures
+from cfmask.shift import Size
+from cfmask.shifts.origin import Origin, ReadContents, several_classes
+from cfmask.shifts.pictures import Contents, Samples, pictures
 from cfmask.weights import BROKEN
 from cfmask.wordnet import numbers, real_labels, subset, synsets
 
@@ -26,12 +28,10 @@ AS_STORED = READING[True]
 def val(folder: Path, root: Path) -> Contents:
     """ImageNet val, in folders by WordNet id or flat with the labels of the devkit."""
     if any(is_folder and name != DEVKIT for name, is_folder in entries(folder).items()):
-        samples, complaint = labelled(folder, numbers(), "WordNet ids")
-        note = "label = WordNet id of the folder"
-    else:
-        samples, complaint = _flat(folder, root), ""
-        note = "label = ground truth of the ILSVRC2012 devkit"
-    return Contents.of(samples, f"{note}; {AS_STORED}", numbers(), complaint=complaint)
+        note = f"label = WordNet id of the folder; {AS_STORED}"
+        return Contents.of_folders(folder, numbers(), "WordNet ids", note)
+    note = f"label = ground truth of the ILSVRC2012 devkit; {AS_STORED}"
+    return Contents.of(_flat(folder, root), note, labels=numbers())
 
 
 def val_of_subset(folder: Path, root: Path, name: str) -> Contents:
@@ -39,7 +39,8 @@ def val_of_subset(folder: Path, root: Path, name: str) -> Contents:
     whole, classes = val(folder, root), subset(name)
     samples = [(path, label) for path, label in whole.samples if label in set(classes)]
     labels = {synsets()[k]: k for k in classes}
-    return Contents.of(samples, whole.note, labels, classes, complaint=whole.complaint)
+    facts: Any = {"labels": labels, "classes": classes, "complaint": whole.complaint}
+    return Contents.of(samples, whole.note, **facts)
 
 
 def val_with_real_labels(folder: Path, root: Path) -> Contents:
@@ -50,7 +51,19 @@ def val_with_real_labels(folder: Path, root: Path) -> Contents:
     labels, accepts = several_classes([classes for _, classes in seen])
     note = f"ReaL labels by the number in the file's name, images without any left out; {AS_STORED}"
     samples = [(path, label) for (path, _), label in zip(seen, labels)]
-    return Contents.of(samples, note, {}, accepts=accepts)
+    return Contents.of(samples, note, accepts=accepts)
+
+
+def of_val(
+    title: str,
+    expected: Size | None,
+    read: ReadContents,
+    source: str = SOURCE,
+    licence: str = LICENCE,
+    **facts: Any,
+) -> Origin:
+    """A set of val's own images; `facts` are further attributes by name."""
+    return Origin(title, PLACES, expected, source, licence, read, made_of="val", **facts)
 
 
 def image_number(path: str) -> int:
@@ -83,13 +96,10 @@ def _flat(folder: Path, root: Path) -> Samples:
             f"Expected folders by WordNet id in {folder}, or the unpacked {DEVKIT} (or "
             f"torchvision's meta.bin) beside it; get it from {SOURCE}."
         )
-    samples = []
-    for path in pictures(folder):
-        index = image_number(path) - 1
-        if not 0 <= index < len(labels):
-            raise InputError(f"Expected a label for {path}, but there are {len(labels)} labels.")
-        samples.append((path, labels[index]))
-    return samples
+    numbered = [(path, image_number(path)) for path in pictures(folder)]
+    if lone := [path for path, number in numbered if number > len(labels)]:
+        raise InputError(f"Expected a label for {lone[0]}, but there are {len(labels)} labels.")
+    return [(path, labels[number - 1]) for path, number in numbered]
 
 
 def devkit_labels(folder: Path, root: Path) -> list[int] | None:

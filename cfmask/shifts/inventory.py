@@ -13,11 +13,11 @@ from typing import Any
 from rich.table import Column, Table
 
 from cfmask.data.unreadable import complaints
-from cfmask.errors import InputError, at_least, unknown
+from cfmask.errors import InputError, at_least, listed, unknown
 from cfmask.images import Preprocess
 from cfmask.shift import Size, qualified
 from cfmask.shifts.imagenet_val import devkit_labels
-from cfmask.shifts.origin import Origin, looked_for
+from cfmask.shifts.origin import Origin
 from cfmask.shifts.pictures import Contents, Samples
 from cfmask.shifts.published import PUBLISHED, is_asked_for
 from cfmask.wordnet import numbers, real_labels
@@ -251,9 +251,9 @@ def _stray(image: str, label: int) -> bool:
     return bool(match) and numbers().get(match[0] if match else "", label) != label
 
 
-def _some(names: Sequence[str], count: int = 3) -> str:
+def _some(names: Sequence[str]) -> str:
     """How many there are, and the first of them."""
-    return f"{len(names)} ({', '.join(names[:count])}{', …' if len(names) > count else ''})"
+    return f"{len(names)} ({listed(names, 3)})"
 
 
 def _unreadable(contents: Contents, name: str, workers: int, progress: bool) -> list[str]:
@@ -279,7 +279,7 @@ def check_table(checks: Sequence[SetCheck]) -> Table:
 def absent_lines(checks: Sequence[SetCheck]) -> list[str]:
     """For each set that is not there what was looked for and where to get it."""
     return [
-        f"{check.name}: looked for {looked_for(check.places)}; get it from {check.source}"
+        f"{check.name}: looked for {listed(check.places, 6)}; get it from {check.source}"
         for check in checks
         if check.path is None
     ]

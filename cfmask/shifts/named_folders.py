@@ -13,7 +13,7 @@ from cfmask.data.holdout import HELD_OUT, Undivided, undivided
 from cfmask.data.shard_index import INDEX, ShardIndex
 from cfmask.data.shards import ShardImages, shards_in
 from cfmask.decoding import READING
-from cfmask.errors import InputError
+from cfmask.errors import InputError, listed
 from cfmask.images import Preprocess
 from cfmask.labels import class_numbers
 from cfmask.shift import Request, Shift
@@ -181,7 +181,6 @@ def _set(folder: Path, classes: Sequence[str], reference: bool, note: str, store
     found = Contents.of(
         [sample for part in parts for sample in part],
         f"{note}; {READING[stored]}" + "; groups: folders around the classes" * grouped,
-        {},
         dataset=partial(Pictures, as_stored=stored),
         groups=tuple(k for k, part in enumerate(parts) for _ in part) if grouped else None,
         group_names=tuple(inner) if grouped else (),
@@ -197,9 +196,8 @@ def _packed(
     found = class_numbers(index.classes, classes, where)
     if None in found:
         raise InputError(
-            f"Expected the classes of {where} among {', '.join(classes[:8])}"
-            f"{', …' if len(classes) > 8 else ''}, but got {index.classes[found.index(None)]}; "
-            "leave it out."
+            f"Expected the classes of {where} among {listed(classes)}, but got "
+            f"{index.classes[found.index(None)]}; leave it out."
         )
     numbers = [k for k in found if k is not None] or list(range(len(classes)))
     index.check_labels(len(numbers))

@@ -11,7 +11,7 @@ from pathlib import Path
 from cfmask.data.folders import Pictures
 from cfmask.errors import InputError
 from cfmask.shifts.imagenet_val import AS_STORED
-from cfmask.shifts.pictures import Contents, labelled
+from cfmask.shifts.pictures import Contents
 
 BORDER = 2
 SOURCE = "https://objectnet.dev/download.html"
@@ -27,17 +27,16 @@ def objectnet(folder: Path, root: Path) -> Contents:
     """Images of the classes that ImageNet has; a label is the number of such a class."""
     overlap, others = _classes(folder / "mappings")
     labels = {name: k for k, name in enumerate(sorted(overlap))}
-    what = "ObjectNet folder names"
-    samples, complaint = labelled(folder / "images", labels, what, others)
     accepts = {number: overlap[name] for name, number in labels.items()}
-    return Contents.of(
-        samples,
-        f"{BORDER} pixels cropped from each side before resizing; {AS_STORED}",
+    return Contents.of_folders(
+        folder / "images",
         labels,
-        tuple(sorted({k for several in accepts.values() for k in several})),
-        accepts,
-        partial(Pictures, border=BORDER),
-        complaint=complaint,
+        "ObjectNet folder names",
+        f"{BORDER} pixels cropped from each side before resizing; {AS_STORED}",
+        others,
+        classes=tuple(sorted({k for several in accepts.values() for k in several})),
+        accepts=accepts,
+        dataset=partial(Pictures, border=BORDER),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cfmask.errors import InputError
+from cfmask.errors import InputError, listed
 from cfmask.shift import Shift, Size
 from cfmask.shifts.pictures import Contents
 from cfmask.wordnet import synsets
@@ -30,11 +30,6 @@ def several_classes(
     for classes in right:
         number.setdefault(classes, len(number))
     return [number[classes] for classes in right], {number[classes]: classes for classes in right}
-
-
-def looked_for(places: Sequence[str], most: int = 6) -> str:
-    """The folders that were looked for, in one line; of very many the first."""
-    return f"{', '.join(places[:most])}{', …' if len(places) > most else ''}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ class Origin:
         folder = self.place(root)
         if folder is None:
             raise InputError(
-                f"Expected {self.title} in {root}, but none of {looked_for(self.places)} is there; "
+                f"Expected {self.title} in {root}, but none of {listed(self.places, 6)} is there; "
                 f"get it from {self.source}. What is there: python eval.py --check --data_root "
                 f"{root}"
             )

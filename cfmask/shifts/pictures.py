@@ -7,7 +7,7 @@ orientation nor transparency applied.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from cfmask.data.file_index import class_folders, entries
 from cfmask.data.folders import Pictures
 from cfmask.decoding import ENDINGS, extent, read_image, stored_size
-from cfmask.errors import InputError
+from cfmask.errors import InputError, listed
 from cfmask.images import Preprocess, as_bytes
 from cfmask.shift import Shift, Size
 
@@ -86,32 +86,58 @@ class Contents(Shift):
 
     @classmethod
     def of(
-        cls,
-        samples: Samples,
-        note: str,
-        labels: Mapping[str, int],
-        classes: tuple[int, ...] | None = None,
-        accepts: Mapping[int, tuple[int, ...]] | None = None,
-        dataset: MakeDataset = Pictures,
-        **facts: Any,
+        cls, samples: Samples, note: str, dataset: MakeDataset = Pictures, **facts: Any
     ) -> Contents:
         """A set without a name, counted.
 
         Args:
-            samples: see above.
+            samples: path and label of each image.
             note: see `Shift`.
-            labels: see above.
-            classes: see `Shift`.
-            accepts: see `Shift`.
             dataset: makes images of the samples.
             facts: further attributes, by name.
         """
+        made = cls("", partial(dataset, samples), note=note, samples=samples, **facts)
         present = {label for _, label in samples}
-        if accepts is not None and not labels:
-            present = {k for label in present for k in accepts[label]}
-        found = Size(len(samples), len(present))
-        load, rule = partial(dataset, samples), (False, classes, accepts, found)
-        return cls("", load, *rule, note=note, samples=samples, labels=labels, **facts)
+        if made.accepts is not None and not made.labels:
+            present = {k for label in present for k in made.accepts[label]}
+        return replace(made, found=Size(len(samples), len(present)))
+
+    @classmethod
+    def of_folders(
+        cls,
+        folder: Path,
+        labels: Mapping[str, int],
+        what: str,
+        note: str,
+        ignored: frozenset[str] = frozenset(),
+        **facts: Any,
+    ) -> Contents:
+        """Pictures of class folders, labelled by the name of their folder.
+
+        Args:
+            folder: of the class folders.
+            labels: label by the name of the class folder.
+            what: what these names are, for the complaint.
+            note: see `Shift`.
+            ignored: names of folders that may be there but are not read.
+            facts: as for `of`.
+
+        Raises:
+            InputError: no such folder, or no folder in it.
+        """
+        names = class_folders(folder)
+        samples = [
+            (path, labels[name])
+            for name in names
+            if name in labels
+            for path in pictures(folder / name)
+        ]
+        other = [name for name in names if name not in labels and name not in ignored]
+        complaint = (
+            f"Expected the folders of {folder} to be {what}, but got {listed(other)}; remove or "
+            "rename them."
+        )
+        return cls.of(samples, note, labels=labels, complaint=complaint if other else "", **facts)
 
 
 def pictures(folder: Path) -> list[str]:
@@ -122,32 +148,3 @@ def pictures(folder: Path) -> list[str]:
     """
     names = (name for name, is_folder in entries(folder).items() if not is_folder)
     return sorted(str(folder / name) for name in names if name.lower().endswith(ENDINGS))
-
-
-def labelled(
-    folder: Path, labels: Mapping[str, int], what: str, ignored: frozenset[str] = frozenset()
-) -> tuple[Samples, str]:
-    """Pictures of the class folders, labelled by the name of their folder.
-
-    Args:
-        folder: of the class folders.
-        labels: label by the name of the class folder.
-        what: what these names are, for the complaint.
-        ignored: names of folders that may be there but are not read.
-
-    Returns:
-        The samples, and a complaint that names the folders that do not belong there; it is empty
-        if there are none.
-
-    Raises:
-        InputError: no such folder, or no folder in it.
-    """
-    names = class_folders(folder)
-    other = [name for name in names if name not in labels and name not in ignored]
-    complaint = other and (
-        f"Expected the folders of {folder} to be {what}, but got {', '.join(other[:8])}"
-        f"{', …' if len(other) > 8 else ''}; remove or rename them."
-    )
-    own = [name for name in names if name in labels]
-    samples = [(path, labels[name]) for name in own for path in pictures(folder / name)]
-    return samples, complaint or ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
-from cfmask.errors import InputError, unknown
+from cfmask.errors import InputError, listed, unknown
 from cfmask.shift import Request, Shift, qualified
 from cfmask.shifts.attributes import IMAGENET_E, IMAGENET_X
 from cfmask.shifts.backgrounds import COUNTERANIMAL, IMAGENET_9
@@ -14,7 +14,7 @@ from cfmask.shifts.combinations import COLLECTIONS, corruption_sets
 from cfmask.shifts.dollarstreet import DOLLAR_STREET
 from cfmask.shifts.imagenet import IMAGENET
 from cfmask.shifts.imagenet_c import IMAGENET_C, IMAGENET_C_MADE
-from cfmask.shifts.origin import Origin, looked_for
+from cfmask.shifts.origin import Origin
 from cfmask.shifts.watermark import IMAGENET_W
 from cfmask.wordnet import synsets
 
@@ -86,7 +86,7 @@ def _there(family: str, root: Path) -> tuple[list[str], tuple[str, ...]]:
     if not found:
         places = list(dict.fromkeys(origin.places[0] for origin in wanted.values()))
         raise InputError(
-            f"Expected sets of {family} in {root}, such as {looked_for(places)}, but found none. "
+            f"Expected sets of {family} in {root}, such as {listed(places, 6)}, but found none. "
             f"What is there: python eval.py --check --data_root {root}"
         )
     own = [name for name, origin in wanted.items() if not origin.made_of]

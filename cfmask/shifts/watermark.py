@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from cfmask.errors import InputError
 from cfmask.images import Preprocess
 from cfmask.shift import Size
 from cfmask.shifts import imagenet_val
-from cfmask.shifts.origin import Origin, ReadContents
+from cfmask.shifts.imagenet_val import of_val
 from cfmask.shifts.pictures import Contents, Samples
 
 FONT = "SourceHanSerifSC-ExtraLight.otf"
@@ -111,29 +112,28 @@ def imagenet_w(folder: Path, root: Path, only: int | None = None, marked: bool =
     labels = {name: label for name, label in val.labels.items() if only in (None, label)}
     note = f"with the watermark of {FONT}, written after resizing and cropping; " if marked else ""
     dataset = partial(Watermarked, font=font) if marked else Pictures
-    return Contents.of(
-        samples, f"val, {note}{val.note}", labels, dataset=dataset, complaint=val.complaint
-    )
+    facts: Any = {"labels": labels, "complaint": val.complaint}
+    return Contents.of(samples, f"val, {note}{val.note}", dataset, **facts)
 
 
-def _origin(title: str, read: ReadContents, expected: Size, in_distribution: bool) -> Origin:
-    return Origin(
-        title,
-        imagenet_val.PLACES,
-        expected,
-        SOURCE,
-        f"images: {imagenet_val.LICENCE}",
-        read,
-        in_distribution,
-        made_of="val",
-    )
-
-
-_CARTONS = partial(imagenet_w, only=CARTON)
-_CLEAN_CARTONS = partial(imagenet_w, only=CARTON, marked=False)
+_LICENCE = f"images: {imagenet_val.LICENCE}"
 IMAGENET_W = {
-    "imagenet-w": _origin("ImageNet-W", imagenet_w, Size(50_000, 1000), False),
+    "imagenet-w": of_val("ImageNet-W", Size(50_000, 1000), imagenet_w, SOURCE, _LICENCE),
     # Images of one class belong in no mean of shifts.
-    "carton": _origin("ImageNet-W, cartons", _CARTONS, Size(50, 1), True),
-    "carton-clean": _origin("ImageNet val, cartons", _CLEAN_CARTONS, Size(50, 1), True),
+    "carton": of_val(
+        "ImageNet-W, cartons",
+        Size(50, 1),
+        partial(imagenet_w, only=CARTON),
+        SOURCE,
+        _LICENCE,
+        in_distribution=True,
+    ),
+    "carton-clean": of_val(
+        "ImageNet val, cartons",
+        Size(50, 1),
+        partial(imagenet_w, only=CARTON, marked=False),
+        SOURCE,
+        _LICENCE,
+        in_distribution=True,
+    ),
 }
