@@ -138,7 +138,16 @@ class Fill(ABC):
         """Images (B, 3, H, W) with the patches of bool (B, h, w) replaced, the rest untouched."""
 
 
-class SingleFill(Fill):
+class _DonorFill(Fill):
+    """Every replaced patch comes from the same position of another image."""
+
+    needs_donors = True
+
+    def __init__(self, donors: Donors = "device") -> None:
+        self.donors = donors
+
+
+class SingleFill(_DonorFill):
     """Every replaced patch comes from the same position of one other image.
 
     No image is its own donor, and every image is the donor of one other.
@@ -147,11 +156,6 @@ class SingleFill(Fill):
         donors: `device` takes from the images of the device's own batch, `all` from those of all
             devices, which need batches of one size.
     """
-
-    needs_donors = True
-
-    def __init__(self, donors: Donors = "device") -> None:
-        self.donors = donors
 
     def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
         """See `Fill`.
@@ -166,29 +170,19 @@ class SingleFill(Fill):
         return torch.where(pixels(replaced, images), pool[donors[own]], images)
 
 
-class MultiFill(Fill):
+class MultiFill(_DonorFill):
     """Every replaced patch comes from the same position of its own random other image.
 
     Args:
         donors: see `SingleFill`.
     """
 
-    needs_donors = True
-
-    def __init__(self, donors: Donors = "device") -> None:
-        self.donors = donors
-
     def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
-        """See `Fill`.
-
-        Raises:
-            InputError: a batch of one image, which has no other to take from.
-        """
+        """See `SingleFill`."""
         pool, own = _donors(images, self.donors)
         donors = _others(own.view(-1, 1, 1).expand(replaced.shape), len(pool))
-        grid = [torch.arange(n, device=images.device) for n in replaced.shape[1:]]
-        rows, columns = torch.meshgrid(*grid, indexing="ij")
-        return _replace(images, replaced, _patches(pool, replaced)[donors, rows, columns])
+        given = pool.gather(0, pixels(donors, images).expand_as(images))
+        return torch.where(pixels(replaced, images), given, images)
 
 
 class ConstantFill(Fill):
@@ -243,20 +237,20 @@ class ShuffleFill(Fill):
 
     def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
         """See `Fill`."""
-        patches, flat = _patches(images, replaced), replaced.flatten(1)
-        noise = _own_rows(
-            len(flat), lambda rows: torch.rand(rows, flat.shape[1], device=images.device)
-        )
-        # Both orders put the replaced patches first: by position, and at random.
-        places = (~flat).to(noise.dtype).argsort(dim=1, stable=True)
-        drawn = (noise + (~flat).to(noise.dtype)).argsort(1)
+        _check_grid(images, replaced)
+        (h, w), flat = replaced.shape[1:], replaced.flatten(1)
+        noise = _own_rows(len(flat), lambda rows: torch.rand(rows, h * w, device=images.device))
+        # Both orders begin with the replaced patches: by position, and at random.
+        rest = torch.arange(1, 1 + h * w, device=images.device, dtype=noise.dtype)
+        places = torch.where(flat, 0, rest).argsort(dim=1, stable=True)
+        drawn = torch.where(flat, noise, rest).argsort(1)
         source = torch.empty_like(places).scatter_(1, places, drawn)
-        image = torch.arange(len(images), device=images.device).view(-1, 1, 1)
-        rows, columns = (
-            part.view(replaced.shape)
-            for part in (source // replaced.shape[2], source % replaced.shape[2])
-        )
-        return _replace(images, replaced, patches[image, rows, columns])
+        # Patches as (B, h, w, 3, H/h, W/w).
+        cut = images.unflatten(3, (w, -1)).unflatten(2, (h, -1)).permute(0, 2, 4, 1, 3, 5)
+        image = torch.arange(len(images), device=images.device).view(-1, 1)
+        moved = cut.flatten(1, 2)[image, source].view(cut.shape)
+        whole: Tensor = moved.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+        return whole
 
 
 class NoFill(Fill):
@@ -315,21 +309,6 @@ def pixels(patches: Tensor, images: Tensor) -> Tensor:
     (high, wide), (h, w) = images.shape[2:], patches.shape[1:]
     spread = patches.repeat_interleave(high // h, 1).repeat_interleave(wide // w, 2)
     return spread.unsqueeze(1)
-
-
-def _patches(images: Tensor, grid: Tensor) -> Tensor:
-    """Images (B, 3, H, W) cut into (B, h, w, 3, H/h, W/w)."""
-    _check_grid(images, grid)
-    h, w = grid.shape[1:]
-    cut: Tensor = images.unflatten(3, (w, -1)).unflatten(2, (h, -1))
-    return cut.permute(0, 2, 4, 1, 3, 5)
-
-
-def _replace(images: Tensor, replaced: Tensor, patches: Tensor) -> Tensor:
-    """Images with the replaced patches taken from (B, h, w, 3, H/h, W/w)."""
-    chosen = torch.where(replaced[..., None, None, None], patches, _patches(images, replaced))
-    whole: Tensor = chosen.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
-    return whole
 
 
 def _donors(images: Tensor, donors: Donors) -> tuple[Tensor, Tensor]:

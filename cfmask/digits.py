@@ -237,12 +237,10 @@ def _photograph(name: str) -> Tensor:
     from skimage import data
     from sklearn.datasets import load_sample_image
 
-    if name in ("china", "flower"):
-        pixels = torch.tensor(load_sample_image(f"{name}.jpg"))
-    else:
-        pixels = torch.tensor(
-            getattr(data, name)()[0] if name[:6] == "stereo" else getattr(data, name)()
-        )
+    sample = name in ("china", "flower")
+    found = load_sample_image(f"{name}.jpg") if sample else getattr(data, name)()
+    # Of a stereo pair the first picture.
+    pixels = torch.tensor(found[0] if isinstance(found, tuple) else found)
     if pixels.ndim == 2:
         pixels = pixels.unsqueeze(-1).expand(-1, -1, 3)
     image = pixels.permute(2, 0, 1).unsqueeze(0).float() / 255
@@ -276,24 +274,12 @@ def _grey(images: Tensor) -> Tensor:
     return (images * weights).sum(1, keepdim=True).expand_as(images)
 
 
-def _photo(images: Tensor, rng: torch.Generator) -> Tensor:
-    return images
-
-
-def _gray(images: Tensor, rng: torch.Generator) -> Tensor:
-    return _grey(images)
-
-
 def _sketch(images: Tensor, rng: torch.Generator) -> Tensor:
     """Dark edges on white paper: Sobel magnitude of the luminance."""
     grey = F.pad(_grey(images)[:, :1], (1, 1, 1, 1), mode="replicate")
     kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).view(1, 1, 3, 3)
     edges = (F.conv2d(grey, kernel) ** 2 + F.conv2d(grey, kernel.mT) ** 2).sqrt()
     return (1 - edges).clamp(0, 1).expand_as(images)
-
-
-def _negative(images: Tensor, rng: torch.Generator) -> Tensor:
-    return 1 - images
 
 
 def _painting(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -315,17 +301,13 @@ def _blurry(images: Tensor, rng: torch.Generator) -> Tensor:
     return blurred
 
 
-def _noisy(images: Tensor, rng: torch.Generator) -> Tensor:
-    return images + 0.1 * torch.randn(images.shape, generator=rng)
-
-
 STYLES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "photo": _photo,
+    "photo": lambda images, rng: images,
     "sketch": _sketch,
-    "negative": _negative,
+    "negative": lambda images, rng: 1 - images,
     "painting": _painting,
     "mosaic": _mosaic,
     "blurry": _blurry,
-    "noisy": _noisy,
-    "gray": _gray,
+    "noisy": lambda images, rng: images + 0.1 * torch.randn(images.shape, generator=rng),
+    "gray": lambda images, rng: _grey(images),
 }

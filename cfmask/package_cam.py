@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cfmask.classifier import Classifier
@@ -94,7 +94,9 @@ class PackageCAM(Relevance):
             "reshape_transform": lambda activation: as_map(activation, twin)
         }
         if "ablation_layer" in inspect.signature(self._make).parameters:
-            arguments["ablation_layer"] = _ablation_layer(twin)
+            package, last = import_module("pytorch_grad_cam"), _channels_come_last(twin)
+            layer = package.AblationLayerVit if last else package.AblationLayer
+            arguments["ablation_layer"] = layer()
         try:
             cam = self._make(
                 twin, [] if self.name == "FullGrad" else layers, **{**arguments, **self.options}
@@ -132,11 +134,3 @@ def package_cams() -> dict[str, Any]:
 
 def _channels_come_last(classifier: Classifier) -> bool:
     return classifier.tokens is not None or classifier.layout.channels_last
-
-
-def _ablation_layer(classifier: Classifier) -> nn.Module:
-    """What takes channels away."""
-    package = import_module("pytorch_grad_cam")
-    last = _channels_come_last(classifier)
-    layer: nn.Module = package.AblationLayerVit() if last else package.AblationLayer()
-    return layer

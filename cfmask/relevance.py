@@ -11,6 +11,7 @@ import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,14 +101,11 @@ class Trace:
                 scale = unit.to(gradient.dtype).view(-1, *[1] * (gradient.ndim - 1))
                 self.contributions[index] = self.reduce(index, gradient * scale)
 
-        handles = [logits.register_hook(take_unit)]
-        for index, tensor in enumerate(self.tensors):
-            handles.append(tensor.register_hook(lambda g, index=index: receive(index, g)))
-        try:
+        with contextlib.ExitStack() as hooks:
+            hooks.enter_context(logits.register_hook(take_unit))
+            for index, tensor in enumerate(self.tensors):
+                hooks.enter_context(tensor.register_hook(partial(receive, index)))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def relevance(self) -> Tensor:
         """Relevance float (B, h, w) in [0, 1], once the gradient has passed."""
@@ -231,7 +229,15 @@ class _ActivationMap(GradientRelevance):
 
     def watch(self, classifier: Classifier, images: Tensor) -> tuple[Tensor, Trace]:
         """See `GradientRelevance.watch`."""
-        with torch.enable_grad(), eager(), self._tap(classifier) as taps:
+        taps: list[Tensor] = []
+
+        def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            # A frozen encoder makes no graph: the tap then starts one.
+            taps.append(output if output.requires_grad else output.detach().requires_grad_())
+            return taps[-1]
+
+        layer = classifier.layer(self.layer or classifier.feature_map)
+        with torch.enable_grad(), eager(), layer.register_forward_hook(keep):
             logits = classifier(images)
         if not taps:
             raise InputError(
@@ -246,23 +252,6 @@ class _ActivationMap(GradientRelevance):
             return self.weigh(*maps).clamp(min=0)
 
         return logits, Trace(taps, reduce, lambda maps: maps[0])
-
-    @contextlib.contextmanager
-    def _tap(self, classifier: Classifier) -> Iterator[list[Tensor]]:
-        """List that holds the layer's output once the classifier has run."""
-        taps: list[Tensor] = []
-
-        def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            # A frozen encoder makes no graph: the tap then starts one.
-            output = output if output.requires_grad else output.detach().requires_grad_()
-            taps.append(output)
-            return output
-
-        handle = classifier.layer(self.layer or classifier.feature_map).register_forward_hook(keep)
-        try:
-            yield taps
-        finally:
-            handle.remove()
 
 
 class GradCAM(_ActivationMap):
