@@ -8,6 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from support.small_methods import build, count_passes, fit
+from support.training import fails
 
 from cfmask import (
     AttentionRelevance,
@@ -31,6 +32,7 @@ from cfmask import (
     load_classifier,
 )
 from cfmask import methods as methods_package
+from cfmask.methods.distillation import Distance
 
 ALL = [
     kind
@@ -367,3 +369,10 @@ def test_arguments_that_are_handed_on_are_seen_by_name_with_their_defaults():
     assert shown["distance"].default == "feature" and "rest" not in shown
     masked = inspect.signature(MaskedDistillation).parameters
     assert set(inspect.signature(Distillation).parameters) < set(masked)
+    types = {"lr": float, "betas": tuple[float, float], "distance": Distance, "copies": "int"}
+    assert {name: masked[name].annotation for name in types} == types
+
+
+@pytest.mark.parametrize("option", ["--model.lr", "--model.distance", "--model.copies"])
+def test_a_value_of_another_type_is_refused_in_one_line(option, capsys):
+    assert "abc" in fails(capsys, "--config", "demo", f"{option}=abc")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from typing import TypedDict
+from typing import Any, TypedDict, get_type_hints
 
 from cfmask.methods.encoders import Compiled
 
@@ -27,7 +28,7 @@ class Recipe(TypedDict, total=False):
 
 
 def spell_out(method: type) -> None:
-    """Show the arguments that a constructor hands on as `**recipe` by name, with their defaults.
+    """Show the arguments that a constructor hands on as `**recipe`, with their types and defaults.
 
     Help, config files and an editor's notebook read them from the signature.
     """
@@ -38,10 +39,17 @@ def spell_out(method: type) -> None:
     if last.kind is not inspect.Parameter.VAR_KEYWORD:
         return
     names = {argument.name for argument in given}
-    parents = inspect.signature(method.__mro__[1].__init__).parameters.values()  # type: ignore[misc]
+    parent = method.__mro__[1].__init__  # type: ignore[misc]
+    types: dict[str, Any] = {}
+    # The words of an annotation mean something in the parent's file alone.
+    with contextlib.suppress(NameError):
+        types = get_type_hints(parent)
     handed = [
-        argument.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for argument in parents
+        argument.replace(
+            kind=inspect.Parameter.KEYWORD_ONLY,
+            annotation=types.get(argument.name, argument.annotation),
+        )
+        for argument in inspect.signature(parent).parameters.values()
         if argument.name not in names and argument.kind is not inspect.Parameter.VAR_KEYWORD
     ]
     own.__signature__ = inspect.Signature([*given, *handed])
