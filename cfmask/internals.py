@@ -1,4 +1,4 @@
-"""Internals: the private parts of torch, Lightning, open_clip and timm that this package uses.
+"""Internals: the private parts of other libraries that this package uses.
 
 They are taken from here alone. A release may rename or drop any of them without notice; then one
 line says which one has gone, and which releases have it.
@@ -22,6 +22,10 @@ PARTS = {
     "fake_tensors": ("torch", "torch._subclasses", "FakeTensorMode"),
     "export_violation": ("torch", "torch._export.verifier", "SpecViolationError"),
     "mkldnn_bf16": ("torch", "torch", "ops.mkldnn._is_mkldnn_bf16_supported"),
+    "flash_on_cpu": ("torch", "torch", "ops.aten._scaled_dot_product_flash_attention_for_cpu"),
+    "batch_norm": ("torch", "torch.nn.modules.batchnorm", "_BatchNorm"),
+    "make_subclass": ("torch", "torch", "Tensor._make_subclass"),
+    "plain_tensors": ("torch", "torch._C", "DisableTorchFunctionSubclass"),
     "vision_tower": ("open_clip_torch", "open_clip.model", "_build_vision_tower"),
     "embed": ("open_clip_torch", "open_clip.transformer", "VisionTransformer._embeds"),
     "pool": ("open_clip_torch", "open_clip.transformer", "VisionTransformer._pool"),
@@ -32,7 +36,22 @@ PARTS = {
         "pytorch_lightning.trainer.connectors.signal_connector",
         "_SignalConnector",
     ),
+    # What subclasses of this package override.
+    "csv_folder": (
+        "pytorch-lightning",
+        "pytorch_lightning.loggers.csv_logs",
+        "ExperimentWriter._check_log_dir_exists",
+    ),
+    "bar": ("pytorch-lightning", "pytorch_lightning.callbacks", "RichProgressBar._update_metrics"),
+    "hyperparameters": (
+        "pytorch-lightning",
+        "pytorch_lightning.cli",
+        "LightningCLI._add_instantiators",
+    ),
+    "trainer": ("pytorch-lightning", "pytorch_lightning.cli", "LightningCLI._instantiate_trainer"),
 }
+# What torch can say of a processor, by name; older releases have fewer of these.
+PROBES = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
 
 
 def internal(name: str) -> Any:
@@ -108,6 +127,33 @@ def forget_sigterm(trainer: Any) -> None:
     """Let a trainer of Lightning's forget that it was told to stop."""
     internal("signals")
     trainer._signal_connector.received_sigterm = False
+
+
+def is_attached(module: Any) -> bool:
+    """Whether a LightningModule has a trainer, without the error of its property."""
+    return module._trainer is not None
+
+
+def takes_found_inf(optimizer: Any) -> bool:
+    """Whether an optimiser leaves out steps by its `found_inf` on the device, as fused ones do."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def option_types(parser: Any) -> dict[str, Any]:
+    """Type of each option of a jsonargparse parser by its name; None where it notes none."""
+    actions = parser._option_string_actions
+    return {name: getattr(action, "_typehint", None) for name, action in actions.items()}
+
+
+def has_positionals(parser: Any) -> bool:
+    """Whether a parser takes words that are no options."""
+    return not all(action.option_strings for action in parser._actions)
+
+
+def processor_has(name: str) -> bool:
+    """Whether the processor has a unit of `PROBES`, as far as the installed torch can say."""
+    probe = getattr(import_module("torch.cpu"), PROBES[name], None)
+    return probe is not None and bool(probe())
 
 
 def _gone(library: str, part: str) -> InputError:

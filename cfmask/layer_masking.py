@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfmask.errors import InputError
+from cfmask.internals import internal
 from cfmask.masked_maps import (
     Mask,
     MaskRules,
@@ -46,6 +47,7 @@ from cfmask.masked_maps import (
 
 __all__ = ["LayerMaskingError", "MaskRules", "applying", "masked_forward", "unmask"]
 
+_make_subclass, _plain_tensors = internal("make_subclass"), internal("plain_tensors")
 _OURS = MaskRules()
 _APPLIED = ContextVar("rules", default=_OURS)
 
@@ -131,7 +133,7 @@ class _Masked(Tensor):
     def value(self) -> Tensor:
         """The plain tensor, zero where hidden but by other `MaskRules.outside`."""
         # An autograd.Function runs without gradient and then marks the shell, not the value.
-        with torch._C.DisableTorchFunctionSubclass():
+        with _plain_tensors():
             if not self.is_leaf:
                 raise LayerMaskingError(
                     f"Layer masking cannot go through {type(self.grad_fn).__name__}"
@@ -154,7 +156,7 @@ def _wrap(value: Tensor, mask: Mask, space: int = 2, *, is_zero: bool = False) -
     if not is_zero and mask.rules.outside == "zero":
         value = value * ~_spread(mask.hidden, value.ndim, space)
     empty = torch.empty(value.shape, dtype=value.dtype, device="meta")
-    shell = Tensor._make_subclass(_Masked, empty, value.requires_grad)
+    shell: _Masked = _make_subclass(_Masked, empty, value.requires_grad)
     shell._value, shell.mask, shell.space = value, mask, space
     return shell
 

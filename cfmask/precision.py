@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from cfmask.internals import internal
+from cfmask.internals import PROBES, internal, processor_has
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -42,14 +42,7 @@ def bf16_unit(device: str) -> str | None:
     hidden = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
     if hidden or os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BF16:
         return None
-    probes = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
-    return next((name for name, probe in probes.items() if _has(probe)), None)
-
-
-def _has(probe: str) -> bool:
-    """Answer of one of torch's probes of the processor; older torch has fewer of them."""
-    ask = getattr(torch.cpu, probe, None)
-    return ask is not None and bool(ask())
+    return next(filter(processor_has, PROBES), None)
 
 
 def settled(precision: Precision, device: str) -> Literal["fp32", "bf16"]:

@@ -13,7 +13,7 @@ import signal
 import sys
 import typing
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser
 import cfmask
 from cfmask.commands.blame import input_error, users_bug
 from cfmask.commands.config_files import read_config, refuse_pipes, set_yaml_loader
+from cfmask.internals import has_positionals, option_types
 from cfmask.terminal import complain, fail, printing, say, show_table
 
 if typing.TYPE_CHECKING:
@@ -39,27 +40,18 @@ class OneLineParser(ArgumentParser):
         """See `ArgumentParser.parse_args`."""
         words = [*(sys.argv[1:] if args is None else args), "--"]
         refuse_pipes(words)
-        switches = {
-            name: getattr(action, "_typehint", None)
-            for name, action in self._option_string_actions.items()
-            if _takes_bool(getattr(action, "_typehint", None))
-        }
+        known = option_types(self)
+        switches = {name: kind for name, kind in known.items() if _takes_bool(kind)}
         # Before positional arguments, a word that is no truth is one of them.
-        spaced = all(action.option_strings for action in self._actions)
+        spaced = not has_positionals(self)
         bare = [
             f"{word}=true"
             if (word in switches and not _is_value(after, spaced or not _is_truth(switches[word])))
-            or (self._is_inner(word) and after.startswith("--"))
+            or (_is_inner(word, known) and after.startswith("--"))
             else word
             for word, after in itertools.pairwise(words)
         ]
         return super().parse_args(bare, *more, **options)
-
-    def _is_inner(self, word: str) -> bool:
-        """Whether a word names a setting of a part whose class is chosen on the same line."""
-        part, dot, name = word.partition(".")
-        chosen = dot and part in self._option_string_actions and "=" not in word
-        return bool(chosen) and word not in self._option_string_actions and name != "help"
 
     def parse_path(self, path: Any, *more: Any, **options: Any) -> Any:
         """See `ArgumentParser.parse_path`."""
@@ -73,7 +65,14 @@ class OneLineParser(ArgumentParser):
         bug = users_bug(ex)
         if bug is not None:
             raise bug
-        fail(_brief(message, {option.lstrip("-") for option in self._option_string_actions}))
+        fail(_brief(message, {option.lstrip("-") for option in option_types(self)}))
+
+
+def _is_inner(word: str, options: Container[str]) -> bool:
+    """Whether a word names a setting of a part whose class is chosen on the same line."""
+    part, dot, name = word.partition(".")
+    chosen = dot and part in options and "=" not in word
+    return bool(chosen) and word not in options and name != "help"
 
 
 def _takes_bool(kind: Any) -> bool:

@@ -65,7 +65,7 @@ class AnswerStore:
 
 def checksum(tensors: Mapping[str, Tensor], key: str) -> str:
     """SHA-256 of answers and of the key that they were kept under."""
-    return _digest(tensors, key).hexdigest()
+    return _digest(tensors, key)
 
 
 def file_name(model: str, shift: str) -> str:
@@ -85,17 +85,17 @@ def key_of(*parts: str) -> str:
 def model_key(model: Classifier) -> str:
     """Key of a classifier: its class, its spec and the bytes of all its weights."""
     text = json.dumps(model.spec.plain(), sort_keys=True)
-    return _digest(model.state_dict(), text).hexdigest()
+    return _digest(model.state_dict(), text)
 
 
-def _digest(tensors: Mapping[str, Tensor], text: str) -> hashlib._Hash:
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     """SHA-256 of a text, and of names, types, shapes and bytes of tensors."""
     digest = hashlib.sha256(text.encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         flat = value.detach().cpu().contiguous().view(-1)
         digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-    return digest
+    return digest.hexdigest()
 
 
 def set_key(shift: Shift, data: Readable) -> str:

@@ -17,6 +17,7 @@ from cfmask.checkpoint import plain_spec
 from cfmask.classifier import Classifier
 from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
+from cfmask.internals import internal, is_attached, takes_found_inf
 from cfmask.methods.encoders import Compiled, checkpoint_blocks, compile_encoder
 from cfmask.methods.finite import FiniteWatch
 from cfmask.methods.mixing import Mixing
@@ -168,7 +169,7 @@ class Method(pl.LightningModule, ABC):
             The loss without its graph. Outside of a trainer the loss as it came: a loop of one's
             own may clear gradients between `losses` and its backward pass.
         """
-        if self._trainer is None:
+        if not is_attached(self):
             return loss
         self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, None)
         if isinstance(self.trainer.strategy, SingleDeviceStrategy):
@@ -286,7 +287,7 @@ class Method(pl.LightningModule, ABC):
         if not scaled:
             norm = torch.nn.utils.get_total_norm([p.grad for p in given if p.grad is not None])
         wrong = self._watch.judge(self.global_step, norm)
-        alone = getattr(optimizer, "_step_supports_amp_scaling", False)
+        alone = takes_found_inf(optimizer)
         if alone and not scaled:
             optimizer.found_inf = wrong.float()  # type: ignore[attr-defined]
         every = self.trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
@@ -338,7 +339,7 @@ class Method(pl.LightningModule, ABC):
         """Set the mode; batch norm stays in eval mode."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, internal("batch_norm")):
                 module.eval()
         return self
 

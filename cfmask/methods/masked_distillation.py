@@ -14,6 +14,7 @@ from cfmask.classifier import Classifier
 from cfmask.counterfactual import Counterfactual, check_donors
 from cfmask.data.datamodule import TrainingData
 from cfmask.errors import InputError
+from cfmask.internals import is_attached
 from cfmask.methods.base import Method
 from cfmask.methods.distillation import Distillation, Distilling
 from cfmask.relevance import GradientRelevance, Relevance, default_relevance
@@ -158,7 +159,7 @@ class MaskedDistillation(Distillation):
     ) -> Tensor:
         """Weighted distance of student and teacher on one counterfactual of each image."""
         masked, replaced = make(images, relevance)
-        if self._trainer is not None:
+        if is_attached(self):
             self.log("masked_share", replaced.float().mean())
         if not make.fill.removes:
             return self.distill(self.classifier.features(masked), masked)

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cfmask.attention import Attention, Given
 from cfmask.classifier import Classifier
-from cfmask.internals import fake_tensors
+from cfmask.internals import fake_tensors, internal
 from cfmask.methods import Method
 
 
@@ -40,7 +40,7 @@ class _Fused(Attention):
     """Attention by a kernel that keeps no map, as GPUs have."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, given: Given) -> Tensor:
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        kernel = internal("flash_on_cpu")
         output: Tensor = kernel(query, key, value, 0.0, given.causal, attn_mask=given.mask)[0]
         return output
 
