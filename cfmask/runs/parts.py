@@ -6,13 +6,10 @@ types that their constructors name.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import types
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from cfmask.counterfactual import Counterfactual
 from cfmask.data.datamodule import TrainingData
@@ -20,6 +17,7 @@ from cfmask.errors import InputError
 from cfmask.relevance import Relevance
 from cfmask.runs.run_folder import CONFIG, RunFolder
 from cfmask.trust import find_class
+from cfmask.typed_json import Misfit, Typed
 
 
 @dataclass(frozen=True)
@@ -111,12 +109,12 @@ def built(value: Any, base: type, source: Path, trust: bool = False) -> Any:
             f"Expected a {base.__name__} by class_path in {source}, but got {value!r:.80}."
         )
     kind = find_class(name, base, source, trust)
-    hints = get_type_hints(kind.__init__)
-    given = {}
+    hints, given = get_type_hints(kind.__init__), {}
+    typed = Typed(make=lambda inner, base: built(inner, base, source, trust))
     for key, item in init.items():
         try:
-            given[key] = _argument(item, hints.get(key, Any), source, trust)
-        except TypeError as error:
+            given[key] = typed(item, hints.get(key, Any), key)
+        except Misfit as error:
             raise InputError(
                 f"Expected {hints[key]} as {key} of {name} in {source}, but got {item!r:.80}."
             ) from error
@@ -125,40 +123,6 @@ def built(value: Any, base: type, source: Path, trust: bool = False) -> Any:
     except TypeError as error:
         raise InputError(f"Cannot build {name} as {source} says: {error}.") from error
     return kind(**given)
-
-
-def _argument(value: Any, hint: Any, source: Path, trust: bool) -> Any:
-    """A value of a config as an argument of this type; a TypeError if it is none."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        for one in inner:
-            with contextlib.suppress(TypeError):
-                return _argument(value, one, source, trust)
-    elif origin is Literal:
-        if any(value == one and type(value) is type(one) for one in inner):
-            return value
-    elif origin is tuple and isinstance(value, list):
-        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
-        if len(kinds) == len(value):
-            return tuple(_argument(v, kind, source, trust) for v, kind in zip(value, kinds))
-    elif origin is not None and isinstance(value, list) and issubclass(origin, Sequence):
-        return [_argument(v, inner[0], source, trust) for v in value]
-    elif origin is not None and isinstance(value, dict) and issubclass(origin, Mapping):
-        return {key: _argument(v, inner[1], source, trust) for key, v in value.items()}
-    elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return value
-    elif hint in (int, str, bool, types.NoneType):
-        if type(value) is hint:
-            return value
-    elif isinstance(hint, type):
-        if isinstance(value, str | dict):
-            return built(value, hint, source, trust)
-    elif origin is None:
-        return value
-    raise TypeError
 
 
 def _texts(value: Any) -> list[str]:
