@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from cfmask.families.timm import TimmClassifier
     from cfmask.images import Preprocess, RandomCrop
     from cfmask.inference.saved_answers import SavedAnswers
+    from cfmask.merging.projection import tpgm
+    from cfmask.merging.soups import greedy_soup, model_stock
     from cfmask.methods.base import Method
     from cfmask.methods.distillation import Distillation
     from cfmask.methods.finetuning import FineTuning
@@ -81,6 +83,8 @@ _HOMES = {
     "families.timm": "TimmClassifier",
     "images": "Preprocess RandomCrop",
     "inference.saved_answers": "SavedAnswers",
+    "merging.projection": "tpgm",
+    "merging.soups": "greedy_soup model_stock",
     "methods.base": "Method",
     "methods.distillation": "Distillation",
     "methods.finetuning": "FineTuning",

@@ -233,7 +233,7 @@ def interpolate(start: Classifier, tuned: Classifier, alpha: float) -> Classifie
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"Expected alpha in [0, 1], but got {alpha}.")
-    _check_alike(start, tuned)
+    check_alike(start, tuned)
     old, new = start.state_dict(), tuned.state_dict()
     mixed = copy.deepcopy(tuned)
     mixed.load_state_dict(
@@ -259,7 +259,7 @@ def average(classifiers: Sequence[Classifier]) -> Classifier:
         raise InputError("Expected at least one classifier to average, but got none.")
     first = classifiers[0]
     for other in classifiers[1:]:
-        _check_alike(first, other)
+        check_alike(first, other)
     states = [classifier.state_dict() for classifier in classifiers]
     mean = copy.deepcopy(first)
     mean.load_state_dict({k: _mean([state[k] for state in states]) for k in states[0]})
@@ -272,7 +272,7 @@ def _mean(values: list[Tensor]) -> Tensor:
     return torch.stack([value.double() for value in values]).mean(0).to(values[0].dtype)
 
 
-def _check_alike(one: Classifier, other: Classifier) -> None:
+def check_alike(one: Classifier, other: Classifier) -> None:
     """Raise an InputError unless a mean of the weights of both makes sense."""
     if _alike(one) != _alike(other):
         raise InputError(

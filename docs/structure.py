@@ -29,6 +29,7 @@ reporting inference
 runs missingness
 comparison
 exporting
+merging
 __init__
 commands
 __main__

@@ -37,6 +37,7 @@ COMMANDS = {
     ),
     "predict": ("predict_images", "predict_images", "name the likeliest classes of pictures"),
     "export": ("export_model", "export_run", "write a run's model in another tool's format"),
+    "merge": ("merge_models", "merge_models", "make one model of several runs after training"),
     "pack": ("pack_images", "pack_images", "pack an image folder into shards, or verify them"),
 }
 

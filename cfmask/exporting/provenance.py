@@ -32,7 +32,7 @@ class Provenance:
 
     Attributes:
         format: name of the export's format.
-        weights: "tuned", "WiSE-FT 0.5", "mean of 3 runs", or both.
+        weights: "tuned", "WiSE-FT 0.5", "mean of 3 runs", or both; or how they were merged.
         classifier: the classifier's spec: encoder, class names, preprocessing, mean and std.
         runs: of each run whose weights are in it: its folder's name, the text of its config.yaml,
             and its summary.json, with the numbers of images.
@@ -40,6 +40,7 @@ class Provenance:
         report: figures of these very weights and of the starting point with their protocol; None
             if they were not evaluated.
         agreement: how far the file, loaded back, was found from the classifier.
+        merged: what `cfmask merge` made the weights of, and what it found; empty for others.
     """
 
     format: str
@@ -49,6 +50,7 @@ class Provenance:
     versions: dict[str, str] = field(default_factory=dict)
     report: ShiftReport | None = None
     agreement: str = ""
+    merged: dict[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:

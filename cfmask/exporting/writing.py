@@ -186,12 +186,27 @@ def export(
     if to not in EXPORTERS:
         raise unknown("format", to, EXPORTERS)
     folder = Path(out)
-    _check_folder(folder, overwrite)
+    check_folder(folder, overwrite)
     runs = [Path(run), *map(Path, average)]
     classifier = _weights(runs, alpha, trust)
     _check_family(classifier, to)
-    with whole_folder(folder) as unfinished:
-        return _write(classifier, describe(classifier, to, runs, alpha), unfinished)
+    return write_export(classifier, describe(classifier, to, runs, alpha), out)
+
+
+def write_export(classifier: Classifier, provenance: Provenance, out: str) -> Provenance:
+    """Write a classifier in the format that its provenance names, load it back and compare.
+
+    Args:
+        classifier: in eval mode.
+        provenance: what it is; how well the file agrees is filled in.
+        out: the folder, which `check_folder` has passed; what is there is replaced when the new
+            one is whole.
+
+    Raises:
+        InputError: see `export`.
+    """
+    with whole_folder(Path(out)) as unfinished:
+        return _write(classifier, provenance, unfinished)
 
 
 def push(folder: Path, repo: str, api: Any = None) -> str:
@@ -294,8 +309,12 @@ def _check_family(classifier: Classifier, to: str) -> None:
         )
 
 
-def _check_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds anything but, with `overwrite`, an older export."""
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds anything but, with `overwrite`, an older export.
+
+    Raises:
+        InputError: it does.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / FILE).is_file():

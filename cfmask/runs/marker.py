@@ -46,13 +46,28 @@ def held_out(folder: Path) -> list[str]:
     Raises:
         InputError: a damaged marker.
     """
+    paths = noted_images(folder).get("held out", [])
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise _damaged(folder / MARKER)
+    return paths
+
+
+def noted_images(folder: Path) -> dict[str, Any]:
+    """What tells a run's images from others; empty for a run of an older version.
+
+    Raises:
+        InputError: a damaged marker.
+    """
     marker = folder / MARKER
     begun = read_json(marker) if marker.is_file() else {}
     images = begun.get("images", {}) if isinstance(begun, dict) else None
-    paths = images.get("held out", []) if isinstance(images, dict) else None
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise InputError(f"Expected what the run began with in {marker}, but it is damaged.")
-    return paths
+    if not isinstance(images, dict):
+        raise _damaged(marker)
+    return images
+
+
+def _damaged(marker: Path) -> InputError:
+    return InputError(f"Expected what the run began with in {marker}, but it is damaged.")
 
 
 def check_beginning(folder: Path, images: Mapping[str, Any]) -> None:
@@ -70,7 +85,7 @@ def check_beginning(folder: Path, images: Mapping[str, Any]) -> None:
     marker, start = folder / MARKER, folder / PRETRAINED
     begun = read_json(marker) if marker.is_file() else {}
     if not isinstance(begun, dict):
-        raise InputError(f"Expected what the run began with in {marker}, but it is damaged.")
+        raise _damaged(marker)
     if "images" not in begun:
         return
     wrong = _difference(begun["images"], images)

@@ -1,0 +1,1 @@
+"""Merging: several tuned models, or one and its starting point -> one, after training."""
