@@ -107,6 +107,12 @@ _HOME = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name i
 __all__ = sorted(_HOME)
 
 
+def names_in(room: str) -> list[str]:
+    """Public classes of a folder of the package, none of them imported, but its base class."""
+    homes = {home: names for home, names in _HOMES.items() if home.startswith(f"{room}.")}
+    return sorted(" ".join(n for home, n in homes.items() if not home.endswith(".base")).split())
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
-from scipy import stats
+from support.averages import Path as WeightsPath
+from support.averages import weights_of
 from support.small_methods import fit
 from support.training import arguments, fails, run
 
@@ -22,16 +22,6 @@ from cfmask.methods.averages import Average, move
 from cfmask.runs.averaging import TrajectoryAverage
 
 STEPS = 5
-
-
-def weights_of(average: Average, steps: int) -> np.ndarray:
-    """What each of the weights counts, the start first, with sum 1."""
-    if average.kind == "beta":
-        density = stats.beta(average.shape, average.shape).pdf
-        counts = density((np.arange(steps + 1) + 0.5) / (steps + 1))
-        return counts / counts.sum()
-    newest = (1 - average.decay) * average.decay ** np.arange(steps)[::-1]
-    return np.concatenate([[average.decay**steps], newest])
 
 
 @pytest.mark.parametrize(
@@ -71,28 +61,16 @@ def test_an_average_is_named_with_its_number_or_without():
 
 @pytest.mark.parametrize("average", [Average("ema", 0.6), Average("beta")])
 def test_a_training_is_averaged_over_its_steps_and_left_alone(average, tiny_clip, tmp_path):
-    class Spy(pl.Callback):
-        def __init__(self):
-            self.path = []
-
-        def on_train_start(self, trainer, module):
-            self.on_train_batch_end(trainer, module)
-
-        def on_train_batch_end(self, trainer, module, *rest):
-            if trainer.global_step == len(self.path):
-                state = module.classifier.state_dict()
-                self.path.append({name: value.double().numpy() for name, value in state.items()})
-
-    spy, averaging = Spy(), TrajectoryAverage(average)
+    spy, averaging = WeightsPath(), TrajectoryAverage(average)
     method = FineTuning(tiny_clip, lr=1e-2)
     fit(method, tmp_path, STEPS, callbacks=[averaging, spy], accumulate_grad_batches=2)
-    assert len(spy.path) == STEPS + 1
+    assert len(spy.weights) == STEPS + 1
     counts = weights_of(average, STEPS)
     found = averaging.classifier(method).state_dict()
     for name, value in found.items():
-        expected = sum(count * one[name] for count, one in zip(counts, spy.path))
+        expected = sum(count * one[name] for count, one in zip(counts, spy.weights))
         np.testing.assert_allclose(value.numpy(), expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_array_equal(spy.path[-1][name], method.classifier.state_dict()[name])
+        np.testing.assert_array_equal(spy.weights[-1][name], method.classifier.state_dict()[name])
     assert averaging.bytes(method) == sum(value.nbytes for value in found.values())
 
 

@@ -58,12 +58,13 @@ def add_settings(parser: LightningArgumentParser) -> None:
     parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
     parser.link_arguments("run", "checkpoints.run")
     parser.add_function_arguments(compare, "evaluation", skip={"what", "out", "trust"})
-    parser.link_arguments(
-        "data",
-        "model.init_args.classifier.init_args.class_names",
-        compute_fn=_class_names,
-        apply_on="instantiate",
-    )
+    for model in ("classifier", "teacher"):
+        parser.link_arguments(
+            "data",
+            f"model.init_args.{model}.init_args.class_names",
+            compute_fn=_class_names,
+            apply_on="instantiate",
+        )
 
 
 def _class_names(data: TrainingData) -> list[str]:

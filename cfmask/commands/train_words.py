@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from cfmask import names_in
 from cfmask.commands.outline import help_lines
 from cfmask.commands.shipped import with_shipped_configs
 from cfmask.errors import InputError, no_option, unknown
@@ -24,10 +25,11 @@ HELP: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
             (),
             "timm:NAME, open_clip:NAME/TAG, my_module:MyNet, a run, a weights file",
         ),
+        ("--method NAME", ("--model",), ", ".join(names_in("methods")[::-1])),
         (
-            "--method NAME",
-            ("--model",),
-            "MaskedDistillation, Distillation, FineTuning, LinearProbe",
+            "--teacher WHAT",
+            ("--model.teacher",),
+            "another model than the start to distil from, named as --model is",
         ),
         ("--mask NAME", ("--model.counterfactual.mask",), "ObjectMask, ContextMask, RandomMask"),
         (
@@ -88,6 +90,8 @@ AUGMENTS = {"randaugment": "RandAugment", "trivialaugment": "TrivialAugmentWide"
 # Methods with a distance to a teacher, and the tag of a model without its weights.
 DISTILLING = ("MaskedDistillation", "Distillation")
 UNTRAINED = "random"
+# Options that name a model.
+MODELS = ("--model", "--teacher")
 # Groups whose settings have names of their own behind a dot.
 GROUPS = ("model", "data", "trainer", "evaluation", "checkpoints", "optimizer", "lr_scheduler")
 OTHERS = ("-c", "-h", "--help", "--help-all", "--print_config", "--seed_everything")
@@ -135,7 +139,7 @@ def _parts(arg: str) -> list[str]:
     """A short `--option=value` as two words, dashes in names as underscores may be written."""
     option, is_set, value = arg.partition("=")
     name = option if option in SHORT else option.replace("_", "-")
-    if name in SHORT or name == "--model":
+    if name in SHORT or name in MODELS:
         return [name, value] if is_set else [name]
     return [arg]
 
@@ -171,14 +175,14 @@ def _long(words: Sequence[str]) -> list[str]:
     found: list[str] = []
     rest = iter(words)
     for word in rest:
-        if word not in SHORT and word != "--model":
+        if word not in SHORT and word not in MODELS:
             found.append(word)
             continue
         value = next(rest, "--")
         if value.startswith("--"):
             raise InputError(f"Expected a value after {word}, but got none.")
-        if word == "--model":
-            found += _model(value, words)
+        if word in MODELS:
+            found += _model(word, value, words)
         elif word == "--augment":
             if value not in AUGMENTS:
                 raise unknown("augmentation", value, AUGMENTS)
@@ -190,33 +194,41 @@ def _long(words: Sequence[str]) -> list[str]:
     return found
 
 
-def _model(value: str, words: Sequence[str]) -> list[str]:
-    """The options of a model by name; what is no such name is the class of a method."""
+def _model(word: str, value: str, words: Sequence[str]) -> list[str]:
+    """The options of a model, or of a teacher, by name.
+
+    What `--model` gives and is no such name is the class of a method.
+    """
     family, is_model, name = value.partition(":")
-    classifier = "--model.classifier"
+    place = "--model.classifier" if word == "--model" else "--model.teacher"
+    units = [] if any(w.startswith("--model.distance") for w in words) else _IN_ITS_OWN_UNITS
     if not is_model:
-        if not Path(value).exists() and "/" not in value:
+        if Path(value).exists() or "/" in value:
+            # An epoch's weights or a run, whose own family it is, and as a start its own distance.
+            chosen = [place, "SavedClassifier", f"{place}.path", value]
+            return chosen if word == "--model" else chosen + units
+        if word == "--model":
             return ["--model", value]
-        # An epoch's weights or a run, whose own family and distance they are.
-        return [classifier, "SavedClassifier", f"{classifier}.path", value]
+    near = difflib.get_close_matches(family, ("timm", "open_clip"), cutoff=0.7)
+    if not is_model or (near and family not in near):
+        more = ", a weights file or a method's class" if word == "--model" else " or a weights file"
+        raise InputError(
+            f"Expected {word} timm:NAME, open_clip:NAME/TAG, my_module:MyNet, a run folder{more}, "
+            f"but got {value}."
+        )
     if family == "open_clip":
         base, _, tag = name.rpartition("/") if "/" in name else (name, "", "")
-        chosen = [classifier, "OpenClipClassifier", f"{classifier}.model", base]
-        return [*chosen, f"{classifier}.pretrained", tag or UNTRAINED]
+        chosen = [place, "OpenClipClassifier", f"{place}.model", base]
+        chosen += [f"{place}.pretrained", tag or UNTRAINED]
+        return chosen if word == "--model" else chosen + units
     if family == "timm":
         base, _, tag = name.partition("/")
         weights = {"": "true", UNTRAINED: "false"}.get(tag, tag)
-        chosen = [classifier, "TimmClassifier", f"{classifier}.model", base]
-        chosen += [f"{classifier}.pretrained", weights]
-    elif difflib.get_close_matches(family, ("timm", "open_clip"), cutoff=0.7):
-        raise InputError(
-            "Expected --model timm:NAME, open_clip:NAME/TAG, my_module:MyNet, a run folder, a "
-            f"weights file or a method's class, but got {value}."
-        )
+        chosen = [place, "TimmClassifier", f"{place}.model", base, f"{place}.pretrained", weights]
     else:
-        chosen = [classifier, "ModuleClassifier", f"{classifier}.module", f"{family}.{name}"]
-        chosen += [f"{classifier}.head", "linear"]
-    return chosen + (_IN_ITS_OWN_UNITS if _distils(words) else [])
+        chosen = [place, "ModuleClassifier", f"{place}.module", f"{family}.{name}"]
+        chosen += [f"{place}.head", "linear"]
+    return chosen + (units if _distils(words) else [])
 
 
 def _threshold(words: Sequence[str]) -> list[str]:

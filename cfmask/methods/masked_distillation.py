@@ -102,8 +102,12 @@ class MaskedDistillation(Distillation):
             self.relevance.check(self.classifier)
         if any(make.fill.removes for make in self.counterfactuals):
             hidden = torch.arange(math.prod(self.classifier.grid)) == 0
+            hidden = hidden.view(1, *self.classifier.grid)
             blank = torch.zeros(1, 3, *self.classifier.image_size)
-            self.teach(blank, hidden.view(1, *self.classifier.grid))
+            self.teach(blank, hidden)
+            if self.other:
+                with torch.no_grad():
+                    self.classifier.features(blank, hidden)
         if any(make.fill.needs_donors for make in self.counterfactuals):
             check_donors(data.batch_size)
 
@@ -128,7 +132,7 @@ class MaskedDistillation(Distillation):
         by_logit = self.explained and self.relevance_of == "logit"
         step = Method.passes(self)
         explaining = self.relevance.passes + bool(self.mixing) if by_logit else 0
-        return step + explaining + len(self.counterfactuals) * (step + 1)
+        return step + explaining + len(self.counterfactuals) * (step + self.taught())
 
     def graphs(self) -> float:
         """See `Method.graphs`."""
