@@ -64,14 +64,13 @@ class Results:
             KeyError: it is not there, or several families have such a set.
         """
         own = {row.shift: row for row in self.of(metric) if row.model == model}
-        alike = [name for name in own if shift in (name, name.partition("/")[2])]
         if shift in own:
             return own[shift]
-        if len(alike) > 1:
-            raise KeyError(f"{metric} of {model} on {shift}: {' or '.join(alike)}")
-        for name in alike:
-            return own[name]
-        raise KeyError(f"{metric} of {model} on {shift}")
+        alike = [name for name in own if name.partition("/")[2] == shift]
+        if len(alike) != 1:
+            several = f": {' or '.join(alike)}" if alike else ""
+            raise KeyError(f"{metric} of {model} on {shift}{several}")
+        return own[alike[0]]
 
     def value(self, model: str, shift: str, metric: str = "accuracy") -> float:
         """Value of `row`; a KeyError if it is not there."""
@@ -81,13 +80,23 @@ class Results:
         """All rows of a metric."""
         return [row for row in self.rows if row.metric == metric]
 
+    def cells(self, metric: str = "accuracy") -> dict[tuple[str, str], Row]:
+        """All rows of a metric by model and set or combination."""
+        return {(row.model, row.shift): row for row in self.of(metric)}
+
+    @property
+    def sets(self) -> dict[str, dict[str, Any]]:
+        """What the protocol says of each set, by its name."""
+        found: dict[str, dict[str, Any]] = self.protocol.get("sets", {})
+        return found
+
     def short(self, shift: str) -> str:
         """Name of a set as tables show it: without its family, where the reference has the same.
 
         Where there is no reference the first set stands for it. Sets of other families keep
         theirs, so that no two columns have one name.
         """
-        home = self.reference or next(iter(self.protocol.get("sets", {})), "")
+        home = self.reference or next(iter(self.sets), "")
         family, _, name = shift.partition("/")
         alone = name and family == home.partition("/")[0]
         return name if alone and all(row.shift != name for row in self.rows) else shift
@@ -108,10 +117,9 @@ class Results:
 
         Their number of images or classes is another, or some images could not be read.
         """
-        sets = self.protocol.get("sets", {})
         return [
             name
-            for name, rule in sets.items()
+            for name, rule in self.sets.items()
             if not rule.get("size", {}).get("complete", True) or rule.get("unreadable")
         ]
 
@@ -120,17 +128,15 @@ class Results:
 
         Parts of large collections are left out.
         """
-        sets = self.protocol.get("sets", {})
         names = list(dict.fromkeys(row.shift for row in self.of(metric)))
         names.sort(key=lambda name: name != self.reference)
-        return [name for name in names if not sets.get(name, {}).get("part_of")]
+        return [name for name in names if not self.sets.get(name, {}).get("part_of")]
 
     @property
     def shift_sets(self) -> list[str]:
         """Sets that tables show and that are not in distribution."""
-        sets = self.protocol.get("sets", {})
-        names = [name for name in self.columns() if name in sets]
-        return [name for name in names if not sets[name].get("in_distribution")]
+        clean = {name for name, rule in self.sets.items() if rule.get("in_distribution")}
+        return [name for name in self.columns() if name in self.sets and name not in clean]
 
     @property
     def under_shift(self) -> str | None:

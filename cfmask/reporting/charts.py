@@ -56,7 +56,7 @@ class Point:
 
 def points(report: Results, shift: str, reference: str) -> list[Point]:
     """Models that have an accuracy on both sets, in the order of the report."""
-    cells = {(row.model, row.shift): row for row in report.of("accuracy")}
+    cells = report.cells()
     pairs = [(m, cells.get((m, reference)), cells.get((m, shift))) for m in report.models]
     return [Point(model, x, y) for model, x, y in pairs if x is not None and y is not None]
 
@@ -153,14 +153,14 @@ def wise_curve(report: Results, curve: Curve, mean: str | None) -> str:
         curve: the models between two.
         mean: name of the mean under shift, if there is one.
     """
-    cells = {(row.model, row.shift): row.value for row in report.of("accuracy")}
-    sets = [name for name in report.columns() if name in report.protocol.get("sets", {})]
+    cells = report.cells()
+    sets = [name for name in report.columns() if name in report.sets]
     both = ((report.reference, 0), (mean, 1))
     strong = {name: number for name, number in both if name is not None}
 
     def line(axes: Axes, name: str, **style: Any) -> None:
         values = [(a, cells.get((m, name))) for a, m in zip(curve.alphas, curve.models)]
-        kept = [(a, 100 * v) for a, v in values if v is not None]
+        kept = [(a, 100 * row.value) for a, row in values if row is not None]
         if kept:
             axes.plot(*zip(*kept), **style)
 

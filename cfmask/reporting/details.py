@@ -123,10 +123,7 @@ def sets_table(report: Results) -> Table:
     """What there is to know of each set; a column that no set has anything for is left out."""
     totals = {row.shift: row.total for row in report.of("accuracy") if row.total}
     partly = incomplete(report)
-    facts = {
-        name: _set_facts(rule, partly.get(name, ""))
-        for name, rule in report.protocol.get("sets", {}).items()
-    }
+    facts = {name: _set_facts(rule, partly.get(name, "")) for name, rule in report.sets.items()}
     keys = ("rule", "source", "licence")
     told = [key for key in keys if any(own[key] for own in facts.values())]
     columns = [Column("set", words=True), Column("images"), Column("classes that compete")]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ def as_html(report: Results, gallery: Sequence[Disagreement] = ()) -> str:
         "differences": differences_table(report, styles),
         "worst": worst_table(report, styles),
         "judged": judged_model(report, styles),
-        "pictures": _grouped(_pictures(gallery), lambda item: item["found"].shift),
+        "pictures": _pictures(gallery),
         "explainers": _explainers(gallery),
         "protocol": list(_sentences(report)),
         "sets": sets_table(report),
@@ -74,23 +74,9 @@ def as_html(report: Results, gallery: Sequence[Disagreement] = ()) -> str:
     return page.render(report=report, heading=heading, **content)
 
 
-def _grouped(
-    items: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], str]
-) -> dict[str, list[dict[str, Any]]]:
-    """Items by key, keys in the order in which they come."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups
-
-
-def _accuracies(report: Results) -> dict[tuple[str, str], float]:
-    return {(row.model, row.shift): row.value for row in report.of("accuracy")}
-
-
 def _leads(report: Results, styles: dict[str, int]) -> Iterator[dict[str, Any]]:
     """Each model against its baseline: figures on the reference and on the mean under shift."""
-    cells, names = _accuracies(report), [report.reference, report.under_shift]
+    cells, names = report.cells(), [report.reference, report.under_shift]
     top, *others = styles or [""]
     for model in others:
         first = report.baseline(model) or top
@@ -98,9 +84,9 @@ def _leads(report: Results, styles: dict[str, int]) -> Iterator[dict[str, Any]]:
         moves = [
             {
                 "set": report.short(name),
-                "from": SHARE.text(a),
-                "to": SHARE.text(b),
-                "gain": POINTS.text(b - a),
+                "from": SHARE.text(a.value),
+                "to": SHARE.text(b.value),
+                "gain": POINTS.text(b.value - a.value),
             }
             for name, a, b in pairs
             if a is not None and b is not None
@@ -172,7 +158,7 @@ def _about(report: Results) -> Iterator[tuple[str, str]]:
     encoders = [str(facts.get("encoder", "")) for facts in protocol.get("models", {}).values()]
     if any(encoders):
         yield "model", ", ".join(filter(None, dict.fromkeys(encoders)))
-    names = [name for name in report.columns() if name in protocol.get("sets", {})]
+    names = [name for name in report.columns() if name in report.sets]
     more = f" and {len(names) - MOST_SETS} more" if len(names) > MOST_SETS else ""
     if names:
         yield "evaluated on", ", ".join(map(report.short, names[:MOST_SETS])) + more
@@ -188,16 +174,19 @@ def _named_facts(facts: Any) -> dict[str, str]:
 
 def _reliability(report: Results, styles: dict[str, int]) -> Iterator[dict[str, Any]]:
     """A diagram for each set that tables show, with the calibration error of each model."""
-    errors = {(row.model, row.shift): row.value for row in report.of("ece")}
+    errors = report.cells("ece")
     for shift in report.columns():
         svg = charts.reliability(report, shift, styles)
         if svg:
-            found = [(m, SHARE.text(errors[m, shift])) for m in styles if (m, shift) in errors]
+            found = [
+                (m, SHARE.text(errors[m, shift].value)) for m in styles if (m, shift) in errors
+            ]
             yield {"name": heading(report, shift), "svg": Markup(svg), "errors": found}
 
 
-def _pictures(gallery: Sequence[Disagreement]) -> Iterator[dict[str, Any]]:
-    """Cards of the gallery: image, and relevance of both models over it."""
+def _pictures(gallery: Sequence[Disagreement]) -> dict[str, list[dict[str, Any]]]:
+    """Cards of the gallery by set: image, and relevance of both models over it."""
+    cards: dict[str, list[dict[str, Any]]] = {}
     for found in gallery:
         answers = [
             {
@@ -212,7 +201,9 @@ def _pictures(gallery: Sequence[Disagreement]) -> Iterator[dict[str, Any]]:
             for answer in (found.first, found.second)
         ]
         name = found.file or f"image {found.index}"
-        yield {"found": found, "name": name, "image": _data_uri(found.image), "answers": answers}
+        card = {"found": found, "name": name, "image": _data_uri(found.image), "answers": answers}
+        cards.setdefault(found.shift, []).append(card)
+    return cards
 
 
 def _explainers(gallery: Sequence[Disagreement]) -> list[str]:

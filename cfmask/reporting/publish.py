@@ -44,8 +44,7 @@ def publish(
         The files, each replaced only when its text is whole.
     """
     pages: Publishers = {"html": partial(as_html, gallery=gallery)}
-    renderers = PUBLISHERS | pages
-    files = [folder / f"{name}.{suffix}" for suffix in renderers]
-    for file, render in zip(files, renderers.values()):
+    made = {folder / f"{name}.{suffix}": of for suffix, of in (PUBLISHERS | pages).items()}
+    for file, render in made.items():
         write_text(file, render(report))
-    return files
+    return list(made)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from itertools import chain
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.constrain import Constrain
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -125,7 +124,7 @@ class Table:
         left_out = [c.head for place, c in enumerate(self.columns) if place not in shown]
         if left_out:
             notes.append(f"Left out for want of room: {', '.join(left_out)}.")
-        prose = [_Wrapped(Text(visible(note), style="dim"), PROSE) for note in notes]
+        prose = [Constrain(Text(visible(note), style="dim"), PROSE) for note in notes]
         grid = self._grid(shown, widths, with_below)
         return Group(Text(visible(self.title), style="bold"), grid, *prose)
 
@@ -194,35 +193,23 @@ class Table:
 
     def latex(self) -> str:
         r"""The title as a comment and a `tabular` in the manner of booktabs, without the notes."""
-        return "\n".join([f"% {latex(self.title)}", *self._tabular()])
-
-    def _tabular(self) -> Iterator[str]:
-        yield rf"\begin{{tabular}}{{{''.join('l' if c.words else 'r' for c in self.columns)}}}"
-        yield r"\toprule"
-        yield " & ".join(latex(column.head) for column in self.columns) + r" \\"
-        yield r"\midrule"
-        for row in self.rows:
-            cells = [_bracketed(cell, latex, r"\textbf{{{}}}") for cell in row]
-            yield _row_start(" & ".join(cells)) + r" \\"
-        yield r"\bottomrule"
-        yield r"\end{tabular}"
+        kinds = "".join("l" if column.words else "r" for column in self.columns)
+        rows = [[_bracketed(cell, latex, r"\textbf{{{}}}") for cell in row] for row in self.rows]
+        lines = [
+            f"% {latex(self.title)}",
+            rf"\begin{{tabular}}{{{kinds}}}",
+            r"\toprule",
+            " & ".join(latex(column.head) for column in self.columns) + r" \\",
+            r"\midrule",
+            *(_row_start(" & ".join(row)) + r" \\" for row in rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+        return "\n".join(lines)
 
 
 # A note that begins so is about intervals, and goes where they go.
 BELOW = "Below a figure"
-
-
-@dataclass(frozen=True)
-class _Wrapped:
-    """A text wrapped at a width of its own."""
-
-    text: Text
-    width: int
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from console.render(
-            self.text, options.update(width=min(self.width, options.max_width))
-        )
 
 
 def _head_width(head: str, lines: int) -> int:
@@ -247,11 +234,11 @@ def _lines(words: Sequence[str], width: int) -> int:
 def printed(what: RenderableType) -> str:
     """What a terminal shows, without colours: as wide as this terminal, whole if there is none."""
     real = Console()
-    stream = io.StringIO()
     width = real.width if real.is_terminal else WHOLE
-    console = Console(file=stream, width=width, force_terminal=real.is_terminal, color_system=None)
-    console.print(what)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+    console = Console(width=width, force_terminal=real.is_terminal, color_system=None)
+    with console.capture() as shown:
+        console.print(what)
+    return "\n".join(line.rstrip() for line in shown.get().splitlines())
 
 
 def _in_terminal(cell: Cell, mark: int, with_below: bool) -> Text:
@@ -285,9 +272,8 @@ def _shown(value: Any) -> Any:
 
 def environment() -> Environment:
     """The templates of this folder; everything that they are given is escaped."""
-    folder = files("cfmask.reporting")
     return Environment(
-        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        loader=PackageLoader("cfmask", "reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

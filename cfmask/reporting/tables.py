@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,13 +47,8 @@ def spread_tables(report: Results) -> list[Table]:
 def table_of(report: Results, name: str = "accuracy") -> Table:
     """Models by sets: the figures of a metric with their intervals; without rows if it has none."""
     metric, shifts = described(name, report.protocol), report.columns(name)
-    cells = {(row.model, row.shift): row for row in report.of(name)}
+    cells = report.cells(name)
     models = [model for model in report.models if any((model, s) in cells for s in shifts)]
-    partly = incomplete(report)
-    columns = [
-        Column(heading(report, s), partly=s in partly, rank=_rank(report, s, place))
-        for place, s in enumerate(shifts, 1)
-    ]
     best = _best(metric, cells)
     rows = [
         [
@@ -63,9 +58,16 @@ def table_of(report: Results, name: str = "accuracy") -> Table:
         for model in models
     ]
     notes = footnotes(report, name, BELOW)
-    return Table(
-        metric.heading, [Column("model", True), *columns], [rows], notes, name, metric.meaning
-    )
+    return Table(metric.heading, _columns(report, shifts), [rows], notes, name, metric.meaning)
+
+
+def _columns(report: Results, shifts: Sequence[str]) -> list[Column]:
+    """The models' names, then a column for each set."""
+    partly = incomplete(report)
+    return [Column("model", True)] + [
+        Column(heading(report, s), partly=s in partly, rank=_rank(report, s, place))
+        for place, s in enumerate(shifts, 1)
+    ]
 
 
 def spread_table(report: Results, name: str = "accuracy") -> Table:
@@ -74,10 +76,6 @@ def spread_table(report: Results, name: str = "accuracy") -> Table:
     gains = replace(metric, signed=True)
     shifts = report.columns(name)
     cells = {(s.model, s.shift): s for s in report.spreads if s.metric == name}
-    columns = [Column("model", True)] + [
-        Column(heading(report, s), rank=_rank(report, s, place))
-        for place, s in enumerate(shifts, 1)
-    ]
     rows = []
     for model in dict.fromkeys(model for model, _ in cells):
         own = [cells.get((model, shift)) for shift in shifts]
@@ -88,7 +86,7 @@ def spread_table(report: Results, name: str = "accuracy") -> Table:
     if any(spread.gain is not None for spread in cells.values()):
         notes = [f"{notes[0]} {BELOW}: gain of each run over its own start."]
     title = f"Over seeds: {metric.heading}"
-    return Table(title, columns, [rows] if rows else [], notes, name)
+    return Table(title, _columns(report, shifts), [rows] if rows else [], notes, name)
 
 
 def _spread(spread: Spread | None, metric: Metric, gains: Metric) -> Cell:
@@ -106,8 +104,7 @@ def _rank(report: Results, shift: str, place: int) -> int:
         return 0
     if shift == MEAN:
         return 1
-    is_set = shift in report.protocol.get("sets", {})
-    return place + 1 if is_set else 1000 + place
+    return place + 1 if shift in report.sets else 1000 + place
 
 
 def _chosen(report: Results, model: str) -> str:
@@ -152,8 +149,7 @@ def incomplete(report: Results) -> dict[str, str]:
     Returns:
         Words by name of the set or combination, in the order of the protocol.
     """
-    sets: dict[str, dict[str, Any]] = report.protocol.get("sets", {})
-    words = {name: _missing(sets[name]) for name in report.incomplete}
+    words = {name: _missing(report.sets[name]) for name in report.incomplete}
     for name, parts in report.protocol.get("means", {}).items():
         partly = [report.short(part) for part in parts if part in words]
         if partly:
@@ -225,14 +221,12 @@ def as_csv(report: Results) -> str:
 def as_markdown(report: Results) -> str:
     """A table for each metric, then the footnotes."""
     parts = [table.markdown() for table in (*tables(report), *spread_tables(report))]
-    notes = [f"- {markdown(note)}" for note in footnotes(report)]
-    return "\n\n".join([*parts, "\n".join(notes)]).rstrip() + "\n"
+    notes = "\n".join(f"- {markdown(note)}" for note in footnotes(report))
+    return "\n\n".join([*parts, notes]).rstrip() + "\n"
 
 
 def as_latex(report: Results) -> str:
     r"""A `tabular` in the manner of booktabs for each metric; rows can be taken one by one."""
     parts = [table.latex() for table in (*tables(report), *spread_tables(report))]
-    notes = [f"% {latex(note)}" for note in footnotes(report)]
-    return (
-        "\n\n".join([r"% Needs \usepackage{booktabs}.", *parts, "\n".join(notes)]).rstrip() + "\n"
-    )
+    notes = "\n".join(f"% {latex(note)}" for note in footnotes(report))
+    return "\n\n".join([r"% Needs \usepackage{booktabs}.", *parts, notes]).rstrip() + "\n"
