@@ -1,4 +1,4 @@
-"""Shift: what an evaluation set is, and what is asked of those who make one."""
+"""Shift: what an evaluation set is, and the request by which sets are made."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Shift:
             set made by hand may have any name.
         load: preprocessing -> dataset of images uint8 (3, H, W) with labels; one that cannot be
             read raises `UnreadableImage`.
-        in_distribution: True for the reference set that the others are held against, and for other
+        in_distribution: True for the reference set that the others are compared with, and for other
             clean sets; they are in no mean.
         classes: classes of the head among which the argmax is taken; None for all.
         accepts: for a set whose labels are not classes of the head: label -> classes of the head
             that are right; None where the label itself is the one right class.
-        found: size of what is there, where it is known before the images are read.
+        found: size of the set on disk, where it is known before the images are read.
         expected: the published size.
-        note: what else a reader must know of how images and labels are read.
+        note: how images and labels are read, for the reader of a report.
         source: where to get the set.
         licence: of the set, as its authors state it.
         missing: names of the sets that were asked for with this one but are not there.
@@ -75,7 +75,7 @@ class Shift:
 
 @dataclass(frozen=True)
 class Request:
-    """What a family needs to know to make its sets.
+    """What a family of sets is given to make them.
 
     Attributes:
         data_root: folder with the images; None for built-in sets.

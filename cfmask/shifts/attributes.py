@@ -43,10 +43,10 @@ E_ORIGINAL = "ori"
 
 
 def imagenet_x(folder: Path, root: Path) -> Contents:
-    """Val, grouped by the factor that sets an image most apart from its class's prototypes.
+    """Val, grouped by the factor in which an image differs most from the prototypes of its class.
 
-    Labels and factors come from the annotations, the prototypes themselves are left out, as in the
-    authors' code (Idrissi et al., 2023).
+    Labels and factors come from the annotations; the prototypes are left out, as in the authors'
+    code (Idrissi et al., 2023).
 
     Raises:
         InputError: the annotations are not there or damaged.
@@ -63,7 +63,7 @@ def imagenet_x(folder: Path, root: Path) -> Contents:
 
 
 def _annotations(root: Path) -> dict[str, tuple[int, int]]:
-    """Head class and number of the top factor by file name, without the prototypes."""
+    """Head class and index of the top factor by file name, without the prototypes."""
     bases = (root / "imagenet-x", root / "imagenet_x", root)
     home = next((base for base in bases if (base / X_FACTORS).is_file()), None)
     if home is None or not (home / X_PROTOTYPES).is_file():
@@ -88,16 +88,15 @@ def _head_class(number: int) -> int:
 
 
 def _top(row: dict[str, int]) -> int:
-    """Number of the factor that the row has; the last number stands for none."""
-    present = [k for k, factor in enumerate(FACTORS) if row[factor]]
-    return present[0] if present else len(FACTORS)
+    """Index of the annotated factor; one past the last if there is none."""
+    return next((k for k, factor in enumerate(FACTORS) if row[factor]), len(FACTORS))
 
 
 def imagenet_e(folder: Path, root: Path, edited: bool) -> Contents:
     """The original images, or all edited ones, grouped by the folder of their edit.
 
-    Labels come from the set's own list; an edited image has the name of its original (Li et al.,
-    CVPR 2023).
+    Labels come from the set's own list; an edited image is named as its original (Li et al., CVPR
+    2023).
 
     Raises:
         InputError: no list of labels, or an image that is not in it.
@@ -123,7 +122,7 @@ def imagenet_e(folder: Path, root: Path, edited: bool) -> Contents:
 
 
 def _edit_labels(file: Path) -> dict[str, int]:
-    """Head class by the name of the image, less its ending; the lines are name, tab, number."""
+    """Head class by file name without suffix; the lines are name, tab, number."""
     try:
         lines = [line.split("\t") for line in read_text(file).splitlines() if line.strip()]
         return {Path(name).stem: _head_class(int(number)) for name, number in lines}

@@ -45,8 +45,8 @@ IN9_KINDS = (
 def counteranimal(folder: Path, root: Path, group: str) -> Contents:
     """The "common" or the "counter" backgrounds (Wang et al., 2024).
 
-    Class folders are called by the number of the head class and a name ("10 brambling"); in them
-    lie folders called by group and background ("common-grass").
+    Class folders are named by head class and name ("10 brambling"); the folders in them by group
+    and background ("common-grass").
     """
     samples: Samples = []
     labels: dict[str, int] = {}
@@ -66,10 +66,10 @@ def counteranimal(folder: Path, root: Path, group: str) -> Contents:
 
 
 def imagenet9(folder: Path, root: Path) -> Contents:
-    """One kind of ImageNet-9: nine classes, each of many of the head's.
+    """One kind of ImageNet-9: nine classes, each of several classes of the head.
 
-    Right is any head class that the authors' own map assigns to the class; the argmax is taken
-    among all classes, as in their code.
+    The argmax among all classes is right if the authors' map assigns it to the class, as in their
+    code.
 
     Raises:
         InputError: the map is not there or is damaged.

@@ -1,7 +1,7 @@
 """Catalogue: every family of evaluation sets by name.
 
-An entry of `SHIFTS` makes the sets of one family, each under a name of its own within it. A new
-family is one file and one entry. Sets of one's own need none: their import path is their family.
+An entry of `SHIFTS` makes the sets of one family; a new family is one file and one entry. Sets of
+your own need none: their import path is their family.
 """
 
 from __future__ import annotations
@@ -26,13 +26,10 @@ SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
 
 
 def find_shifts(names: Sequence[str], request: Request) -> list[Shift]:
-    """Sets by name: a family (`digits`) or some of it (`digits/sketch`), each set once.
+    """Sets by name: a family (`digits`) or part of it (`digits/sketch`), each set once.
 
-    The import path of what makes sets of one's own (`my_module.my_sets`) is a family too; see
-    `own_shifts`.
-
-    Returns:
-        The sets under their qualified names, so that no family's are taken for another's.
+    The import path of a maker of your own sets (`my_module.my_sets`) is a family too; see
+    `own_shifts`. The sets returned have qualified names (`family/name`).
 
     Raises:
         InputError: an unknown name (the nearest are named), or sets whose images are not there.

@@ -25,7 +25,7 @@ def mean_of(*sets: str) -> Combination:
 
 
 def drop(clean: str, shifted: str) -> Combination:
-    """Accuracy on a set less that on its shifted counterpart."""
+    """Accuracy on a set minus that on its shifted counterpart."""
     return Combination({clean: 1.0, shifted: -1.0})
 
 
@@ -59,25 +59,20 @@ def corruption_sets(family: str) -> list[str]:
 
 
 def mean_corruption_error(family: str) -> Combination:
-    """mCE: the mean over corruptions of error by AlexNet's error, as a fraction; lower is better.
+    """The mCE of one of the `COLLECTIONS`, as a fraction; lower is better.
 
-    Args:
-        family: one of the `COLLECTIONS`.
+    That is the mean over corruptions of the error divided by AlexNet's.
     """
-    count = len(ALEXNET_ERRORS)
-    weights = {
-        f"{family}/{name}-{severity}": -1 / (count * len(SEVERITIES) * error)
-        for name, error in ALEXNET_ERRORS.items()
-        for severity in SEVERITIES
-    }
-    return Combination(weights, sum(1 / error for error in ALEXNET_ERRORS.values()) / count)
+    shares = [1 / error / len(ALEXNET_ERRORS) for error in ALEXNET_ERRORS.values()]
+    each = [-share / len(SEVERITIES) for share in shares for _ in SEVERITIES]
+    return Combination(dict(zip(corruption_sets(family), each)), sum(shares))
 
 
 IMAGENET_FOUR = ("imagenet/v2", "imagenet/r", "imagenet/sketch", "imagenet/a")
 
-# What reports show beside the sets, if all sets of it are there. The mean of all shift sets always
-# is. Papers on ImageNet give the mean of five sets, or leave ObjectNet out: never compare one with
-# the other.
+# Shown by reports beside the sets, each if all its sets were evaluated; the mean of all shift sets
+# always is. Papers on ImageNet give the mean of five sets or, without ObjectNet, of four, which
+# cannot be compared.
 COMBINATIONS: dict[str, Combination] = {
     "O3": mean_of("digits/counter", "digits/sketch", "digits/rendition"),
     "mean of 5": mean_of(*IMAGENET_FOUR, "imagenet/objectnet"),

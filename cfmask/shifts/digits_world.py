@@ -15,7 +15,7 @@ from cfmask.shift import Request, Shift, Size
 
 
 def digits_shifts(request: Request) -> list[Shift]:
-    """The digits world. In all sets but `id` the background does not give the class away."""
+    """The sets of the digits world; in all but `id` the background does not predict the class."""
     if tuple(request.class_names) != digits.CLASS_NAMES:
         raise InputError(
             f"Expected a classifier of {', '.join(digits.CLASS_NAMES[:3])}, … for the digits, but "

@@ -14,18 +14,18 @@ from cfmask.errors import InputError
 from cfmask.labels import numbers_of
 from cfmask.shifts.pictures import Contents
 
-# Columns by what they hold; the first that is there is read.
+# Names of columns; the first that is there is read.
 PATHS = ("img_filename", "file_path", "filename", "path")
 LABELS = ("y", "label", "class", "object")
-# These are groups themselves.
+# Columns whose values are the groups.
 GROUPS = ("group", "domain", "region")
-# This one is a group together with the class (Sagawa et al., 2020).
+# A column that makes groups together with the class (Sagawa et al., 2020).
 WITH_CLASS = "place"
 SPLITS = {"0": "train", "1": "val", "2": "test", "valid": "val", "validation": "val"}
 
 
 def list_file(folder: Path) -> Path | None:
-    """The list in a folder, if it has one."""
+    """The list in a folder; None if it has none."""
     return next((folder / name for name in LISTS if (folder / name).is_file()), None)
 
 
@@ -35,8 +35,8 @@ def image_list(
     """Read the list of a folder.
 
     Args:
-        folder: of the list; paths in it are relative to the folder, or to its `images/`.
-        classes: names of the classes in the order of the labels; the list has names or numbers.
+        folder: of the list; its paths are relative to the folder, or to `images/` in it.
+        classes: names in the order of the labels; the list has names or numbers.
         split: which one to read; a list without splits is read whole.
         as_stored: leave EXIF rotation and transparency alone.
 
@@ -90,10 +90,10 @@ def _file(folder: Path) -> Path:
 
 
 def listed_rows(file: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file by the names in its first, every one with all its columns.
+    """The rows of a CSV file by its header; every row has all columns.
 
     Raises:
-        InputError: it cannot be read, or has no lines or other ones.
+        InputError: it cannot be read, has no rows, or a row of another length.
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
@@ -112,7 +112,7 @@ def listed_rows(file: Path) -> list[dict[str, str]]:
 
 
 def _found(paths: Sequence[str], file: Path) -> list[str]:
-    """Whole paths of the images, all of which must be there."""
+    """Full paths of the images, all of which must exist."""
     homes = (file.parent, file.parent / "images")
     home = next((home for home in homes if paths and (home / paths[0]).is_file()), homes[0])
     whole = [home / path for path in paths]

@@ -1,8 +1,7 @@
 """ImageNet and its shift sets, for classifiers of its 1000 classes in sorted WordNet order.
 
-A label is the number of a head class; where a set's labels are its own, `Shift.accepts` takes them
-to the head's. Labels come from the names of folders and files, never from the order in which
-folders happen to be listed.
+A label is the number of a head class; `Shift.accepts` maps labels that a set defines itself to
+head classes. Labels come from the names of folders and files, never from the order of a listing.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from cfmask.wordnet import subset, synsets
 
 
 def by_wordnet_id(folder: Path, root: Path, restriction: str = "") -> Contents:
-    """Folders by WordNet id, of all classes or of a `subset`, among which the argmax is then."""
+    """Folders by WordNet id, of all classes or of a `subset`, to which the argmax is restricted."""
     classes = subset(restriction) if restriction else None
     labels = {synsets()[k]: k for k in classes or range(len(synsets()))}
     what = f"WordNet ids of its {len(labels)} classes"
@@ -35,7 +34,7 @@ def by_wordnet_id(folder: Path, root: Path, restriction: str = "") -> Contents:
 
 
 def by_number(folder: Path, root: Path) -> Contents:
-    """ImageNet-V2, whose folders are numbered: in a listing, 10 comes before 2."""
+    """ImageNet-V2, whose folders are numbered; a sorted listing has 10 before 2."""
     labels = {str(k): k for k in range(len(synsets()))}
     note = f"label = number that names the folder; {AS_STORED}"
     return Contents.of_folders(folder, labels, "numbers 0 to 999", note)

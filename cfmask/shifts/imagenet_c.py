@@ -1,8 +1,8 @@
 """ImageNet-C: 15 corruptions at 5 severities, stored or made from val (Hendrycks & Dietterich).
 
-The stored images are 224 pixels wide and high and are judged as they are. Those made here come from
-`imagecorruptions`, whose elastic transform, frost and snow are not those of the published set:
-never print one beside the other without saying so.
+The stored images are 224 x 224 pixels and evaluated as they are. Those made here come from
+`imagecorruptions`, whose elastic transform, frost and snow differ from the published set's: the
+two are not comparable.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from cfmask.shifts.pictures import AsStored, Contents, Samples
 SIDE = 224
 # The published corruptions that are not in mCE.
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-# What the published images were cut with, from val, before they were corrupted.
+# How the published images were resized and cropped from val before they were corrupted.
 CUT = Preprocess((SIDE, SIDE), 224 / 256, "bilinear", "pil")
 JPEG_QUALITY = 85
-# These two draw from generators of their own, which take a seed.
+# These two draw from their own generators, which take a seed.
 _TAKE_A_SEED = ("impulse_noise", "glass_blur")
 
 
 class Corrupted(Pictures):
     """Pictures that are corrupted when they are read, each the same every time.
 
-    As for the published set: cut to 224 pixels, corrupted, compressed by JPEG at quality 85.
+    As for the published set: cropped to 224 pixels, corrupted, saved as JPEG of quality 85.
 
     Args:
         samples: path and label of each.
@@ -78,7 +78,7 @@ class Corrupted(Pictures):
         path, label = self.samples[index]
         whole = read_image(path, "pil", as_stored=True, misfit=CUT.misfit)
         clean = CUT(whole).permute(1, 2, 0).numpy()
-        # Seeded by the file, so that it matters neither what was read before nor by which process.
+        # Seeded by the file: order and processes make no difference.
         seed = zlib.crc32(f"{self.corruption}/{self.severity}/{Path(path).name}".encode())
         own = {"seed": seed} if self.corruption in _TAKE_A_SEED else {}
         with _numpy_seed(seed):
@@ -90,8 +90,8 @@ def corrupt_function() -> Callable[..., np.ndarray[Any, Any]]:
     """`corrupt` of imagecorruptions: pixels uint8 (H, W, 3), severity, name -> pixels.
 
     Raises:
-        InputError: the package is not installed, or is the unmaintained one, which does not run
-            with today's NumPy and scikit-image.
+        InputError: the package is not installed, or is the unmaintained one, which fails with
+            today's NumPy and scikit-image.
     """
     try:
         corrupt = import_module("imagecorruptions").corrupt
@@ -112,7 +112,7 @@ def _no_corruptions(why: str) -> InputError:
 
 @contextmanager
 def _numpy_seed(seed: int) -> Any:
-    """NumPy's global generator, which the corruptions draw from, seeded; then as it was."""
+    """Context in which NumPy's global generator, from which corruptions draw, is seeded."""
     state = np.random.get_state()
     np.random.seed(seed)
     try:

@@ -44,7 +44,7 @@ def val_of_subset(folder: Path, root: Path, name: str) -> Contents:
 
 
 def val_with_real_labels(folder: Path, root: Path) -> Contents:
-    """The images of val that have ReaL labels; right is any of them (Beyer et al., 2020)."""
+    """The images of val that have ReaL labels, any of which is right (Beyer et al., 2020)."""
     real = real_labels()
     seen = [(path, real[image_number(path) - 1]) for path in all_pictures(folder)]
     seen = [(path, classes) for path, classes in seen if classes]
@@ -103,17 +103,10 @@ def _flat(folder: Path, root: Path) -> Samples:
 
 
 def devkit_labels(folder: Path, root: Path) -> list[int] | None:
-    """Head classes of the validation images in the order of their numbers.
+    """Head classes of the validation images in the order of their numbers; None if not known.
 
     They are read from the devkit, whose own class numbers are not the head's, or from the file
-    that torchvision's ImageNet makes of it.
-
-    Args:
-        folder: of val; the devkit is looked for in it, beside it and in the root.
-        root: the data root.
-
-    Returns:
-        The classes, or None if neither file is there.
+    that torchvision's ImageNet makes of it: in the folder of val, beside it or in the data root.
 
     Raises:
         InputError: a damaged file.

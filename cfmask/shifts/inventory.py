@@ -1,4 +1,4 @@
-"""Check: which published sets lie under a folder, whole and well sorted, before they are used."""
+"""Inventory: which published sets lie under a folder, and whether they are complete and sorted."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from cfmask.shifts.pictures import Contents, Samples
 from cfmask.shifts.published import PUBLISHED, is_asked_for
 from cfmask.wordnet import numbers, real_labels
 
-# The folder of most images is among the ReaL labels of the image. Where it is so for less than this
-# share, they were sorted by a wrong list; in random folders it is so for one in a thousand.
+# Least share of images whose folder is among their ReaL labels: with fewer, they were sorted by a
+# wrong list. At random one in a thousand agrees.
 AGREEMENT = 0.7
 _VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 
@@ -38,9 +38,9 @@ class SetCheck:
         path: its folder; None if it is not there.
         places: the folders that were looked for.
         found: number of images and classes; None if they could not be counted.
-        expected: the published size, if there is one.
+        expected: the published size; None if none is published.
         problems: what is wrong, one line each.
-        unreadable: paths of the images that cannot be decoded; known only after decoding.
+        unreadable: paths of the images that cannot be decoded; empty unless they were decoded.
         source: where to get it.
     """
 
@@ -67,7 +67,7 @@ def check_sets(
     workers: int = 0,
     progress: bool = False,
 ) -> list[SetCheck]:
-    """Look for the published sets under a folder, and for what is wrong with those that are there.
+    """Look for the published sets under a folder, and for problems of those that are there.
 
     Args:
         root: the data root.
@@ -77,8 +77,8 @@ def check_sets(
         progress: show a bar.
 
     Returns:
-        One check a set, and one for all sets of a collection (ImageNet-C) together. Sets that are
-        made of another set's images are left out.
+        A check for each set, but one for a whole collection (ImageNet-C). Sets that are made of
+        another set's images are left out unless they are asked for.
 
     Raises:
         InputError: no such folder, or an unknown name.
@@ -122,7 +122,7 @@ def _asked(family: str, name: str) -> str:
 
 
 def _look(name: str, origin: Origin, root: Path) -> tuple[Contents | None, SetCheck]:
-    """Contents of a set that is there and can be listed, and what a look at the names tells."""
+    """Contents of a set, None if it is absent or cannot be listed, and its check by file names."""
     path, contents = origin.place(root), None
     problems: list[str] = []
     if path is not None:
@@ -137,9 +137,9 @@ def _look(name: str, origin: Origin, root: Path) -> tuple[Contents | None, SetCh
 
 
 def _by_collection(checks: Sequence[tuple[str, Origin, SetCheck]]) -> list[SetCheck]:
-    """The checks, those of one collection as one; of its optional parts only what is there.
+    """The checks, those of one collection merged; of its optional sets only those that are there.
 
-    A family of which nothing is there is one too, but for the sets of ImageNet, which come from
+    A family of which nothing is there is merged too, but not ImageNet's, whose sets come from
     different places.
     """
     there = {family for family, _, check in checks if check.path is not None}
@@ -172,7 +172,7 @@ def _together(name: str, parts: Sequence[SetCheck]) -> SetCheck:
 
 
 def _sum(sizes: Iterable[Size | None]) -> Size | None:
-    """Images of all sets together; the classes are those of the set that has most."""
+    """Images of all sets together; the number of classes is the largest."""
     known = [size for size in sizes if size is not None]
     if not known:
         return None
@@ -201,7 +201,7 @@ def _bytes(path: str) -> int | None:
 
 
 def _miscounted(contents: Contents, origin: Origin) -> Iterable[str]:
-    """Too many or too few images; classes without any; classes with another number of them."""
+    """Too many or too few images; empty classes; classes of another number of images."""
     surplus = contents.found.images - origin.expected.images if origin.expected else 0
     if surplus:
         yield f"images {'too many' if surplus > 0 else 'missing'}: {abs(surplus)}"
@@ -235,7 +235,7 @@ def _misplaced(samples: Samples, path: Path, root: Path) -> Iterable[str]:
 
 
 def _against_real_labels(numbered: Sequence[tuple[int, int]]) -> Iterable[str]:
-    """A complaint if the folders agree too seldom with the ReaL labels of the images."""
+    """A problem if the folders agree too seldom with the ReaL labels of the images."""
     real = dict(enumerate(real_labels()))
     agree = [label in real[i] for i, label in numbered if real.get(i)]
     if agree and sum(agree) < AGREEMENT * len(agree):
@@ -271,30 +271,21 @@ def check_table(checks: Sequence[SetCheck]) -> Table:
     table = Table(*(Column(head, overflow="fold") for head in heads))
     for check in checks:
         if check.path is not None:
-            cells = (check.name, *_sizes(check), str(check.path), _wrong(check))
-            table.add_row(*cells)
+            sizes = (
+                f"{getattr(check.found, key, 0) or '?'} / {getattr(check.expected, key, 0) or '?'}"
+                for key in ("images", "classes")
+            )
+            broken = len(check.unreadable)
+            lines = [f"images that cannot be decoded: {broken}"] if broken else []
+            wrong = "\n".join([*check.problems, *lines]) or "nothing"
+            table.add_row(check.name, *sizes, str(check.path), wrong)
     return table
 
 
 def absent_lines(checks: Sequence[SetCheck]) -> list[str]:
-    """For each set that is not there what was looked for and where to get it."""
+    """For each set that is not there, what was looked for and where to get it."""
     return [
         f"{check.name}: looked for {listed(check.places, 6)}; get it from {check.source}"
         for check in checks
         if check.path is None
     ]
-
-
-def _sizes(check: SetCheck) -> tuple[str, str]:
-    """Images and classes, found and expected."""
-    images, classes = (
-        f"{getattr(check.found, key, 0) or '?'} / {getattr(check.expected, key, 0) or '?'}"
-        for key in ("images", "classes")
-    )
-    return images, classes
-
-
-def _wrong(check: SetCheck) -> str:
-    broken = len(check.unreadable)
-    lines = [*check.problems, *([f"images that cannot be decoded: {broken}"] if broken else [])]
-    return "\n".join(lines) or "nothing"

@@ -29,9 +29,8 @@ def folder_shifts(request: Request) -> list[Shift]:
     images (`metadata.csv`, see `cfmask.shifts.image_list`), or shards, with an index or without. A
     list in `data_root` itself makes sets of its splits instead. Of a `data_root` without `train/`
     whose classes lie directly in it, the set `id` is what is held out; see `cfmask.data.holdout`.
-    The order of the labels is told by
-    `class_order`. Images are brought upright, but for those in all 1000 folders of ImageNet, which
-    are read as stored.
+    For the order of the labels see `class_order`. Images are brought upright, but those of all 1000
+    folders of ImageNet are read as stored.
 
     Raises:
         InputError: no such folder, no sets in it, or folders of other classes.
@@ -62,18 +61,18 @@ def class_order(
 ) -> tuple[list[str], str]:
     """Names of the class folders in the order of the labels, and how that order was found.
 
-    Without training folders they are called as the classes of the classifier. With them, folders
-    that are called as the classes have the order of the classifier; other ones stand for its
-    classes in their own sorted order. For spelling see `class_numbers`.
+    Without training folders they are the classifier's names. Training folders named as its classes
+    have its order; folders of other names stand for its classes in sorted order. For spelling see
+    `class_numbers`.
 
     Args:
-        folders: names of those of the training classes, sorted; None if there are none.
+        folders: names of the training classes' folders, sorted; None if there are none.
         class_names: of the classifier.
-        where: the folders lie, for messages.
+        where: place of the folders, for messages.
 
     Raises:
-        InputError: another number of folders than of classes, some that are called as classes of
-            other places, or names that do not tell the classes apart.
+        InputError: another number of folders than of classes, a folder named as a class of another
+            position, or names that may be several classes.
     """
     if folders is None:
         return list(class_names), "label = class of the classifier that the folder is called by"
@@ -103,10 +102,7 @@ def own_class_names(root: Path) -> tuple[str, ...]:
     """Names of the classes of a user's own sets, sorted, for classifiers that bring none.
 
     They are those of `train/`, or of all sets together where there is none. An underscore becomes a
-    space.
-
-    Args:
-        root: the data root, as for `folder_shifts`.
+    space. `root` is the data root of `folder_shifts`.
 
     Raises:
         InputError: nothing there, or a list that numbers its classes.
@@ -124,7 +120,7 @@ def own_class_names(root: Path) -> tuple[str, ...]:
 
 
 def _classes_of(folder: Path) -> list[str]:
-    """Names of the classes of a set: of its folders, or of those in the folders of groups."""
+    """Names of the classes of a set: its folders, or those inside its group folders."""
     if list_file(folder):
         return listed_classes(folder)
     if shards_in(folder):
@@ -136,7 +132,7 @@ def _classes_of(folder: Path) -> list[str]:
 
 
 def _folders_of(folder: Path) -> list[str]:
-    """Names of the class folders in a folder, or of those that its shards were packed of."""
+    """Names of the class folders in a folder, or of the classes of its shards."""
     index = shards_in(folder)
     if index is not None and not index.classes:
         raise InputError(
@@ -147,7 +143,7 @@ def _folders_of(folder: Path) -> list[str]:
 
 
 def _holds_folders(folder: Path, names: Sequence[str]) -> bool:
-    """True if in each of these there are folders; hidden ones do not count."""
+    """Whether each of these folders has folders in it; hidden ones do not count."""
     return all(any(entries(folder / name).values()) for name in names)
 
 
@@ -223,7 +219,7 @@ def _splits(root: Path, class_names: Sequence[str]) -> list[Shift]:
     """The test and validation images of a list; both are clean sets, in no mean of shifts."""
     lists = {split: image_list(root, class_names, split) for split in ("test", "val")}
     if lists["val"].samples == lists["test"].samples:
-        # Without a column of splits, the whole list is read each time.
+        # A list without a column of splits is read whole each time.
         del lists["val"]
     _refuse_nothing([sample for of in lists.values() for sample in of.samples], root)
     sets = {split: of for split, of in lists.items() if of.samples}

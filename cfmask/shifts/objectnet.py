@@ -1,4 +1,4 @@
-"""ObjectNet: pictures of objects at odd angles, judged by those classes that ImageNet has too."""
+"""ObjectNet: objects at odd angles, evaluated on the classes that ImageNet has too."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def objectnet(folder: Path, root: Path) -> Contents:
 def _classes(mappings: Path) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
     """Head classes of the folders that ImageNet has too, and the names of the other folders.
 
-    A folder has an ObjectNet label, that has one or more ImageNet labels joined by "; ", such a
-    label stands in one line of a list, and that line's number, from 0, belongs to one head class.
+    The mapping goes from folder to ObjectNet label, to ImageNet labels joined by "; ", to their
+    lines in a list (from 0), to head classes.
     """
     absent = [name for name in MAPPINGS if not (mappings / name).is_file()]
     if absent:
@@ -69,6 +69,6 @@ def _classes(mappings: Path) -> tuple[dict[str, tuple[int, ...]], frozenset[str]
 
 
 def _only(heads: Sequence[int]) -> int:
-    """The one head class of a label; a label of two ("crane", bird or machine) is refused."""
+    """The head class of a label; a ValueError for a label of two ("crane", bird or machine)."""
     (head,) = heads
     return head

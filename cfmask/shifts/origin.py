@@ -1,4 +1,4 @@
-"""Origin: what is known of a published set, and how its files become a shift."""
+"""Origin: the facts of a published set, and how its files become a `Shift`."""
 
 from __future__ import annotations
 
@@ -24,31 +24,30 @@ def several_classes(
         right: head classes that are right for each image, at least one.
 
     Returns:
-        The label of each image, and what each label stands for; a single class keeps its number.
+        The label of each image, and the head classes of each label. A single class is its label.
     """
     number: dict[tuple[int, ...], int] = {(k,): k for k in range(len(synsets()))}
-    for classes in right:
-        number.setdefault(classes, len(number))
-    return [number[classes] for classes in right], {number[classes]: classes for classes in right}
+    labels = [number.setdefault(classes, len(number)) for classes in right]
+    return labels, dict(zip(labels, right))
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of a set before its files are looked at.
+    """The facts of a set, known before its files are listed.
 
     Attributes:
         title: as its authors call it.
-        places: folders in which it may lie under the data root; the first that is there is taken.
-        expected: its full size; None if its authors do not state it, no classes (0) if they state
-            that of images alone.
+        places: its possible folders under the data root; the first that exists is taken.
+        expected: its full size; None if its authors do not state it, with 0 classes if they state
+            the number of images alone.
         source: where to get it.
         licence: as its authors state it.
         read: lists and labels the files.
         in_distribution: True for clean sets.
-        on_request: True for a set that comes only if it is asked for by its own name.
-        beside: name of a set without which this one does not come with the family.
-        made_of: name of the set whose files these are, if they are not its own.
-        part_of: name of the collection of which this set is one of many.
+        on_request: True for a set that is evaluated only if it is named, not with its family.
+        beside: name of a set without which this one is left out of the family.
+        made_of: name of the set whose files it uses, if it has none of its own.
+        part_of: name of the collection that it belongs to.
         each: number of images of every class, where it is the same for all; else 0.
     """
 
@@ -71,16 +70,11 @@ class Origin:
         return next((folder for folder in folders if folder.is_dir()), None)
 
     def shift(self, name: str, root: Path, allow_incomplete: bool) -> Shift:
-        """The set with all its files looked up and counted.
-
-        Args:
-            name: of the set in reports.
-            root: the data root.
-            allow_incomplete: True for a set of another size than the published one.
+        """The set under a name, with all its files listed and counted.
 
         Raises:
-            InputError: the set is not there, holds what does not belong there, or has another
-                size.
+            InputError: the set is not there, holds what does not belong there, or has another size
+                than the published one, unless `allow_incomplete`.
         """
         folder = self.place(root)
         if folder is None:

@@ -1,4 +1,4 @@
-"""Sets of one's own, by the import path of what makes them."""
+"""Your own sets, by the import path of their maker."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from cfmask.trust import find_callable
 
 
 def own_shifts(path: str, request: Request) -> list[Shift]:
-    """The sets that a function or class of one's own makes.
+    """The sets that a function or class of your own makes.
 
-    It is called with the request, or without anything if it takes no argument. What it gives is
-    sets, one set, or a data set of images and labels (see `DatasetData`), which becomes one set of
-    its name.
+    It is called with the request if it takes an argument, and returns sets, one set, or a data set
+    of images and labels (see `DatasetData`), which becomes one set of the maker's name.
 
     Args:
-        path: `my_module.my_sets`. Only what the user has named may be asked for here.
+        path: `my_module.my_sets`; it is imported, so it must come from the user.
         request: for the maker.
 
     Raises:
@@ -53,10 +52,10 @@ def dataset_shift(
     image_key: str = "image",
     label_key: str = "label",
 ) -> Shift:
-    """A set of any data set with a length: of one's own class, torchvision's, Hugging Face's.
+    """A set of any data set with a length: your own class, torchvision's, Hugging Face's.
 
-    Where the data set knows names of its classes, and all are classes of the classifier, labels go
-    by name; else they are the numbers of the classifier's classes. Items are as for `DatasetData`.
+    If the data set names its classes and the classifier has them all, labels go by name; else they
+    are numbers of the classifier's classes. Items are as for `DatasetData`.
 
     Args:
         name: of the set in reports.
@@ -67,7 +66,8 @@ def dataset_shift(
         label_key: of the label in such items.
 
     Raises:
-        InputError: no such data set, or classes of which some are others of the classifier.
+        InputError: no such data set, or a class that the classifier has under another number while
+            it lacks others.
 
     Examples:
         >>> data = [(torch.zeros(3, 8, 8), 0), (torch.ones(3, 8, 8), 1)]
@@ -96,9 +96,7 @@ def dataset_shift(
 
 
 def class_names_of(path: str) -> tuple[str, ...]:
-    """Classes of sets of one's own: the attribute `class_names` of what makes them.
-
-    A data set that is made without a request may know them itself.
+    """Classes of your own sets: the maker's attribute `class_names`, or what its data set names.
 
     Raises:
         InputError: it has none.

@@ -1,7 +1,7 @@
-"""Picture files with labels, as they lie in the folders of the published sets.
+"""Picture files with labels, in the folders of the published sets.
 
-Pictures of published sets are decoded as published results have it: as RGB, with neither EXIF
-orientation nor transparency applied.
+They are decoded as for published results: as RGB, with neither EXIF orientation nor transparency
+applied.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ MakeDataset = Callable[[Samples, Preprocess], Dataset[tuple[Tensor, int]]]
 
 
 class AsStored(Pictures):
-    """Picture files that were cut to the size of classifiers when the set was made.
+    """Picture files that were cropped to the classifier's size when the set was made.
 
-    They are neither resized nor cropped: a second time would take away part of the object.
+    They are neither resized nor cropped again, which would cut off part of the object.
 
     Args:
         samples: path and label of each.
-        preprocess: that of the classifier, of which only the size is heeded.
+        preprocess: that of the classifier, of which only size and decoder are used.
 
     Raises:
         InputError: the first image is not of the classifier's size.
@@ -69,14 +69,14 @@ class AsStored(Pictures):
 
 @dataclass(frozen=True)
 class Contents(Shift):
-    """A set of picture files, and what a look at their names tells.
+    """A set of picture files, listed and labelled.
 
     Attributes:
         found: number of images, and of classes that have images.
         samples: path and label of each image.
         labels: label by the name of its class folder, for all classes that the set should have;
             empty for a set without class folders.
-        complaint: what does not belong there, in one line; empty if all is well.
+        complaint: what does not belong there, in one line; empty if nothing.
     """
 
     found: Size = field(default_factory=lambda: Size(0, 0))
@@ -141,7 +141,7 @@ class Contents(Shift):
 
 
 def pictures(folder: Path) -> list[str]:
-    """Picture files of a folder, sorted, but for the hidden ones that some archives have.
+    """Picture files of a folder, sorted, without hidden ones.
 
     Raises:
         InputError: the folder cannot be listed.

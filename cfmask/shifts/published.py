@@ -1,4 +1,4 @@
-"""Published sets: family and name -> the sets that lie under a data root."""
+"""Published sets: those of a family that lie under a data root."""
 
 from __future__ import annotations
 
@@ -53,23 +53,23 @@ def published_shifts(family: str, request: Request) -> list[Shift]:
 
 
 def is_asked_for(single: str, name: str, family: str) -> bool:
-    """True if a set is meant by what stands behind the slash of `family/single`.
+    """Whether `family/single` names a set.
 
-    That is the set's name within the family, or nothing for all of it. In some families the
-    beginning of a name up to a dash stands for all that go on (`imagenet-c/fog`).
+    `single` is the set's name within the family, empty for all of it, or in some families the part
+    of its name before a dash (`imagenet-c/fog`).
     """
     begins = family in BY_BEGINNING and name.startswith(f"{single}-")
     return single in ("", name) or begins
 
 
 def _whole(shift: Shift, there: Set[str]) -> str:
-    """The collection of a set, if all of it is there; else the set stands for itself."""
+    """The collection of a set, if all of it is there; else empty."""
     whole = set(corruption_sets(shift.part_of)) <= there
     return shift.part_of if whole else ""
 
 
 def _asked(family: str, single: str) -> tuple[list[str], tuple[str, ...]]:
-    """The sets that are asked for by what stands behind the slash; none is missing."""
+    """Names of the sets that `single` stands for, and of missing ones, which are none."""
     names = [name for name in PUBLISHED[family] if is_asked_for(single, name, family)]
     if not names:
         known = [qualified(family, name) for name in PUBLISHED[family]]
@@ -78,7 +78,7 @@ def _asked(family: str, single: str) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _there(family: str, root: Path) -> tuple[list[str], tuple[str, ...]]:
-    """The sets that come with the family, and what would come if it were there."""
+    """Names of the family's sets that are there, and of those that are missing."""
     origins = PUBLISHED[family]
     wanted = {name: origin for name, origin in origins.items() if not origin.on_request}
     there = [name for name, origin in wanted.items() if origin.place(root)]

@@ -24,17 +24,17 @@ SOURCE = "https://github.com/facebookresearch/Whac-A-Mole"
 TEXT = "捷径捷径捷径"
 # The head class that models take the watermark for.
 CARTON = 478
-# Half transparent white, beginning at these shares of width and height.
+# Half transparent white; the text begins at these fractions of width and height.
 COLOUR = (255, 255, 255, 128)
 PLACE = (0.01, 0.4)
-# Font size by the side of the image, as published; another side has it by the ratio.
+# Font size by the side of the image, as published; for other sides by their ratio.
 FONT_SIZES = {224: 36, 384: 62, 512: 82, 518: 84}
 SIDE_BY_SIZE = 6.22
 CHECKED_SIDE = 224
 
 
 class Watermarked(Pictures):
-    """Pictures with the watermark written on what the classifier's preprocessing has left.
+    """Pictures with the watermark written on them after resizing and cropping.
 
     Args:
         samples: path and label of each.
@@ -65,12 +65,7 @@ class Watermarked(Pictures):
 
 
 def watermark(width: int, height: int, font: Path) -> Image.Image:
-    """The watermark alone, RGBA on transparent ground.
-
-    Args:
-        width: of the images, in pixels.
-        height: of the images, in pixels.
-        font: path of the font file.
+    """The watermark for images of a width and height in pixels, RGBA on transparent ground.
 
     Raises:
         InputError: the font cannot be read.
@@ -92,7 +87,7 @@ def imagenet_w(folder: Path, root: Path, only: int | None = None, marked: bool =
     Args:
         folder: of val.
         root: the data root.
-        only: the one class whose images are wanted; None for all.
+        only: class to which the images are restricted; None for all.
         marked: False leaves the watermark out.
 
     Raises:
@@ -105,7 +100,7 @@ def imagenet_w(folder: Path, root: Path, only: int | None = None, marked: bool =
             f"Expected the font of the watermark, {places[0]}; get it from {SOURCE} "
             "(imagenet_w/fonts)."
         )
-    # A font that cannot be read is found now, not when the turn of the set comes.
+    # An unreadable font is refused now, not in the midst of an evaluation.
     watermark(CHECKED_SIDE, CHECKED_SIDE, font)
     val = imagenet_val.val(folder, root)
     samples = [sample for sample in val.samples if only in (None, sample[1])]
