@@ -98,8 +98,10 @@ def rates_of(method: str) -> tuple[float, ...]:
     return PROBE_RATES if method == "linear probe" else RATES
 
 
-def run(method: str, lr: float, seed: int, epochs: int) -> tuple[float, Figures]:
-    """Tune once: best validation accuracy, and accuracies on every set."""
+def tune(
+    make: Callable[..., cfmask.Method], seed: int, epochs: int
+) -> tuple[float, cfmask.Classifier, cfmask.Classifier]:
+    """Tune the tiny CLIP once: best validation accuracy, the model before, and the best after."""
     torch.set_num_threads(1)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
@@ -121,9 +123,14 @@ def run(method: str, lr: float, seed: int, epochs: int) -> tuple[float, Figures]
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        trainer.fit(METHODS[method](start, lr=lr), cfmask.DigitsData(seed=seed))
+        trainer.fit(make(start), cfmask.DigitsData(seed=seed))
         tuned = cfmask.load_classifier(best.best_model_path)
-        score = float(best.best_model_score or 0)
+        return float(best.best_model_score or 0), pretrained, tuned
+
+
+def run(method: str, lr: float, seed: int, epochs: int) -> tuple[float, Figures]:
+    """Tune once: best validation accuracy, and accuracies on every set."""
+    score, pretrained, tuned = tune(partial(METHODS[method], lr=lr), seed, epochs)
     models = {method: tuned}
     if method == "fine-tuning":
         models["zero-shot"] = pretrained
