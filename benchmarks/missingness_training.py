@@ -131,9 +131,7 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def main(
-    out: Path, seeds: int = 3, epochs: int = 6, images: int = 500, lr: float = 3e-4
-) -> None:
+def main(out: Path, seeds: int = 3, epochs: int = 6, images: int = 500, lr: float = 3e-4) -> None:
     """Tune, measure and print.
 
     Args:

@@ -13,13 +13,14 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import jaccard_score
 from sklearn.metrics.pairwise import cosine_distances
 
-from cfmask import InputError, LimeRelevance, digits
+from cfmask import InputError, LimeRelevance, Preprocess, digits
 from cfmask.commands.main import main
-from cfmask.missingness import lime
+from cfmask.missingness import lime, lime_quality
 from cfmask.missingness.features import Concordance, Linearity, concordance, linearity, windows
 from cfmask.missingness.hiding import GREY
 from cfmask.missingness.object_masks import MaskedDigits
 from cfmask.missingness.painting import painted
+from cfmask.missingness.segments import cutters
 from cfmask.missingness.shape_bias import ShapeBias, shape_bias
 
 
@@ -29,28 +30,33 @@ def examples() -> list[Any]:
     return [data[k] for k in range(4)]
 
 
+def square(side: int) -> dict[str, Any]:
+    return cutters(["patches"], side, 200, Preprocess((48, 48)))
+
+
 def patches(side: int = 8) -> np.ndarray:
     places = np.arange(48) // side
     return places[:, None] * (48 // side) + places
 
 
 @torch.no_grad()
-def test_scores_equal_scikit_learns_ridge_on_the_same_samples(tiny_clip, examples):
+@pytest.mark.parametrize("width, keep, ridge", [(0.25, 0.5, 1), (0.6, 0.8, 0.1)])
+def test_scores_equal_scikit_learns_ridge_on_the_same_samples(
+    tiny_clip, examples, width, keep, ridge
+):
     image, cut = examples[0].image.double() / 255, patches()
-    shown = lime.design(36, 40, 3)
-    assert shown.shape == (40, 36) and shown[0].all() and 0.45 < shown[1:].mean() < 0.55
+    explainer = lime.Lime(40, width, keep, ridge)
+    shown = explainer.design(36, 3)
+    assert shown.shape == (40, 36) and shown[0].all()
+    assert keep - 0.05 < shown[1:].mean() < keep + 0.05
     answers = []
     for row in shown:
-        made = image.clone()
-        for r in range(48):
-            for c in range(48):
-                if not row[cut[r, c]]:
-                    made[:, r, c] = torch.tensor(GREY)
+        made = torch.where(torch.tensor(row == 0)[cut], torch.tensor(GREY).view(3, 1, 1), image)
         answers.append(tiny_clip(made[None].float()).double().softmax(1)[0, 7].item())
     distance = cosine_distances(shown, shown[:1])[:, 0]
-    weights = np.sqrt(np.exp(-(distance**2) / 0.25**2))
-    expected = Ridge(alpha=1).fit(shown, answers, sample_weight=weights).coef_
-    got = lime.lime_scores(tiny_clip, image.float(), cut, "grey", 7, 40, 3)
+    weights = np.sqrt(np.exp(-(distance**2) / width**2))
+    expected = Ridge(alpha=ridge).fit(shown, answers, sample_weight=weights).coef_
+    got = explainer.scores(tiny_clip, image.float(), cut, "grey", 7, 3)
     assert np.abs(got - expected).max() < 1e-6
     assert np.abs(expected).max() > 1e-3
 
@@ -66,8 +72,8 @@ def test_scores_of_the_lime_package_differ_by_sampling_noise_alone(tiny_clip, ex
 
     k = int(answer(image[None]).argmax())
     theirs = _theirs(lime_image, image, answer, cut, k)
-    ours = lime.lime_scores(
-        tiny_clip, torch.tensor(image).permute(2, 0, 1).float(), cut, "grey", k, 1500, 1
+    ours = lime.Lime(1500).scores(
+        tiny_clip, torch.tensor(image).permute(2, 0, 1).float(), cut, "grey", k, 1
     )
     assert np.corrcoef(ours, theirs)[0, 1] > 0.97
 
@@ -87,11 +93,11 @@ def test_coverage_and_jaccard_equal_slow_versions():
     share = [sum(mask[r, c] - mask.mean() for r in range(48) for c in range(48) if cut[r, c] == s)
              for s in range(16)]  # fmt: skip
     cosine = np.dot(scores, share) / np.linalg.norm(scores) / np.linalg.norm(share)
-    assert lime.coverage(scores, cut, mask) == pytest.approx(cosine, abs=1e-6)
+    assert lime_quality.coverage(scores, cut, mask) == pytest.approx(cosine, abs=1e-6)
     best = set(sorted(range(16), key=lambda s: -scores[s])[:5])
     chosen = np.array([[s in best for s in row] for row in cut])
     expected = jaccard_score(mask.ravel(), chosen.ravel())
-    assert lime.jaccard(scores, cut, mask, 5) == pytest.approx(expected)
+    assert lime_quality.jaccard(scores, cut, mask, 5) == pytest.approx(expected)
 
 
 def test_a_model_that_sees_one_segment_has_its_score_there(small_cnn):
@@ -104,28 +110,26 @@ def test_a_model_that_sees_one_segment_has_its_score_there(small_cnn):
         def classify(self, features):
             return torch.stack([torch.zeros_like(features), 9 * features], 1)
 
-    scores = lime.lime_scores(SeesACorner(), torch.ones(3, 96, 96),
-                              np.kron(np.arange(16).reshape(4, 4), np.ones((24, 24), int)),
-                              "black", 1, 300)  # fmt: skip
+    cut = np.kron(np.arange(16).reshape(4, 4), np.ones((24, 24), int))
+    scores = lime.Lime(300).scores(SeesACorner(), torch.ones(3, 96, 96), cut, "black", 1)
     assert scores.argmax() == 0
     assert scores[0] > 10 * np.abs(scores[1:]).max()
     white = np.ones((96, 96, 3))
-    cut = np.kron(np.arange(16).reshape(4, 4), np.ones((24, 24), int))
     shown = painted(white, cut, scores, 1)
     assert shown[10, 10, 1] > shown[10, 10, 0] and (shown[60:, 60:] == 1).all()
 
 
 def test_quality_counts_images_that_are_answered_rightly(tiny_clip, examples):
     tiny_clip.eval()
-    make = lime.LimeQuality(tiny_clip, ("grey", "black"), ("patches",), 8, 30, 0)
+    make = lime_quality.LimeQuality(tiny_clip, ("grey", "black"), square(8), lime.Lime(30), 0)
     found = make(examples, 0)
-    scores = lime.lime_scores(
-        tiny_clip, examples[2].image / 255, patches(), "grey", int(found["clean"][2]), 30, 2
+    scores = lime.Lime(30).scores(
+        tiny_clip, examples[2].image / 255, patches(), "grey", int(found["clean"][2]), 2
     )
     mask = examples[2].object().numpy()
     row = found["patches/grey"][2]
-    assert row[0].item() == pytest.approx(lime.coverage(scores, patches(), mask))
-    for k, count in enumerate(lime.ABLATED):
+    assert row[0].item() == pytest.approx(lime_quality.coverage(scores, patches(), mask))
+    for k, count in enumerate(lime_quality.ABLATED):
         image = examples[2].image / 255
         for s in np.argsort(-scores)[:count]:
             image = torch.where(torch.tensor(patches() == s), tiny_clip.mean[0], image)
@@ -134,7 +138,7 @@ def test_quality_counts_images_that_are_answered_rightly(tiny_clip, examples):
     arrays = {name: value.numpy() for name, value in found.items()}
     arrays["clean"] = arrays["labels"].copy()
     arrays["clean"][1] += 1
-    grey, black = lime.lime_quality(arrays, 20)
+    grey, black = lime_quality.lime_quality(arrays, 20)
     kept = [0, 2, 3]
     assert grey["images"] == 3
     assert grey["coverage"][0] == pytest.approx(arrays["patches/grey"][kept, 0].mean())
@@ -142,7 +146,7 @@ def test_quality_counts_images_that_are_answered_rightly(tiny_clip, examples):
     assert grey["highest coverage"] == pytest.approx(wins)
     assert grey["highest coverage"] + black["highest coverage"] >= 1
     arrays["clean"] = arrays["labels"] + 1
-    assert lime.lime_quality(arrays, 20) == []
+    assert lime_quality.lime_quality(arrays, 20) == []
 
 
 def test_scores_serve_as_relevance(tiny_clip, examples):
@@ -154,17 +158,20 @@ def test_scores_serve_as_relevance(tiny_clip, examples):
     assert torch.allclose(logits, tiny_clip(images))
     cut = patches(16)
     for image, k, found in zip(images, labels.tolist(), maps):
-        scores = lime.lime_scores(tiny_clip, image, cut, "grey", k, 20)
+        scores = lime.Lime(20).scores(tiny_clip, image, cut, "grey", k)
         expected = np.kron(scores.reshape(3, 3), np.ones((2, 2))).clip(0)
         assert np.abs(found.numpy() - expected / (expected.max() + 1e-8)).max() < 1e-5
 
 
 def test_more_samples_than_memory_allows_are_refused(monkeypatch):
     monkeypatch.setattr(lime, "_free_memory", lambda: 1e6)
-    with pytest.raises(InputError, match="give fewer --samples"):
-        lime.design(196, 10_000, 0)
+    with pytest.raises(InputError, match=r"give fewer with --lime.samples"):
+        lime.Lime(10_000).design(196, 0)
     with pytest.raises(InputError, match="at least 2 samples"):
-        lime.design(196, 1, 0)
+        lime.Lime(1)
+    for wrong in ({"width": 0.0}, {"keep": 1.0}, {"ridge": -1.0}):
+        with pytest.raises(InputError, match="kernel width above 0, a keep probability"):
+            lime.Lime(**wrong)
 
 
 @torch.no_grad()
@@ -245,7 +252,7 @@ def test_the_command_explains_pictures(tmp_path, capsys, monkeypatch):
         Image.fromarray(image.permute(1, 2, 0).numpy()).resize((90, 70)).save(f"{k} of two.png")
     files = ["0 of two.png", "1 of two.png"]
     model = ["--model=open_clip:tiny-clip", "--class_names=one,two,three"]
-    main(["explain", *files, *model, "--samples=20", "--hidings=grey,removed", "--side=16"])
+    main(["explain", *files, *model, "--lime.samples=20", "--hidings=grey,removed", "--side=16"])
     assert "explained.png" in capsys.readouterr().out
     with Image.open("explained.png") as lime_picture:
         wide = lime_picture.width
@@ -255,7 +262,7 @@ def test_the_command_explains_pictures(tmp_path, capsys, monkeypatch):
     for words, said in (
         (["--model=open_clip:tiny-clip"], "give --label or --class_names"),
         ([*model, "--label", "four"], "Unknown class 'four'"),
-        ([*model, "--samples=1"], "at least 2 samples"),
+        ([*model, "--lime.samples=1"], "at least 2 samples"),
         ([*model, "--hidings=refill"], "needs no other image"),
         ([*model, "--side=7"], "patch side that divides"),
     ):

@@ -20,15 +20,15 @@ from skimage.segmentation import quickshift, slic
 from support.evaluation import in_processes
 from support.removal import TINY, fails
 
-from cfmask import InputError
+from cfmask import InputError, Preprocess, TimmClassifier
 from cfmask.commands.main import main
 from cfmask.missingness.curves import curve, entropies, measured, resampled
 from cfmask.missingness.findings import CurveRow, draw_curves
 from cfmask.missingness.hiding import GREY, HIDINGS
 from cfmask.missingness.lab import missingness
-from cfmask.missingness.object_masks import MaskedDigits
+from cfmask.missingness.object_masks import Example, MaskedDigits
 from cfmask.missingness.removal import Removal
-from cfmask.missingness.segments import hidden_by_degree, numbered, order_of, segment
+from cfmask.missingness.segments import cutters, hidden_by_degree, numbered, order_of
 
 
 @pytest.fixture
@@ -85,6 +85,32 @@ def test_a_transformer_keeps_the_patches_that_are_visible_as_wholes(tiny_clip, d
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", ["open_clip", "timm"])
+def test_dropped_tokens_and_excluded_keys_give_one_class_token(
+    family, tiny_clip, digit_batch, hidden
+):
+    images, model = digit_batch[0], tiny_clip
+    if family == "timm":
+        model = TimmClassifier("test_vit", False, ["a", "b"], image_size=48).eval()
+    patches = hidden.clone()
+    # As many in every image, so that tokens can be dropped.
+    patches[:] = hidden[0]
+    kept = []
+    drop = type(model).encode_tokens
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(model),
+            "encode_tokens",
+            lambda self, x, tokens: kept.append(tokens.shape[1]) or drop(self, x, tokens),
+        )
+        dropped = HIDINGS["removed"](model, images, patches)
+        excluded = HIDINGS["excluded"](model, images, patches)
+    assert len(kept) == 1 and 1 < kept[0] < 1 + model.grid[0] * model.grid[1]
+    assert torch.allclose(dropped, excluded, atol=1e-5)
+    assert not torch.allclose(dropped, model.features(images), atol=1e-3)
+
+
+@torch.no_grad()
 def test_a_cnn_hides_pixels_by_layer_masking(small_cnn):
     images = torch.rand(2, 3, 96, 96)
     hidden = torch.zeros(2, 96, 96, dtype=torch.bool)
@@ -95,19 +121,28 @@ def test_a_cnn_hides_pixels_by_layer_masking(small_cnn):
         got = HIDINGS[way](small_cnn, images, hidden)
         assert torch.allclose(got, HIDINGS[way](small_cnn, noise, hidden), atol=1e-5)
         assert not torch.allclose(got, small_cnn.features(images), atol=1e-3)
+    with pytest.raises(InputError, match="Expected a transformer"):
+        HIDINGS["excluded"](small_cnn, images, hidden)
+
+
+def cut(pixels: np.ndarray, kind: str) -> np.ndarray:
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    (cutter,) = cutters([kind], 16, 500, Preprocess(image.shape[1:])).values()
+    return cutter(Example("x", image, 0, None))
 
 
 def test_segments_are_those_of_scikit_image():
-    image = photographs.chelsea()[60:220:2, 100:260:2] / 255
+    pixels = photographs.chelsea()[60:220:2, 100:260:2]
+    image = pixels / 255
     for kind, made in (
         ("slic", slic(image, n_segments=100, compactness=10)),
         ("quickshift", quickshift(image, kernel_size=4, max_dist=200, ratio=0.2, rng=0)),
     ):
-        found = segment(image, kind, 16, 500, "x")
+        found = cut(pixels, kind)
         pairs = set(zip(found.ravel().tolist(), made.ravel().tolist()))
         assert len(pairs) == found.max() + 1 == len(np.unique(made)) > 3
         assert found.min() == 0
-    patches = segment(image, "patches", 16, 500, "x")
+    patches = cut(pixels, "patches")
     assert patches.tolist() == [[r // 16 * 5 + c // 16 for c in range(80)] for r in range(80)]
     assert numbered(np.array([[7, 3], [3, 9]])).tolist() == [[1, 0], [0, 2]]
 
@@ -169,11 +204,12 @@ def test_predictions_equal_a_slow_version(tiny_clip):
     data = MaskedDigits(count=5)
     examples = [data[k] for k in range(5)]
     tiny_clip.eval()
-    make = Removal(tiny_clip, ("grey",), ("patches",), ("random", "most"), 16, 200, None, 7)
+    cuts = cutters(["patches"], 16, 200, tiny_clip.preprocess)
+    make = Removal(tiny_clip, ("grey",), cuts, ("random", "most"), None, 7)
     found = make(examples, 2)
     nested = found["patches/random/grey"]
-    assert (nested == Removal(tiny_clip, ("grey",), ("patches",), ("random",), 16, 200, None, 7)(
-        examples, 2)["patches/random/grey"]).all()  # fmt: skip
+    again = Removal(tiny_clip, ("grey",), cuts, ("random",), None, 7)(examples, 2)
+    assert (nested == again["patches/random/grey"]).all()
     for k, example in enumerate(examples):
         image = example.image.double().numpy() / 255
         sums = {

@@ -24,7 +24,7 @@ LINES = [
 ]
 SMALL = {
     "missingness": ["--images=2", "--orders=random", "--hidings=grey,removed", "--samples=5"],
-    "explain": ["--samples=4", "--hidings=grey"],
+    "explain": ["--lime.samples=4", "--hidings=grey"],
 }
 
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,15 +17,16 @@ from cfmask.comparison.sources import PROMPT, Labels, one_classifier
 from cfmask.errors import InputError
 from cfmask.images import to_unit
 from cfmask.labels import labels_for
-from cfmask.missingness.lime import MOST_SEGMENTS, lime_scores
+from cfmask.missingness.hiding import HIDINGS
+from cfmask.missingness.lime import MOST_SEGMENTS, PLAIN_LIME, Lime
+from cfmask.missingness.object_masks import Example
 from cfmask.missingness.painting import painted
-from cfmask.missingness.removal import as_array, check_names
-from cfmask.missingness.segments import segment
+from cfmask.missingness.removal import check_names
+from cfmask.missingness.segments import Labels as Cut
+from cfmask.missingness.segments import as_array, cutters
 from cfmask.relevance import Relevance, default_relevance
 from cfmask.reporting.sheet import draw
 from cfmask.terminal import say
-
-Segments = npt.NDArray[np.int64]
 
 
 def explain(
@@ -40,7 +39,7 @@ def explain(
     segments: str = "patches",
     relevance: Relevance | None = None,
     side: int = 16,
-    samples: int = 512,
+    lime: Lime = PLAIN_LIME,
     top: int = 50,
     out: str = "explained.png",
     seed: int = 0,
@@ -55,10 +54,11 @@ def explain(
         label: name of the class, one for all pictures or one each; the likeliest by default.
         class_names: classes of a head that is made from text, by commas; the labels by default.
         hidings: of LIME, ways of hiding, by commas.
-        segments: of LIME: patches, slic, quickshift.
+        segments: of LIME: patches, slic, quickshift, a folder of label maps (a PNG for each
+            picture, a colour for each segment), or my_module.my_function.
         relevance: what makes the map; that which fits the encoder by default.
         side: of square patches, in pixels.
-        samples: of LIME, answers of the model to each picture.
+        lime: LIME with its parameters.
         top: segments that are coloured, those of the largest scores.
         out: PNG file to write.
         seed: of the samples.
@@ -68,9 +68,10 @@ def explain(
         InputError: a picture or model that cannot be used, a label that is no class, more samples
             than memory allows.
     """
-    check_names(hidings, [segments])
+    check_names("way of hiding", hidings, HIDINGS)
     drawn = png(out)
     classifier = _classifier(model, tuple(class_names or sorted(set(label or ()))), trust)
+    (cutter,) = cutters([segments], side, MOST_SEGMENTS, classifier.preprocess).values()
     raw, names = read_pictures(images, classifier.preprocess), classifier.class_names
     batch = to_unit(raw)
     with torch.no_grad():
@@ -80,12 +81,13 @@ def explain(
         maps = (relevance or default_relevance(classifier)).explain(classifier, batch, classes)[1]
         columns = {"relevance": F.interpolate(maps.detach().unsqueeze(1), batch.shape[2:])}
     else:
-        cuts = [
-            segment(as_array(image), segments, side, MOST_SEGMENTS, name)
-            for image, name in zip(raw, images)
-        ]
-        how = (classifier, raw, cuts, classes, samples, seed, top)
-        columns = {f"LIME, {way}": _lime(way, *how) for way in hidings}
+        examples = [Example(*row, None) for row in zip(images, raw, classes.tolist())]
+        columns = {
+            f"LIME, {way}": torch.stack(
+                [_lime(lime, classifier, one, cutter(one), way, seed, top) for one in examples]
+            )
+            for way in hidings
+        }
     titles = [f"{names[k]} {100 * share[k]:.0f} %" for k, share in zip(classes.tolist(), shares)]
     draw(drawn, {"image": batch, **columns}, titles)
     return drawn
@@ -101,21 +103,12 @@ def _classifier(model: str, names: tuple[str, ...], trust: bool) -> Classifier:
 
 
 def _lime(
-    way: str,
-    model: Classifier,
-    raw: Tensor,
-    cuts: Sequence[Segments],
-    classes: Tensor,
-    samples: int,
-    seed: int,
-    top: int,
+    lime: Lime, model: Classifier, example: Example, cut: Cut, way: str, seed: int, top: int
 ) -> Tensor:
-    """Pictures float (N, 3, H, W) with the segments that speak for and against the class."""
-    made = []
-    for image, cut, k in zip(raw, cuts, classes.tolist()):
-        scores = lime_scores(model, to_unit(image), cut, way, k, samples, seed)
-        made.append(painted(as_array(image), cut, scores, top))
-    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float()
+    """The picture with the segments that speak for and against its class, float (3, H, W)."""
+    scores = lime.scores(model, to_unit(example.image), cut, way, example.label, seed)
+    made = painted(as_array(example.image), cut, scores, top)
+    return torch.from_numpy(made).permute(2, 0, 1).float()
 
 
 def explain_images(args: Sequence[str]) -> None:

@@ -14,10 +14,10 @@ from cfmask.comparison.sources import PROMPT, Labels, one_classifier, short_name
 from cfmask.errors import InputError
 from cfmask.missingness.findings import Findings
 from cfmask.missingness.hiding import HIDINGS
-from cfmask.missingness.lab import missingness
+from cfmask.missingness.lab import check_choices, missingness
+from cfmask.missingness.lime import PLAIN_LIME, Lime
 from cfmask.missingness.object_masks import MaskedDigits, class_folders_or_none, find_images
 from cfmask.missingness.per_image import Images
-from cfmask.missingness.removal import check_names
 from cfmask.missingness.segments import SEGMENTATIONS
 from cfmask.relevance import Relevance
 from cfmask.terminal import say, show_table
@@ -42,7 +42,7 @@ def measure(
     samples: int = 1000,
     measures: tuple[str, ...] = ("shape",),
     wordnet: bool | None = None,
-    lime_samples: int = 512,
+    lime: Lime = PLAIN_LIME,
     trust: bool = False,
 ) -> Findings:
     """Hide parts of images in several ways, and see what models still answer.
@@ -53,7 +53,8 @@ def measure(
             another format is the mask of its object.
         masks: folder of their masks, laid out as Pixel ImageNet or Salient ImageNet.
         hidings: ways of hiding, by commas.
-        segments: what is hidden as a whole: patches, slic, quickshift, by commas.
+        segments: what is hidden as a whole, by commas: patches, slic, quickshift, folders of label
+            maps (a PNG for each image, a colour for each segment), my_module.my_function.
         orders: random, or most or least relevant segments first, by commas.
         relevance: what tells relevant segments; the masks by default, or a model's own relevance.
         side: of square patches, in pixels.
@@ -65,7 +66,7 @@ def measure(
         samples: of the bootstrap.
         measures: beside the curves, by commas: shape, lime, linearity, concordance.
         wordnet: true insists on the WordNet similarity of the answers, false leaves it out.
-        lime_samples: answers of the model to each image, for LIME.
+        lime: LIME with its parameters.
         trust: import the classes that a run or weights file names.
 
     Returns:
@@ -74,12 +75,12 @@ def measure(
     Raises:
         InputError: nothing there, an unknown name, images or masks that cannot be used.
     """
-    check_names(hidings, segments, orders)
+    check_choices(hidings, orders, measures)
     models = _models(what, _labels(data), trust)
     sets = {name: _images(data, masks, model, images, seed) for name, model in models.items()}
     ways = (hidings, segments, orders, side, most_segments, relevance, seed, samples, measures)
     kept, bar = Path(out) / "answers", sys.stdout.isatty()
-    found = missingness(models, sets, *ways, wordnet, lime_samples, store=kept, progress=bar)
+    found = missingness(models, sets, *ways, wordnet, lime, store=kept, progress=bar)
     found.protocol["data"] = data
     processes.from_first(lambda: found.save(Path(out)))
     return found

@@ -21,7 +21,7 @@ from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.missingness.hiding import HIDINGS
 from cfmask.missingness.object_masks import Example
-from cfmask.missingness.removal import check_names, stacked
+from cfmask.missingness.removal import stacked
 
 SIZE = 224
 SIZES = (224, 200, 128, 64, 32)
@@ -42,7 +42,6 @@ class Linearity:
     """
 
     def __init__(self, model: Classifier, hidings: Sequence[str], sides: Sequence[int]) -> None:
-        check_names(hidings)
         for side in sides:
             if any(length % side for length in model.image_size):
                 raise InputError(
@@ -104,7 +103,6 @@ class Concordance:
     """
 
     def __init__(self, model: Classifier, hidings: Sequence[str], seed: int) -> None:
-        check_names(hidings)
         self.model = model
         self.hidings = hidings
         self.seed = seed

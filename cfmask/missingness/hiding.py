@@ -72,6 +72,15 @@ def _removed(model: Classifier, images: Tensor, hidden: Tensor) -> Tensor:
     )
 
 
+def _excluded(model: Classifier, images: Tensor, hidden: Tensor) -> Tensor:
+    if model.tokens is None:
+        raise InputError(
+            f"Expected a transformer whose attention leaves keys out, but got the CNN "
+            f"{model.name}; use removed, which is layer masking."
+        )
+    return model.features(images, hidden)
+
+
 def _by_rules(rules: MaskRules, model: Classifier, images: Tensor, hidden: Tensor) -> Tensor:
     if model.tokens is not None:
         raise InputError(
@@ -97,6 +106,7 @@ HIDINGS: dict[str, Hiding] = {
     "blur": partial(_seen, BlurFill()),
     "refill": partial(_seen, _refilled),
     "removed": _removed,
+    "excluded": _excluded,
     "no_padding": partial(_by_rules, MaskRules(padding="none")),
     "partial_convolution": partial(_by_rules, MaskRules(padding="partial")),
     "released_densenet": partial(_by_rules, MaskRules(join="majority", mean="all")),

@@ -5,30 +5,36 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from cfmask.classifier import Classifier
-from cfmask.errors import InputError, at_least, unknown
+from cfmask.errors import InputError, at_least
 from cfmask.inference.answer_store import key_of, model_key
 from cfmask.inference.inference import eval_mode
 from cfmask.missingness.class_similarity import class_similarity
 from cfmask.missingness.curves import measured
 from cfmask.missingness.features import Concordance, Linearity, concordance, linearity
 from cfmask.missingness.findings import CurveRow, Findings
-from cfmask.missingness.hiding import DEFAULT
-from cfmask.missingness.lime import LimeQuality, lime_quality
+from cfmask.missingness.hiding import DEFAULT, HIDINGS
+from cfmask.missingness.lime import PLAIN_LIME, Lime
+from cfmask.missingness.lime_quality import LimeQuality, lime_quality
 from cfmask.missingness.per_image import Images, Measure, per_image
 from cfmask.missingness.removal import ORDERS, Removal, check_names
+from cfmask.missingness.segments import Cutter, Segmented, cutters
 from cfmask.missingness.shape_bias import ShapeBias, shape_bias
 from cfmask.relevance import Relevance, default_relevance
 from cfmask.version import __version__
 
 MEASURES = ("shape", "lime", "linearity", "concordance")
+# Those that need masks.
+MASKED = ("shape", "lime")
 # Titles of the tables.
 SHAPE = "Accuracy with the object hidden, and with as much elsewhere"
 LIME = "LIME against the mask of the object, and the model without the highest segments"
@@ -50,7 +56,7 @@ def missingness(
     samples: int = 1000,
     measures: Sequence[str] = ("shape",),
     wordnet: bool | None = None,
-    lime_samples: int = 512,
+    lime: Lime = PLAIN_LIME,
     store: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Findings:
@@ -60,7 +66,7 @@ def missingness(
         models: by name; put in eval mode for the time.
         data: the images as each model takes them, by its name.
         hidings: ways of hiding, keys of `HIDINGS`.
-        segments: what is hidden as a whole: patches, slic, quickshift.
+        segments: what is hidden as a whole, see `cfmask.missingness.segments.cutters`.
         orders: random, or most or least relevant segments first.
         side: of square patches, in pixels.
         most_segments: an image may have.
@@ -71,7 +77,7 @@ def missingness(
         measures: beside the removal curves, among `MEASURES`; shape and lime are left out where
             not all images have a mask.
         wordnet: True insists on WordNet similarity, None leaves it out where it cannot be had.
-        lime_samples: answers of the model to each image, for LIME.
+        lime: LIME with its parameters.
         store: folder where answers are kept, so that an interrupted run goes on; None keeps none.
         progress: show a bar.
 
@@ -84,28 +90,25 @@ def missingness(
     """
     at_least(1, len(models), "model")
     at_least(1, samples, "samples of the bootstrap")
-    check_names(hidings, segments, orders)
-    for name in measures:
-        if name not in MEASURES:
-            raise unknown("measure", name, MEASURES)
+    check_choices(hidings, orders, measures)
     kept = Path(store) if store else None
     found = Findings({"version": __version__, "seed": seed, "samples": samples, "models": {}})
-    ways = (hidings, segments, orders, side, most_segments)
     with eval_mode(models.values()):
         for name, model in models.items():
-            images = data[name]
+            cuts = cutters(segments, side, most_segments, model.preprocess)
+            images = Segmented(data[name], [cutter for cutter in cuts.values() if cutter.own])
             by = relevance or (None if images.masked else default_relevance(model))
-            key = key_of(model_key(model), json.dumps([ways, seed, lime_samples, _described(by)]))
-            makes = _makes(model, images, measures, ways, by, seed, lime_samples)
+            wanted = [m for m in measures if images.masked or m not in MASKED]
+            makes = _makes(wanted, model, hidings, cuts, orders, side, by, lime, seed)
+            told = (hidings, list(cuts), orders, side, most_segments, _described(by), seed)
+            key = key_of(model_key(model), json.dumps([told, asdict(lime)]))
             answers = {
                 kind: _arrays(per_image(make, images, key_of(key, kind), kept, kind, progress))
                 for kind, make in makes.items()
             }
+            between = _similarity(model, images, wordnet)
             labels = answers["removal"]["labels"] if images.labelled else None
-            between = None if labels is None else class_similarity(model.class_names, wordnet)
-            if wordnet and between is None:
-                raise InputError("Expected images with labels for WordNet similarity.")
-            for place in itertools.product(segments, orders, hidings):
+            for place in itertools.product(cuts, orders, hidings):
                 curves = measured(answers["removal"]["/".join(place)], labels, between, samples)
                 found.removal.append(CurveRow(name, *place, curves))
             for title, table in _tables(answers, samples, model.class_names):
@@ -115,27 +118,44 @@ def missingness(
     return found
 
 
+def check_choices(hidings: Sequence[str], orders: Sequence[str], measures: Sequence[str]) -> None:
+    """Raise an InputError for a name that is none, before anything is computed."""
+    check_names("way of hiding", hidings, HIDINGS)
+    check_names("order", orders, ORDERS)
+    check_names("measure", measures, MEASURES)
+
+
 def _makes(
-    model: Classifier,
-    images: Images,
     measures: Sequence[str],
-    ways: tuple[Sequence[str], Sequence[str], Sequence[str], int, int],
+    model: Classifier,
+    hidings: Sequence[str],
+    cuts: Mapping[str, Cutter],
+    orders: Sequence[str],
+    side: int,
     relevance: Relevance | None,
+    lime: Lime,
     seed: int,
-    lime_samples: int,
 ) -> dict[str, Measure]:
     """What is computed for each image, by the name of its measure; removal always."""
-    hidings, segments, _, side, _ = ways
-    makes: dict[str, Measure] = {"removal": Removal(model, *ways, relevance, seed)}
-    if "shape" in measures and images.masked:
-        makes["shape"] = ShapeBias(model, hidings)
-    if "lime" in measures and images.masked:
-        makes["lime"] = LimeQuality(model, hidings, segments, side, lime_samples, seed)
-    if "linearity" in measures:
-        makes["linearity"] = Linearity(model, hidings, (2 * side, side))
-    if "concordance" in measures:
-        makes["concordance"] = Concordance(model, hidings, seed)
-    return makes
+    makes: dict[str, Callable[[], Measure]] = {
+        "removal": lambda: Removal(model, hidings, cuts, orders, relevance, seed),
+        "shape": lambda: ShapeBias(model, hidings),
+        "lime": lambda: LimeQuality(model, hidings, cuts, lime, seed),
+        "linearity": lambda: Linearity(model, hidings, (2 * side, side)),
+        "concordance": lambda: Concordance(model, hidings, seed),
+    }
+    return {name: makes[name]() for name in ("removal", *measures)}
+
+
+def _similarity(
+    model: Classifier, images: Images, wanted: bool | None
+) -> npt.NDArray[np.float64] | None:
+    """See `class_similarity`; images without labels have none."""
+    if images.labelled:
+        return class_similarity(model.class_names, wanted)
+    if wanted:
+        raise InputError("Expected images with labels for WordNet similarity.")
+    return None
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
@@ -163,7 +183,6 @@ def _described(relevance: Relevance | None) -> str:
     """A relevance with its settings, as a text that tells it from others."""
     if relevance is None:
         return "masks"
-    settings = {
-        k: v for k, v in sorted(vars(relevance).items()) if isinstance(v, str | int | float)
-    }
+    plain = (str, int, float, Lime)
+    settings = {k: v for k, v in sorted(vars(relevance).items()) if isinstance(v, plain)}
     return f"{type(relevance).__name__}({', '.join(f'{k}={v}' for k, v in settings.items())})"

@@ -15,8 +15,8 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -52,12 +52,14 @@ class Example:
         image: uint8 (3, H, W).
         label: class of the head; -1 if nobody knows.
         saliency: float (H, W) in [0, 1], where the object is; None without a mask.
+        segments: int64 (H, W) by name, those that the user gives.
     """
 
     name: str
     image: Tensor
     label: int
     saliency: Tensor | None
+    segments: Mapping[str, Tensor] = field(default_factory=dict)
 
     def object(self) -> Tensor | None:
         """Bool (H, W), True on the object; None without a mask."""

@@ -104,11 +104,12 @@ def _kept(make: Callable[[], dict[str, Tensor]], store: Path, key: str) -> dict[
 
 
 def _identity(examples: Sequence[Example]) -> str:
-    """Key of images: their pixels, labels and masks."""
+    """Key of images: their pixels, labels, masks and own segments."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr((example.label, tuple(example.image.shape))).encode())
         digest.update(example.image.contiguous().numpy().data)
-        if example.saliency is not None:
-            digest.update(example.saliency.contiguous().numpy().data)
+        for part in (example.saliency, *example.segments.values()):
+            if part is not None:
+                digest.update(part.contiguous().numpy().data)
     return digest.hexdigest()

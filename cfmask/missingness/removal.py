@@ -8,7 +8,7 @@ Source: arXiv 2211.14646, section 4.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,25 +21,18 @@ from cfmask.errors import unknown
 from cfmask.images import to_unit
 from cfmask.missingness.hiding import HIDINGS
 from cfmask.missingness.object_masks import Example
-from cfmask.missingness.segments import SEGMENTATIONS, hidden_by_degree, order_of, segment
+from cfmask.missingness.segments import Cutter, hidden_by_degree, order_of
 from cfmask.relevance import Relevance
 
 ORDERS = ("random", "most", "least")
 STEPS = 10
 
 
-def check_names(
-    hidings: Sequence[str], segmentations: Sequence[str] = (), orders: Sequence[str] = ()
-) -> None:
+def check_names(what: str, names: Sequence[str], known: Iterable[str]) -> None:
     """Raise an InputError for a name that is none, before anything is computed."""
-    for what, names, known in (
-        ("way of hiding", hidings, tuple(HIDINGS)),
-        ("segmentation", segmentations, tuple(SEGMENTATIONS)),
-        ("order", orders, ORDERS),
-    ):
-        for name in names:
-            if name not in known:
-                raise unknown(what, name, known)
+    for name in names:
+        if name not in known:
+            raise unknown(what, name, known)
 
 
 class Removal:
@@ -48,10 +41,8 @@ class Removal:
     Args:
         model: to be asked, in eval mode.
         hidings: keys of `HIDINGS`.
-        segmentations: keys of `SEGMENTATIONS`.
+        cutters: by the names of their segmentations.
         orders: among `ORDERS`.
-        side: of square patches, in pixels.
-        most_segments: of an image.
         relevance: what tells relevant segments; None takes the masks of the images.
         seed: of the random order, which is the same for all models and ways of hiding.
     """
@@ -60,20 +51,15 @@ class Removal:
         self,
         model: Classifier,
         hidings: Sequence[str],
-        segmentations: Sequence[str],
+        cutters: Mapping[str, Cutter],
         orders: Sequence[str],
-        side: int,
-        most_segments: int,
         relevance: Relevance | None,
         seed: int,
     ) -> None:
-        check_names(hidings, segmentations, orders)
         self.model = model
         self.hidings = hidings
-        self.segmentations = segmentations
+        self.cutters = cutters
         self.orders = orders
-        self.side = side
-        self.most_segments = most_segments
         self.relevance = relevance
         self.seed = seed
 
@@ -84,8 +70,8 @@ class Removal:
             whole = self.model(images).argmax(1)
         saliency = self._saliency(examples, images, whole)
         found = {"labels": torch.tensor([example.label for example in examples])}
-        for kind in self.segmentations:
-            labels = self._segments(examples, kind)
+        for kind, cutter in self.cutters.items():
+            labels = [cutter(example) for example in examples]
             for order in self.orders:
                 hidden = [
                     self._hidden(cut, saliency[k], kind, order, first + k)
@@ -100,12 +86,6 @@ class Removal:
     @torch.no_grad()
     def _answers(self, images: Tensor, hidden: Tensor, way: str) -> Tensor:
         return self.model.classify(HIDINGS[way](self.model, images, hidden)).argmax(1)
-
-    def _segments(self, examples: Sequence[Example], kind: str) -> list[npt.NDArray[np.int64]]:
-        return [
-            segment(as_array(example.image), kind, self.side, self.most_segments, example.name)
-            for example in examples
-        ]
 
     def _hidden(
         self,
@@ -141,8 +121,3 @@ def known_labels(examples: Sequence[Example], whole: Tensor) -> Tensor:
     """Labels int64 (n,); where nobody knows it, the answer (n,) to the whole image."""
     known = torch.tensor([example.label for example in examples])
     return torch.where(known < 0, whole, known)
-
-
-def as_array(image: Tensor) -> npt.NDArray[np.float64]:
-    """Uint8 (3, H, W) as float64 (H, W, 3) in [0, 1]."""
-    return image.permute(1, 2, 0).numpy().astype(np.float64) / 255

@@ -25,7 +25,7 @@ from cfmask.errors import InputError
 from cfmask.missingness.curves import curve, resampled
 from cfmask.missingness.hiding import HIDINGS
 from cfmask.missingness.object_masks import Example
-from cfmask.missingness.removal import check_names, known_labels, stacked
+from cfmask.missingness.removal import known_labels, stacked
 
 Array = npt.NDArray[Any]
 # Images of a class from which on its figures are told.
@@ -41,7 +41,6 @@ class ShapeBias:
     """
 
     def __init__(self, model: Classifier, hidings: Sequence[str]) -> None:
-        check_names(hidings)
         self.model = model
         self.hidings = hidings
 
