@@ -9,7 +9,7 @@ import ast
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cfmask.errors import InputError, no_option
@@ -162,8 +162,12 @@ def _of(name: str, tree: ast.Module) -> Iterator[Argument]:
             defaults = [None] * (len(given.args) - len(given.defaults)) + [*given.defaults]
             for argument, default in zip(given.args, defaults):
                 kind = ast.unparse(argument.annotation) if argument.annotation else ""
-                told = "" if default is None else _plain(default)
+                group = isinstance(default, ast.Name)
+                told = "" if default is None or group else _plain(default)
                 yield Argument(f"--{argument.arg}", words.get(argument.arg, ""), told, kind)
+                # What is made once, as a default, is a dataclass: its fields are settings.
+                for inner in _of(kind, tree) if group else ():
+                    yield replace(inner, name=f"--{argument.arg}.{inner.name[2:]}")
             if given.kwarg:
                 yield from _of(_handed_on(node, given.kwarg.arg), tree)
         elif isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
