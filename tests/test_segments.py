@@ -13,7 +13,8 @@ from support.removal import TINY, fails
 
 from cfmask import InputError, Preprocess
 from cfmask.commands.main import main
-from cfmask.missingness.object_masks import Example
+from cfmask.missingness.lab import missingness
+from cfmask.missingness.object_masks import Example, find_images
 from cfmask.missingness.segments import cutters
 
 FUNCTION = """
@@ -62,25 +63,27 @@ def test_label_maps_are_cropped_as_their_images(pictures):
     assert cut.name == "the bands"
 
 
-def measured(out: str, segments: str) -> list:
-    main(["missingness", TINY, "--data=photos", "--hidings=grey", "--orders=random",
-          "--samples=5", f"--segments={segments}", f"--out={out}"])  # fmt: skip
-    return json.loads(Path(out, "missingness.json").read_text())["removal"]
-
-
-def test_the_command_takes_maps_and_functions_and_sees_when_they_change(pictures, monkeypatch):
-    found = measured("out", "the bands,own_cuts.thirds")
+def test_both_commands_take_maps_and_functions(pictures):
+    main(["missingness", TINY, "--data=photos", "--hidings=grey", "--orders=random", "--images=1",
+          "--samples=5", "--segments=the bands,own_cuts.thirds", "--out=out"])  # fmt: skip
+    found = json.loads(Path("out", "missingness.json").read_text())["removal"]
     assert [row["segments"] for row in found] == ["the bands", "own_cuts.thirds"]
-    (kept,) = (pictures / "out" / "answers").iterdir()
-    before = kept.stat().st_mtime_ns
-    assert measured("out", "the bands,own_cuts.thirds") == found
-    assert kept.stat().st_mtime_ns == before
-    bands("a", 8)
-    measured("out", "the bands,own_cuts.thirds")
-    assert len(list((pictures / "out" / "answers").iterdir())) == 2
     main(["explain", "photos/one/b b.jpg", f"--model={TINY}", "--label", "one", "--hidings=grey",
           "--lime.samples=5", "--segments=the bands"])  # fmt: skip
     assert Path("explained.png").is_file()
+
+
+def test_kept_answers_are_not_those_of_other_segments(pictures, tiny_clip):
+    data = find_images(Path("photos/one"), None, ["one"], tiny_clip.preprocess, 1)
+
+    def kept() -> int:
+        missingness({"m": tiny_clip}, {"m": data}, ("grey",), ["the bands"], ("random",),
+                    samples=1, measures=(), store="kept")  # fmt: skip
+        return len(list(Path("kept").iterdir()))
+
+    assert [kept(), kept()] == [1, 1]
+    bands("a", 8)
+    assert kept() == 2
 
 
 def test_what_is_wrong_with_segments_is_one_line(pictures, capsys):
