@@ -124,6 +124,8 @@ class Classifier(nn.Module, ABC):
 
     mean: Tensor
     std: Tensor
+    # Whether the encoder's code works with any order of dimensions in memory; `view` may not.
+    any_layout = False
     # Whether the values of a batch have been looked at.
     _looked = False
 
@@ -169,8 +171,11 @@ class Classifier(nn.Module, ABC):
         return classifier
 
     def suit(self, device: torch.device) -> None:
-        """Lay out a CNN's weights for a device: channels last on a GPU, which it reads fastest."""
-        if device.type == "cuda" and self.tokens is None:
+        """Lay out a CNN's weights as its device reads them fastest: channels last.
+
+        On a CPU a step of a network of depthwise convolutions takes a fifth less time.
+        """
+        if self.any_layout and device.type in ("cpu", "cuda") and self.tokens is None:
             self.encoder.to(memory_format=torch.channels_last)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from importlib import import_module
@@ -92,3 +93,20 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
     assert all(f"  {name}" in done.stdout for name in COMMANDS)
     assert "Nearest: --lr" in done.stderr
     assert done.stderr.count("There is no option --lrr") == len(COMMANDS)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a switch of the GNU C library")
+def test_a_buffer_that_was_freed_is_not_fetched_anew_from_the_system():
+    code = """
+import resource, sys, cfmask.commands.main as m
+def fetched():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(b"x") * 50_000_000
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+fetched(), print(fetched())
+m._keep_freed_memory()
+fetched(), print(fetched())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 10 * max(after, 1)

@@ -144,3 +144,28 @@ def test_a_module_without_a_map_that_divides_the_image_is_refused_before_trainin
     with pytest.raises(InputError, match="Expected a layer whose map divides the image"):
         GradCAM().check(classifier)
     GradCAM("0").check(classifier)
+
+
+class Viewed(nn.Module):
+    """Flattens by `view`, as many do, which only works on maps laid out as usual."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.last(x.view(len(x), 16))
+
+
+def test_a_net_of_ones_own_keeps_its_layout_in_memory_and_ours_take_the_fast_one(small_cnn):
+    net = Viewed().eval()
+    mine = ModuleClassifier(net, class_names=NAMES, image_size=16, mean=(0,) * 3, std=(1,) * 3)
+    images = torch.rand(2, 3, 16, 16)
+    for classifier in (mine, small_cnn):
+        classifier.suit(torch.device("cpu"))
+    assert torch.equal(mine(images), net(images))
+    wide = (m for m in small_cnn.encoder.modules() if getattr(m, "kernel_size", (1,))[0] > 1)
+    kernel = next(wide).weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last) and not kernel.is_contiguous()

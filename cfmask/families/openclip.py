@@ -58,6 +58,8 @@ class OpenClipClassifier(Classifier):
             does not take, QuickGELU put in the place of GELU or the other way round.
     """
 
+    any_layout = True
+
     def __init__(
         self,
         model: str = "ViT-B-32-quickgelu",

@@ -51,6 +51,8 @@ class TimmClassifier(Classifier):
             names.
     """
 
+    any_layout = True
+
     def __init__(
         self,
         model: str = "vit_base_patch16_224",
