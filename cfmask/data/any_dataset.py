@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
+from typing_extensions import Unpack
 
-from cfmask.data.datamodule import Sample, TrainingData, refuse_one_class
+from cfmask.data.datamodule import Loading, Sample, TrainingData, refuse_one_class
 from cfmask.data.folders import split
-from cfmask.data.unreadable import Unreadable
-from cfmask.decoding import READING, Decoder, as_picture
+from cfmask.decoding import READING, as_picture
 from cfmask.errors import InputError
-from cfmask.images import Crop, Preprocess, RandomCrop, augmented
+from cfmask.images import Crop, Preprocess
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,8 @@ class DatasetData(TrainingData):
             `labels` or a column; below 1 it is the share of them.
         image_key: of the image in items that are mappings.
         label_key: of the label in such items.
-        batch_size: images a step.
-        workers: processes that read images.
-        seed: of the hold-out.
-        decoder: "fast", or "pil" to resize exactly as Pillow does, slower.
-        crop: augmentation of training images; None trains on what is evaluated.
-        augmentation: one transform of the training pictures or several, before crop and resizing:
-            any of `torchvision.transforms.v2`, or a module of one's own, uint8 (3, H, W) -> uint8.
-        unreadable: `stop` ends the run at an image that cannot be decoded or raises
-            `UnreadableImage`; `skip` takes the next one and counts them.
+        **loading: see `TrainingData`. Unreadable are images that cannot be decoded, and items that
+            raise `UnreadableImage`.
 
     Raises:
         InputError: no dataset with a length, or no class names.
@@ -145,15 +138,9 @@ class DatasetData(TrainingData):
         val_images: float = 0.1,
         image_key: str = "image",
         label_key: str = "label",
-        batch_size: int = 64,
-        workers: int = 2,
-        seed: int = 0,
-        decoder: Decoder = "fast",
-        crop: RandomCrop | None = None,
-        unreadable: Unreadable = "stop",
-        augmentation: torch.nn.Module | list[torch.nn.Module] | None = None,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__(batch_size, workers, decoder, unreadable)
+        super().__init__(**loading)
         for data in (train, val):
             if data is not None:
                 refuse_unsized(data, type(data).__name__)
@@ -167,8 +154,6 @@ class DatasetData(TrainingData):
             )
         refuse_one_class(self.class_names, "class_names")
         self.val_images = val_images
-        self.seed = seed
-        self.crop = augmented(augmentation, crop)
 
     def load(self, preprocess: Preprocess) -> tuple[Dataset[Sample], Dataset[Sample]]:
         """See `TrainingData.load`."""

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 import pytorch_lightning as pl
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
+from typing_extensions import Unpack
 
 from cfmask import digits, processes, wordnet
 from cfmask.data.epochs import EpochLoader, EpochSampler, Seeded, run_seed, start_worker
@@ -33,12 +34,36 @@ from cfmask.decoding import READING, Decoder
 from cfmask.errors import InputError, at_least, unknown
 from cfmask.images import Preprocess, RandomCrop, augmented, check_unit, to_unit
 from cfmask.shift import HOLDOUT
+from cfmask.signatures import spell_out
 
 Sample = tuple[Tensor, int]
 
 
+class Loading(TypedDict, total=False):
+    """What `TrainingData` takes, for `**loading: Unpack[Loading]`."""
+
+    batch_size: int
+    workers: int
+    seed: int
+    decoder: Decoder
+    crop: RandomCrop | None
+    unreadable: Unreadable
+    augmentation: torch.nn.Module | list[torch.nn.Module] | None
+
+
 class TrainingData(pl.LightningDataModule, ABC):
     """Training images, and in-distribution images held out of them for choosing the epoch.
+
+    Args:
+        batch_size: images a step.
+        workers: processes that read images.
+        decoder: "fast", or "pil" for exactly the pixels of Pillow, slower.
+        unreadable: `stop` ends the run at an image that cannot be read; `skip` takes the next one
+            and counts them.
+        seed: of the hold-out.
+        crop: augmentation of training images; None trains on what is evaluated.
+        augmentation: one transform of the training pictures or several, before crop and resizing:
+            any of `torchvision.transforms.v2`, or a module of one's own, uint8 (3, H, W) -> uint8.
 
     Attributes:
         class_names: K names, in the order of the labels.
@@ -51,10 +76,13 @@ class TrainingData(pl.LightningDataModule, ABC):
 
     def __init__(
         self,
-        batch_size: int,
-        workers: int,
+        batch_size: int = 64,
+        workers: int = 2,
         decoder: Decoder = "fast",
         unreadable: Unreadable = "stop",
+        seed: int = 0,
+        crop: RandomCrop | None = None,
+        augmentation: torch.nn.Module | list[torch.nn.Module] | None = None,
     ) -> None:
         super().__init__()
         at_least(1, batch_size, "images a step (batch_size)")
@@ -66,8 +94,15 @@ class TrainingData(pl.LightningDataModule, ABC):
         self.skipped: list[str] = []
         self.batch_size = batch_size
         self.workers = workers
+        self.seed = seed
+        self.crop = augmented(augmentation, crop)
         self.train_set: Dataset[Sample] | None = None
         self.val_set: Dataset[Sample] | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A constructor that ends in `**loading` shows its parent's arguments by name."""
+        super().__init_subclass__(**options)
+        spell_out(cls)
 
     @abstractmethod
     def load(self, preprocess: Preprocess) -> tuple[Dataset[Sample], Dataset[Sample]]:
@@ -215,10 +250,9 @@ class DigitsData(TrainingData):
     def __init__(
         self, train_images: int = 1024, val_images: int = 1000, batch_size: int = 64, seed: int = 0
     ) -> None:
-        super().__init__(batch_size, workers=0)
+        super().__init__(batch_size, workers=0, seed=seed)
         self.train_images = train_images
         self.val_images = val_images
-        self.seed = seed
 
     def load(self, preprocess: Preprocess) -> tuple[Dataset[Sample], Dataset[Sample]]:
         """See `TrainingData.load`."""
@@ -245,16 +279,9 @@ class FolderData(TrainingData):
         val_images: how many training images to hold out, stratified, to choose the epoch by; below
             1 it is the share of them. None takes `root/val`, or holds out a tenth where there is
             none.
-        batch_size: images a step.
-        workers: processes that decode images.
-        seed: of the hold-out.
-        decoder: "fast", or "pil" for exactly the pixels of Pillow, slower.
-        crop: augmentation of training images; None trains on what is evaluated.
-        augmentation: one transform of the training pictures or several, before crop and resizing:
-            any of `torchvision.transforms.v2`, or a module of one's own, uint8 (3, H, W) -> uint8.
-        unreadable: `stop` looks at all files before training and names those that cannot be read;
-            `skip` takes the next image in place of one that cannot, and counts them.
         holdout: share of the images of a `root` without `train/` that is the test set `id`.
+        **loading: see `TrainingData`. With `unreadable: stop` all files are looked at before
+            training, and those that cannot be read are named.
 
     Attributes:
         held_out: paths below `root` of these images, once they are loaded.
@@ -267,23 +294,15 @@ class FolderData(TrainingData):
         root: str,
         class_names: Mapping[str, str] | Literal["imagenet"] | None = None,
         val_images: float | None = None,
-        batch_size: int = 64,
-        workers: int = 2,
-        seed: int = 0,
-        decoder: Decoder = "fast",
-        crop: RandomCrop | None = None,
-        unreadable: Unreadable = "stop",
-        augmentation: torch.nn.Module | list[torch.nn.Module] | None = None,
         holdout: float = HOLDOUT,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__(batch_size, workers, decoder, unreadable)
+        super().__init__(**loading)
         self.root = Path(root)
         self.holdout = holdout
         self.undivided = undivided(self.root)
         self.train_root = self.root if self.undivided else self.root / "train"
-        self.crop = augmented(augmentation, crop)
         self.val_images = val_images
-        self.seed = seed
         found = self.undivided
         self.folders = list(found.classes) if found else class_folders(self.train_root)
         self.class_names = named(self.folders, class_names, str(self.train_root))

@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
+from typing_extensions import Unpack
 
 from cfmask import wordnet
-from cfmask.data.datamodule import Sample, TrainingData, named, refuse_one_class
+from cfmask.data.datamodule import Loading, Sample, TrainingData, named, refuse_one_class
 from cfmask.data.folders import Pictures, split
 from cfmask.data.shard_fetch import expand, fetch
 from cfmask.data.shard_index import INDEX, ShardIndex
-from cfmask.data.unreadable import Unreadable
-from cfmask.decoding import READING, Decoder, Picture, decode
+from cfmask.decoding import READING, Picture, decode
 from cfmask.errors import InputError, UnreadableImage
-from cfmask.images import Crop, Preprocess, RandomCrop, augmented
+from cfmask.images import Crop, Preprocess
 
 
 class ShardImages(Pictures):
@@ -102,15 +101,8 @@ class ShardData(TrainingData):
         val_shards: shards to choose the epoch by, as for `shards`; None holds images out.
         val_images: how many to hold out, stratified; below 1 it is the share of them.
         cache: folder for shards behind a URL.
-        batch_size: images a step.
-        workers: processes that decode images.
-        seed: of the hold-out.
-        decoder: "fast", or "pil" for exactly the pixels of Pillow, slower.
-        crop: augmentation of training images; None trains on what is evaluated.
-        augmentation: one transform of the training pictures or several, before crop and resizing:
-            any of `torchvision.transforms.v2`, or a module of one's own, uint8 (3, H, W) -> uint8.
-        unreadable: `stop` ends the run at an image that cannot be read; `skip` takes the next one
-            and counts them. `cfmask pack DIR --verify true` finds them all before.
+        **loading: see `TrainingData`. `cfmask pack DIR --verify true` finds all unreadable images
+            before.
     """
 
     def __init__(
@@ -120,18 +112,10 @@ class ShardData(TrainingData):
         val_shards: str | None = None,
         val_images: float = 0.1,
         cache: str = "fetched",
-        batch_size: int = 64,
-        workers: int = 2,
-        seed: int = 0,
-        decoder: Decoder = "fast",
-        crop: RandomCrop | None = None,
-        unreadable: Unreadable = "stop",
-        augmentation: torch.nn.Module | list[torch.nn.Module] | None = None,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__(batch_size, workers, decoder, unreadable)
+        super().__init__(**loading)
         self.val_images = val_images
-        self.seed = seed
-        self.crop = augmented(augmentation, crop)
         self.index = find_shards(os.fspath(shards), Path(cache))
         self.val_index = find_shards(os.fspath(val_shards), Path(cache)) if val_shards else None
         if isinstance(class_names, list):

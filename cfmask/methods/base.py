@@ -23,8 +23,8 @@ from cfmask.methods.finite import FiniteWatch
 from cfmask.methods.mixing import Mixing
 from cfmask.methods.probing import probe
 from cfmask.methods.rates import Rates
-from cfmask.methods.recipe import spell_out
 from cfmask.methods.teacher import equal_weights
+from cfmask.signatures import spell_out
 
 
 class Method(pl.LightningModule, ABC):
