@@ -119,7 +119,7 @@ def _of_one_set(
     kept: dict[bool, list[Disagreement]] = {True: [], False: []}
     look = next(iter(models.values())).preprocess
     data = Readable(shift.load(look), look.size, "wrong")
-    paths = data.paths() if data.in_files else []
+    paths = data.paths() if data.files is not None else []
     for index, image, label, hits in _differing(models, shift, data, limit, batch_size):
         kind = kept[hits[0]]
         if len(kind) < half:

@@ -1,7 +1,7 @@
-"""Answers: what a model says to every image of a set, and how a set judges it.
+"""Answers: a model's predictions for every image of a set, and which of them are right.
 
 Letters: N images, K classes of the head, C of them that compete, M of them right for a label.
-All measures are computed from answers, so that the images are read once.
+All metrics are computed from answers, so that images are read once.
 """
 
 from __future__ import annotations
@@ -23,19 +23,17 @@ class Answers:
 
     Attributes:
         labels: int64 (N,), as the set gives them.
-        best: int64 (N, min(5, C)), competing classes by falling logit; (N, 1) where the predicted
-            class alone is known. What only logits tell is None then: all that follows `readable`.
+        best: int64 (N, min(5, C)), competing classes by falling logit; (N, 1) where only the
+            predicted class is known, and all fields after `readable` are None.
         correct: bool (N,), the first of `best` is right.
-        readable: bool (N,); an image that could not be read is answered as a black one would be,
-            and is never right.
+        readable: bool (N,); an unreadable image is answered like a black one and is never right.
         top5: bool (N,), one of `best` is right.
         unrestricted: bool (N,), the argmax among all classes of the head is right; None where only
             the logits of the competing classes are known.
         nll: float32 (N,), -log of the probability of all right classes together, in nats.
         confidence: float32 (N,) in [0, 1], probability of the answer; see `LabelRule`.
         max_logit: float32 (N,), among all classes of the head; None likewise.
-        logits: float32 (N, C) of the competing classes in the order of the head; None unless they
-            were asked for.
+        logits: float32 (N, C) of the competing classes in the order of the head; None unless kept.
     """
 
     labels: Tensor
@@ -53,7 +51,7 @@ class Answers:
         return len(self.labels)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The attributes that there are, by name."""
+        """The attributes that are not None, by name."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -67,9 +65,9 @@ class Answers:
 class LabelRule:
     """Which classes of a head compete on a set, and which of them are right for a label.
 
-    Probabilities are a softmax over the competing classes. Where a label has several right classes
-    and no class is right for two labels (ObjectNet), an answer's confidence is the probability of
-    all classes of that label; otherwise it is that of the argmax alone.
+    Probabilities are a softmax over the competing classes. If labels have several right classes
+    and no class is right for two labels (ObjectNet), the confidence of an answer is the probability
+    of all classes of its label; otherwise it is that of the argmax.
 
     Args:
         heads: number K of classes of the head.

@@ -34,18 +34,16 @@ def interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float,
 def combined(
     counts: Sequence[tuple[int, int]], weights: Sequence[float], constant: float = 0.0
 ) -> tuple[float, float, float]:
-    """Constant + sum of weight · accuracy, with its 95 % interval.
+    """Constant + sum of weight · accuracy, with its 95 % interval: value, low, high.
 
     The sets are taken as independent, so their binomial variances add; the interval is the normal
-    one. For sets that show the same images in two ways it is too wide rather than too narrow.
+    one. For sets that show the same images in two ways it is too wide rather than too narrow. That
+    of a mean (weights of sum 1, none negative) is clipped to [0, 1].
 
     Args:
         counts: (correct, total) of each set.
         weights: of each set.
         constant: what is added.
-
-    Returns:
-        Value, low, high. A mean's interval (weights of sum 1, none negative) is kept in [0, 1].
     """
     shares = [correct / total for correct, total in counts]
     value = constant + sum(w * p for w, p in zip(weights, shares))
@@ -68,9 +66,9 @@ def mean_with_interval(values: Tensor) -> tuple[float, float, float]:
 def harmonic(
     first: tuple[float, float, float], second: tuple[float, float, float]
 ) -> tuple[float, float, float]:
-    """Harmonic mean of two accuracies, each value, low and high; the same of the mean.
+    """Harmonic mean of two accuracies; arguments and result are value, low and high.
 
-    Both are taken as independent; the interval is by the delta method, kept in [0, 1].
+    Both are taken as independent; the interval is by the delta method, clipped to [0, 1].
     """
     (a, low_a, high_a), (b, low_b, high_b) = first, second
     value = 2 * a * b / (a + b) if a + b else 0.0
@@ -114,8 +112,8 @@ def expected_calibration_error(bins: dict[str, list[float]]) -> float:
 def selective(confidence: Tensor, correct: Tensor) -> tuple[int, int]:
     """Right ones and number of the 90 % of images that have the highest confidence.
 
-    The number is rounded up; of images with equal confidence at the edge, wrong ones come first,
-    so that the order of the images does not matter.
+    The number is rounded up. Of images with equal confidence wrong ones come first, so that the
+    order of the images does not matter.
 
     Args:
         confidence: float (N,).

@@ -1,4 +1,4 @@
-"""Figures: what a report holds of models on sets, with nothing of how it is shown."""
+"""Figures: the records of a report, without their presentation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 Transform = Literal["logit", "probit"]
 
-# Figures of several sets that are in every report where there are the sets for them.
+# Figures of several sets that every report has if it has the sets.
 MEAN, HARMONIC = "mean of shifts", "harmonic mean"
 
 
@@ -24,7 +24,7 @@ class Row:
         total: number of images; None likewise.
         low: lower end of the 95 % interval; None for metrics without one.
         high: upper end of it.
-        note: what else a reader must know: which class is the worst, or that a fit is extrapolated.
+        note: such as the name of the worst class, or that a fit is extrapolated.
     """
 
     model: str
@@ -70,7 +70,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Fit:
-    """A line through accuracies of models: what a shift accuracy is to be expected.
+    """A line through accuracies of models: the shift accuracy to expect at a reference accuracy.
 
     transform(shift) = slope · transform(reference) + intercept, accuracies as fractions.
 
@@ -84,7 +84,7 @@ class Fit:
         low: least reference accuracy of the models of the fit; None if not known.
         high: greatest one.
         source: where the line comes from.
-        note: what a reader must know of it.
+        note: for the reader of a report.
     """
 
     shift: str
@@ -107,8 +107,8 @@ class Curve:
         alphas: weight of the tuned model at each point, ascending, in [0, 1].
         models: name of the row of each point.
         chosen: name of the row with the best accuracy on `chosen_on`, of equal ones the one with
-            the least alpha; None where there is no reference set.
-        chosen_on: name of the in-distribution set of the report that alone chose it.
+            the least alpha; None without a reference set.
+        chosen_on: name of the report's reference set, which alone decides.
     """
 
     alphas: list[float]
@@ -128,8 +128,7 @@ class Spread:
         metric: its name.
         mean: of their values.
         sd: standard deviation of their values, with n - 1.
-        gain: mean of the differences of each from the model that it was tuned from; None where
-            these are not known.
+        gain: mean difference from the model that each was tuned from; None if that is not known.
         gain_sd: standard deviation of these differences; None likewise.
     """
 

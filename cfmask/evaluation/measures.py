@@ -1,4 +1,4 @@
-"""Measures: answers of models to sets -> rows of a report, the counts behind them, comparisons."""
+"""Measures: answers -> rows of a report, the counts behind them, and comparisons of models."""
 
 from __future__ import annotations
 
@@ -29,15 +29,10 @@ Table = Mapping[str, Mapping[str, Answers]]
 
 
 def counts_of(shift: Shift, answers: Answers, names: Sequence[str]) -> Counts:
-    """What a report's `details` hold of one model on one set.
+    """What a report's `details` hold of one model on one set; `names` are of the head's classes.
 
-    Labels with several right classes are classes of their own if no class is right for two of
-    them, and are named after the first; otherwise (ReaL) the set has no classes to count by.
-
-    Args:
-        shift: the set.
-        answers: to its images.
-        names: of the head's classes.
+    Labels with several right classes count as classes, named after the first, if no class is right
+    for two of them; otherwise (ReaL) the set has no counts by class.
     """
     counts: Counts = {}
     if answers.confidence is not None:
@@ -72,12 +67,7 @@ def _shares(numbers: Tensor, correct: Tensor, titles: Mapping[int, str]) -> dict
 
 
 def rows_of(model: str, judged: Judged, metrics: Mapping[str, Metric] = METRICS) -> list[Row]:
-    """All figures of one model on one set.
-
-    Args:
-        model: name of its row.
-        judged: its answers to the set.
-        metrics: by name; those that are made of other figures are passed over.
+    """All figures of one model on one set; metrics computed from others are left out.
 
     Raises:
         InputError: a figure that is not finite.
@@ -101,7 +91,7 @@ def rows_of(model: str, judged: Judged, metrics: Mapping[str, Metric] = METRICS)
 def combination_rows(rows: Sequence[Row], shifts: Sequence[Shift]) -> Iterator[Row]:
     """Accuracies on the `COMBINATIONS` whose sets are all there, and on all shift sets.
 
-    The harmonic mean is of the reference set and the mean of shifts, where there are both.
+    The harmonic mean is of the reference set and the mean of shifts, if there are both.
     """
     accuracies = [row for row in rows if row.metric == "accuracy"]
     reference = next((shift.name for shift in shifts if shift.in_distribution), None)
@@ -126,8 +116,8 @@ def _with_ends(row: Row) -> tuple[float, float, float]:
 def combinations(shifts: Sequence[Shift]) -> dict[str, Combination]:
     """The `COMBINATIONS` whose sets are all there, and the mean of two or more shift sets.
 
-    Parts of a collection (one corruption at one severity) are not in the mean of shifts, where
-    they would outweigh all other sets.
+    Parts of a collection (one corruption at one severity) are not in the mean of shifts: they would
+    outweigh all other sets.
     """
     names = {shift.name for shift in shifts}
     found = {name: of for name, of in COMBINATIONS.items() if set(of.weights) <= names}
@@ -143,7 +133,7 @@ def differences(
     Args:
         table: answers of all models.
         shifts: the sets.
-        starts: model -> the one that it was tuned from, where that is known.
+        starts: model -> the one that it was tuned from, if known.
     """
     top, *others = table
     pairs = [(first, k) for k in others for first in dict.fromkeys((top, starts.get(k, top)))]

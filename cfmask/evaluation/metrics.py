@@ -33,12 +33,12 @@ class Judged:
 
     Attributes:
         answers: to the N images of the set; `answers.logits` is float (N, C) for a metric that
-            needs logits, else None. Of predictions from a file the scores are None, see `Answers`.
+            needs logits, else None. Without logits all scores are None, see `Answers`.
         shift: the set.
         counts: of its classes, groups and bins of confidence; see `cfmask.evaluation.measures`.
         heads: number of classes of the head.
-        reference: answers of the same model to the reference set; None if there is none, and for
-            sets in distribution.
+        reference: answers of the same model to the reference set; None without one, and for sets in
+            distribution.
     """
 
     answers: Answers
@@ -58,7 +58,7 @@ class Value:
         high: upper end of it.
         correct: number of images classified right; None where the figure is no share of images.
         total: number of images; None likewise.
-        note: what else a reader must know, such as which class is the worst.
+        note: such as the name of the worst class.
     """
 
     value: float
@@ -85,16 +85,16 @@ class Metric:
 
     Attributes:
         title: in words.
-        of: gives the figure, as a number or with its interval; it returns None where a set has
-            none. None in its place for metrics that are computed from others.
-        meaning: what a reader needs to know, a clause without a stop.
+        of: computes the figure, as a number or with its interval; it returns None if a set has
+            none. The attribute is None for metrics that are computed from others.
+        meaning: a clause without a full stop, for the reader.
         unit: of the figure as it is shown; empty for none.
         scale: by which a value is multiplied to be shown; 100 for per cent.
         digits: after the decimal point.
         better: 1 if more is better, -1 if less is, 0 if neither.
         signed: True shows a plus before gains.
-        needs_logits: True keeps the logits of all images for `of`, N · C floats; a model of which
-            only predictions are known has no figure then.
+        needs_logits: True keeps the logits of all images for `of`, N · C floats; a model without
+            logits has no figure then.
 
     Examples:
         >>> def third(judged):
@@ -144,7 +144,7 @@ def _accuracy_unrestricted(judged: Judged) -> Value | None:
 
 
 def _top5(judged: Judged) -> Value | None:
-    """The first five of five classes say nothing."""
+    """None for a set of at most five classes, where the figure is always 1."""
     classes, right = judged.shift.classes, judged.answers.top5
     if right is None or (judged.heads if classes is None else len(classes)) <= BEST:
         return None
@@ -179,10 +179,8 @@ def _ece(judged: Judged) -> float | None:
 
 
 def _selective_accuracy(judged: Judged) -> Value | None:
-    confidence = judged.answers.confidence
-    return (
-        None if confidence is None else Value.share(*selective(confidence, judged.answers.correct))
-    )
+    confidence, correct = judged.answers.confidence, judged.answers.correct
+    return None if confidence is None else Value.share(*selective(confidence, correct))
 
 
 def _auroc_max_logit(judged: Judged) -> float | None:
@@ -253,13 +251,13 @@ METRICS: Mapping[str, Metric] = {
 
 
 def own_metrics(paths: Sequence[str]) -> dict[str, Metric]:
-    """Metrics of one's own, by their import paths, which are their names.
+    """Your own metrics, by their import paths, which are their names.
 
     Args:
-        paths: each of a `Metric`, or of a function of `Judged` that gives what `Metric.of` gives.
-            A function's name is its title and the first line of its docstring its meaning; its
-            figures are shown as they are, and it gets logits if its attribute `needs_logits` is
-            True. Only what the user has named may be asked for here.
+        paths: each of a `Metric`, or of a function of `Judged` that returns what `Metric.of` does.
+            A function's title is its name, its meaning the first line of its docstring; figures are
+            shown unscaled, and it gets logits if it has the attribute `needs_logits = True`. The
+            paths are imported, so they must come from the user.
 
     Raises:
         InputError: no import path, or nothing of that kind there.
@@ -287,13 +285,7 @@ def _own_metric(path: str) -> Metric:
 
 
 def described(name: str, protocol: Mapping[str, Any]) -> Metric:
-    """How a metric of a report is shown: as `METRICS` says, else as the report itself does.
-
-    Args:
-        name: of the metric.
-        protocol: of the report; of a metric that it does not describe the figures are shown as
-            they are.
-    """
+    """How a metric is shown: by `METRICS`, else by the report's protocol, else unscaled."""
     if name in METRICS:
         return METRICS[name]
     own = protocol.get("metrics", {}).get(name)

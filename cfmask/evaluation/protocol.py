@@ -1,4 +1,4 @@
-"""Protocol: what a reader needs to know to compare figures with others, and what a run was."""
+"""Protocol: the rules by which figures were taken, and facts of the run that took them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def protocol_of(
     decoder: Decoder,
     metrics: Mapping[str, Metric] = METRICS,
 ) -> dict[str, Any]:
-    """The rules of all sets, means and metrics, and facts of the models, as JSON holds them.
+    """The rules of all sets, means and metrics, and facts of the models, for JSON.
 
-    A precision of None stands for answers that were all read from files, without an image.
+    A precision of None stands for answers that were all read from files.
     """
     return {
         "metric": "top-1 accuracy, every image counted once",
@@ -51,7 +51,7 @@ def protocol_of(
 
 
 def set_protocol(shift: Shift) -> dict[str, Any]:
-    """The rule of one set; what does not concern it is left out."""
+    """The rules of one set, without those that do not apply."""
     facts: dict[str, Any] = {
         "in_distribution": shift.in_distribution,
         "classes": "all" if shift.classes is None else len(shift.classes),
@@ -109,7 +109,7 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package and of those that decide about weights and figures, if installed."""
+    """Versions of this package and of those that affect weights and figures, if installed."""
     found = {"cfmask": __version__}
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Results: figures of models on sets with their protocol, and their JSON."""
+"""Results: the content of a report, and its JSON."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ R = TypeVar("R", bound="Results")
 
 @dataclass(frozen=True)
 class Results:
-    """What a report holds: figures and the protocol they were taken by.
+    """The content of a report: figures and the protocol by which they were taken.
 
     Attributes:
         rows: the figures.
-        protocol: what a reader needs to know to compare them.
-        reference: name of the in-distribution set, if there is one.
+        protocol: the rules by which they can be compared.
+        reference: name of the in-distribution set; None without one.
         details: model -> set -> counts behind the figures. "classes" holds "names", "correct" and
             "total" of the classes that the set has; "groups" the same of its groups, if it has
             any; "bins" holds "count", "confidence" (sum) and "correct" of 15 equal-width bins of
             confidence.
-        differences: every other model against the first, on every set; after that, against the
-            one that it was tuned from, where that is another.
-        fits: lines that effective robustness is held against.
+        differences: every other model against the first, on every set; then against the one that
+            it was tuned from, if that is another.
+        fits: lines of effective robustness.
         curves: WiSE-FT curves.
         run: date, versions, hardware, processes, images, seconds, images per second, configs, and
             "runs": in words, what each run was.
@@ -57,7 +57,7 @@ class Results:
 
         Args:
             model: name of its row.
-            shift: name of the set, which may lack its family if one family alone has such a set.
+            shift: name of the set, without its family if no other family has such a set.
             metric: its name.
 
         Raises:
@@ -91,10 +91,9 @@ class Results:
         return found
 
     def short(self, shift: str) -> str:
-        """Name of a set as tables show it: without its family, where the reference has the same.
+        """Name of a set in tables: without its family if that is the reference's.
 
-        Where there is no reference the first set stands for it. Sets of other families keep
-        theirs, so that no two columns have one name.
+        Without a reference, the first set takes its part. No two columns get one name.
         """
         home = self.reference or next(iter(self.sets), "")
         family, _, name = shift.partition("/")
@@ -103,7 +102,7 @@ class Results:
 
     @property
     def models(self) -> list[str]:
-        """Names of the models: in the order of the rows, those of a curve by their alpha."""
+        """Names of the models in the order of the rows; those of a curve by alpha."""
         names = list(dict.fromkeys(row.model for row in self.rows))
         for curve in self.curves:
             own = [name for name in curve.models if name in names]
@@ -113,10 +112,7 @@ class Results:
 
     @property
     def incomplete(self) -> list[str]:
-        """Names of the sets that are not the published ones.
-
-        Their number of images or classes is another, or some images could not be read.
-        """
+        """Names of the sets of another size than published, or with unreadable images."""
         return [
             name
             for name, rule in self.sets.items()
@@ -124,30 +120,27 @@ class Results:
         ]
 
     def columns(self, metric: str = "accuracy") -> list[str]:
-        """Sets and combinations that tables show, the reference first.
-
-        Parts of large collections are left out.
-        """
+        """Sets and combinations in tables, the reference first, without parts of collections."""
         names = list(dict.fromkeys(row.shift for row in self.of(metric)))
         names.sort(key=lambda name: name != self.reference)
         return [name for name in names if not self.sets.get(name, {}).get("part_of")]
 
     @property
     def shift_sets(self) -> list[str]:
-        """Sets that tables show and that are not in distribution."""
+        """Sets in tables that are not in distribution."""
         clean = {name for name, rule in self.sets.items() if rule.get("in_distribution")}
         return [name for name in self.columns() if name in self.sets and name not in clean]
 
     @property
     def under_shift(self) -> str | None:
-        """What sums up the figures under shift: their mean, or the only shift set."""
+        """The mean of shifts, or the only shift set; None without one."""
         names = self.shift_sets
         return MEAN if MEAN in self.columns() else names[0] if len(names) == 1 else None
 
     def baseline(self, model: str) -> str | None:
-        """The row that a model's accuracies are marked against: its starting point, or the first.
+        """The row that a model is compared with: its starting point, or the first row.
 
-        None for the first itself, and for models that are compared with none.
+        None for the first itself, and for models without a comparison.
         """
         firsts = [pair.first for pair in self.differences if pair.second == model]
         return firsts[-1] if firsts else None
@@ -161,7 +154,7 @@ class Results:
         return any(d.first == first and d.p_value < LEVEL for d in own)
 
     def against(self) -> str:
-        """What a mark of `differs` says: from whom, and where several, which rows from whom."""
+        """Meaning of the mark of `differs`: from which row, and if from several, whose."""
         rows: dict[str, list[str]] = {}
         for model in dict.fromkeys(row.model for row in self.of("accuracy") if self.differs(row)):
             rows.setdefault(self.baseline(model) or "", []).append(model)
@@ -172,13 +165,13 @@ class Results:
         )
 
     def worst_classes(self, model: str, shift: str, count: int = 5) -> list[tuple[str, int, int]]:
-        """Name, right ones and images of the classes with the lowest accuracy, lowest first."""
+        """Name, correct and total of the classes of lowest accuracy, lowest first."""
         classes = self.details[model][shift].get("classes", {})
         rows = list(zip(*(classes.get(key, []) for key in ("names", "correct", "total"))))
         return sorted(rows, key=lambda row: row[1] / row[2])[:count]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON; an older file is replaced only when done."""
+        """Write as JSON, whole or not at all."""
         write_text(Path(path), json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod

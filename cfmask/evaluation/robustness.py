@@ -1,8 +1,7 @@
 """Effective robustness: how far a shift accuracy lies above what the reference accuracy predicts.
 
-The prediction is a line through transformed accuracies of models that nobody made robust: the
-built-in lines through ImageNet models, lines of a CSV file, or a line through the models of the
-report.
+The prediction is a line through transformed accuracies of models with standard training: built-in
+lines through ImageNet models, lines of a CSV file, or a line through the models of the report.
 
 Source: Taori et al. 2020 (arXiv 2007.00644), section 3.
 """
@@ -32,7 +31,7 @@ _NOT_LINEAR = (
 )
 _BETA = "of ObjectNet 1.0-beta"
 
-# Shift and reference of imagenet, then logit slope, intercept, R2 and probit slope, intercept.
+# Shift and reference, then logit slope, intercept, R2, probit slope, intercept, and a note.
 _LINES: list[tuple[str, str, float, float, float, float, float, str]] = [
     ("v2", "val", 0.923, -0.498, 0.996, 0.962, -0.325, ""),
     ("r", "val", 0.912, -1.600, 0.877, 0.942, -1.003, ""),
@@ -44,7 +43,7 @@ _LINES: list[tuple[str, str, float, float, float, float, float, str]] = [
     ("a", "val on A classes", 1.990, -7.632, 0.828, 1.888, -4.160, _NOT_LINEAR),
 ]
 
-# The range is of accuracies on the whole of val; on fewer classes it is not known.
+# The range of reference accuracies is known for the whole of val only.
 BUILT_IN: list[Fit] = [
     fit
     for shift, reference, a, b, r2, c, d, note in _LINES
@@ -58,7 +57,7 @@ BUILT_IN: list[Fit] = [
 
 
 def transformed(accuracy: float, transform: Transform) -> float:
-    """Logit or probit of an accuracy; 0 and 1 are taken as one millionth from there."""
+    """Logit or probit of an accuracy, which is clipped to [1e-6, 1 - 1e-6]."""
     inside = min(max(accuracy, 1e-6), 1 - 1e-6)
     return math.log(inside / (1 - inside)) if transform == "logit" else NormalDist().inv_cdf(inside)
 
@@ -66,7 +65,7 @@ def transformed(accuracy: float, transform: Transform) -> float:
 def predicted(fit: Fit, reference: float) -> float:
     """Accuracy in [0, 1] that a line gives at a reference accuracy in [0, 1]."""
     value = fit.slope * transformed(reference, fit.transform) + fit.intercept
-    # Lines of a user's own may be steep: beyond 700 the exponential has no float.
+    # A user's line may be steep, and exp overflows beyond 700.
     value = min(max(value, -700.0), 700.0)
     return 1 / (1 + math.exp(-value)) if fit.transform == "logit" else NormalDist().cdf(value)
 
@@ -75,16 +74,10 @@ CHOICES = ("builtin", "models", "none")
 
 
 def check_fit(choice: str, models: int, sets: Sequence[str], reference: str | None) -> None:
-    """Refuse what `fits_of` would refuse, before time is spent.
-
-    Args:
-        choice: see `fits_of`.
-        models: number of models of the report.
-        sets: names of its sets.
-        reference: name of its reference set.
+    """Refuse what `fits_of` would refuse of a report, before time is spent.
 
     Raises:
-        InputError: neither a choice nor a file that can be read; too few models for a line.
+        InputError: neither a choice nor a readable file; too few models for a line.
     """
     if choice in CHOICES:
         if choice == "models" and (models < 3 or reference is None):
@@ -105,18 +98,17 @@ def _too_few(models: int, reference: str | None) -> InputError:
 
 
 def fits_of(choice: str, rows: Sequence[Row], reference: str | None) -> list[Fit]:
-    """The lines that the accuracies of a report are held against, at most one a set and transform.
+    """The lines for effective robustness, at most one for each set and transform.
+
+    Of lines with several references it is the last one listed: in the built-in table the clean
+    images of the set's own classes, if they were evaluated. There are none, with a warning, through
+    too few different models.
 
     Args:
         choice: `builtin`, `models` for lines through the models of the report, `none`, or a CSV
             file.
         rows: accuracies of single sets.
         reference: name of the report's reference set.
-
-    Returns:
-        Where there are lines for several references, that of the last one listed: in the built-in
-        table the clean images of the set's own classes, if they were evaluated. None, with a
-        warning, through models of which too few differ.
 
     Raises:
         InputError: a file that cannot be read.
@@ -133,7 +125,7 @@ def fits_of(choice: str, rows: Sequence[Row], reference: str | None) -> list[Fit
         try:
             fits = lines_through(accuracies, reference, "the models of this report")
         except InputError as error:
-            # Known only after the evaluation, whose report is worth more than its lines.
+            # Known only after the evaluation, whose report is not to be lost.
             warnings.warn(f"No line through these models: {error}", stacklevel=2)
             return []
     else:
@@ -150,7 +142,7 @@ def lines_through(
     Args:
         accuracies: model -> set -> accuracy in [0, 1].
         reference: name of the set that predicts the others.
-        source: what a reader is told of where the lines come from.
+        source: of the accuracies, for the reader.
 
     Raises:
         InputError: no reference set; fewer than 3 models, or models that are all equally good.
@@ -267,8 +259,8 @@ def robustness_rows(rows: Iterable[Row], fits: Sequence[Fit]) -> list[Row]:
     """Effective robustness of every model by every line, as differences of accuracy in [-1, 1].
 
     The interval is by the delta method from those of both accuracies; the line is taken as exact.
-    The note says which reference it is of, if the model lies outside the range of the line's
-    models, and what else must be known of the line.
+    The note gives the reference, the line's own note, and whether the model lies outside the range
+    of the line's models.
 
     Args:
         rows: accuracies of single sets, with intervals.

@@ -1,4 +1,4 @@
-"""Stored report: JSON content -> parts of a report. A file from elsewhere is data, and checked."""
+"""Stored report: JSON content -> parts of a report, their types checked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 from cfmask.evaluation.figures import Curve, Difference, Fit, Row, Spread
 from cfmask.typed_json import Typed, in_words
 
-# Accuracies, drops and mCE are far below; a chart could not be drawn of more.
+# Largest size of an accuracy: drops and mCE are far below, and charts fail above.
 MOST = 100.0
 
 
@@ -48,7 +48,7 @@ class OwnMetric(TypedDict):
 
 
 class Protocol(TypedDict, total=False):
-    """What is read of a protocol; the rest is shown as it is."""
+    """The parts of a protocol that are read; others are shown as they are."""
 
     sets: dict[str, SetRule]
     means: dict[str, list[str]]
@@ -93,9 +93,9 @@ PARTS: dict[str, Any] = {
     "training": dict[str, dict[str, list[list[float]]]],
     "spreads": list[Spread],
 }
-# Of these, only what is named is read.
+# These may have other keys too.
 OPEN = (SetRule, Protocol)
-# What reports of all versions have.
+# Parts that reports of all versions have.
 NEEDED = ("rows", "protocol", "reference")
 
 

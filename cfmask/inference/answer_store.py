@@ -1,4 +1,4 @@
-"""AnswerStore: answers kept on disk, so that an interrupted evaluation goes on where it was."""
+"""AnswerStore: answers on disk, by which an interrupted evaluation goes on."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from cfmask.files import write_whole
 from cfmask.inference.readable import Readable
 from cfmask.shift import Shift
 
-# Another number makes answers of older versions unused.
+# Part of every key: a new number makes answers of older versions invalid.
 VERSION = 2
 PROBES = 16
-# What of a set its answers do not depend on.
+# Fields of a set on which its answers do not depend.
 UNRELATED = ("load", "missing", "source", "licence", "groups", "group_names", "part_of")
 
 
 class AnswerStore:
-    """A folder with one file for a model on a set, found by all that the answers depend on.
+    """A folder with one file for each model and set, found by all that the answers depend on.
 
     Args:
-        folder: where the files are; made when the first is written.
+        folder: is made when the first file is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,7 +43,7 @@ class AnswerStore:
 
     def load(self, path: Path, key: str) -> Answers | None:
         """Answers of a file; None if it is not there, damaged, or of another key."""
-        # A pipe of that name would be waited for.
+        # Reading a pipe would block.
         if not path.is_file():
             return None
         try:
@@ -57,28 +57,28 @@ class AnswerStore:
         return Answers(**tensors) if facts.get("checksum") == checksum(tensors, key) else None
 
     def save(self, path: Path, answers: Answers, key: str) -> None:
-        """Write a file; it has its name only when it is whole."""
+        """Write a file, whole or not at all."""
         tensors = {name: value.contiguous() for name, value in answers.tensors().items()}
         facts = {"key": key, "checksum": checksum(tensors, key)}
         write_whole(path, lambda file: save_file(tensors, file, facts))
 
 
 def checksum(tensors: Mapping[str, Tensor], key: str) -> str:
-    """SHA-256 of answers and of the key that they were kept under."""
+    """SHA-256 of answers and their key."""
     return _digest(tensors, key)
 
 
 def file_name(model: str, shift: str) -> str:
-    """The beginning of the name of a file about a model on a set, which no other two have.
+    """The beginning of a file's name, unique for a model and a set.
 
-    What other systems allow in names is only part of it; the digits at its end stand for the rest.
+    It keeps the characters that every file system allows; a hash at its end stands for the others.
     """
     plain = re.sub(r"[^\w.=+-]+", "_", f"{shift}--{model}").encode()[:120].decode(errors="ignore")
     return f"{plain}--{key_of(shift, model)[:8]}"
 
 
 def key_of(*parts: str) -> str:
-    """One key of several."""
+    """One key made of several."""
     return hashlib.sha256(json.dumps([VERSION, *parts]).encode()).hexdigest()
 
 
@@ -101,15 +101,14 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
 def set_key(shift: Shift, data: Readable) -> str:
     """Key of a set: its rule, its labels, and its images.
 
-    Of image files or shards these are path, size and time of change of each, and the pixels of 16
-    images that are spread over the set, which stand for how files are read. Of images that are not
-    in files they are the pixels of all.
+    For image files and shards that is path, size and time of change of each, and the pixels of 16
+    images spread over the set, which tell a change of decoding; for other images the pixels of all.
     """
     rule = {field.name: getattr(shift, field.name) for field in fields(Shift)}
     known = {name: value for name, value in rule.items() if name not in UNRELATED}
     digest = hashlib.sha256(repr((known, data.unreadable)).encode())
     length = len(data)
-    files = data.paths() if data.in_files else getattr(data.data, "shard_files", [])
+    files = data.paths() if data.files is not None else getattr(data.data, "shard_files", [])
     for path in files:
         state = Path(path).stat() if Path(path).is_file() else None
         facts = (state.st_size, state.st_mtime_ns) if state else ()

@@ -1,4 +1,4 @@
-"""AnyModel: a module or function of anyone's, with the transform that it was made for.
+"""AnyModel: any module or function, with its own transform.
 
 Letters: B images, K classes, C channels, (H, W) pixels.
 """
@@ -22,15 +22,15 @@ from cfmask.images import Preprocess, as_bytes
 Function = Callable[[Tensor], Any]
 # Picture -> float (C, H, W).
 Transform = Callable[[Image.Image], Any]
-# Side of the picture by which the size that a transform gives is found, in pixels.
+# Side in pixels of the picture by which the output size of a transform is found.
 TRIED = 256
 
 
 class Finish:
-    """Images of a set as a transform of one's own makes them: float (C, H, W), all of one size.
+    """The user's transform on the images of a set: float (C, H, W), all of one size.
 
     Args:
-        transform: as for torchvision's models, from a picture of Pillow's.
+        transform: from a Pillow picture, as for torchvision's models.
     """
 
     def __init__(self, transform: Transform) -> None:
@@ -41,8 +41,8 @@ class Finish:
         """Float (C, H, W) of uint8 (3, H', W').
 
         Raises:
-            InputError: the transform gives something else, or images of several sizes. Errors of
-                the transform itself are raised as they are.
+            InputError: the transform returns something else, or images of several sizes. Its own
+                errors are raised as they are.
         """
         made = self.made(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
         shape = tuple(made.shape)
@@ -55,7 +55,7 @@ class Finish:
         return made
 
     def made(self, picture: Image.Image) -> Tensor:
-        """What the transform makes of a picture of any size."""
+        """The transform's output for a picture of any size."""
         made = self.transform(picture)
         if not (isinstance(made, Tensor) and made.is_floating_point() and made.ndim == 3):
             is_tensor = isinstance(made, Tensor)
@@ -68,7 +68,7 @@ class Finish:
 
 @dataclass(frozen=True)
 class Whole(Preprocess):
-    """Pictures as the set has them; a transform of one's own comes after.
+    """Pictures in their own size, before the user's transform.
 
     Attributes:
         finish: the transform.
@@ -78,17 +78,17 @@ class Whole(Preprocess):
 
     @classmethod
     def before(cls, transform: Transform) -> Whole:
-        """For a transform; sets that draw or check images at a size do it at that of its images.
+        """The preprocessing before a transform; its size is that of the transform's output.
 
         Raises:
-            InputError: it does not give float (C, H, W).
+            InputError: the transform does not return float (C, H, W).
         """
         finish = Finish(transform)
         height, width = finish.made(Image.new("RGB", (TRIED, TRIED))).shape[1:]
         return cls((height, width), finish=finish)
 
     def spec(self) -> dict[str, Any]:
-        """For a reader: the transform in its own words."""
+        """The transform's own text, for reports."""
         assert self.finish is not None
         return {"transform": " ".join(f"{self.finish.transform}".split())}
 
@@ -105,9 +105,9 @@ class AnyModel(nn.Module):
     """A module or function, images float (B, C, H, W) as its transform makes them -> logits (B, K).
 
     Args:
-        call: the module or function. Logits may be an array of NumPy's.
+        call: the module or function. Logits may be a NumPy array.
         preprocess: holds the transform.
-        class_names: K names, in the order of the logits; empty until it is known how many.
+        class_names: K names, in the order of the logits; empty until their number is known.
     """
 
     def __init__(self, call: Function, preprocess: Whole, class_names: Sequence[str] = ()) -> None:
@@ -125,7 +125,7 @@ class AnyModel(nn.Module):
         """Logits float32 (B, K).
 
         Raises:
-            InputError: something else. Errors of the module or function are raised as they are.
+            InputError: another output. Errors of the module or function are raised as they are.
         """
         made = self.call(images)
         logits = torch.from_numpy(made) if isinstance(made, np.ndarray) else made
@@ -145,7 +145,7 @@ class AnyModel(nn.Module):
         return logits.float()
 
     def numbered(self, image: Tensor) -> None:
-        """Number the classes that have no names, by the logits of one image float (C, H, W)."""
+        """Name classes without names by their numbers, from the logits of an image (C, H, W)."""
         if not self.class_names:
             self.class_names = tuple(map(str, range(self(image.unsqueeze(0)).shape[1])))
 

@@ -1,4 +1,4 @@
-"""Inference: models on sets -> answers, every image read once for all models that see it alike."""
+"""Inference: models on sets -> answers; models of one preprocessing share the reading of images."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from cfmask.inference.wise import Blend
 from cfmask.precision import settled
 from cfmask.shift import Shift
 
-# Images at a time whose activations stay in a processor's cache: a fifth faster than hundreds.
+# Images a forward pass on a CPU: their activations fit its cache, a fifth faster than hundreds.
 CACHED = 50
-# What runs here, and what may stand in a report.
+# Models that are run, and models of a report.
 Live = Classifier | Blend | AnyModel
 Model = Live | SavedAnswers
 Judge = Callable[[Tensor, Tensor, Tensor, list[str]], Answers]
@@ -54,9 +54,9 @@ class Tally:
 
     Attributes:
         images: number of images read and answered by all processes.
-        seconds: that this took.
-        reused: sets of which all answers were there from an earlier evaluation.
-        unreadable: paths of the images of a set that could not be read, by its name.
+        seconds: duration.
+        reused: sets of which all answers came from an earlier evaluation.
+        unreadable: paths of unreadable images, by name of the set.
     """
 
     images: int = 0
@@ -66,12 +66,12 @@ class Tally:
 
 
 def classifier_of(model: Live) -> Classifier | AnyModel:
-    """The classifier itself; a blend's until another one of its line is asked for."""
+    """The model to run; that of a blend is valid until another point of its line is asked for."""
     return model.classifier() if isinstance(model, Blend) else model
 
 
 def described(model: Live) -> Classifier | AnyModel:
-    """What has the name, classes and preprocessing of a model, if not its weights."""
+    """The model that has the name, classes and preprocessing; a blend has those of its end."""
     return model.line.tuned if isinstance(model, Blend) else model
 
 
@@ -81,7 +81,7 @@ def classes_of(model: Model) -> tuple[str, ...]:
 
 
 def facts_of(model: Model) -> dict[str, Any]:
-    """What a report's protocol says of a model."""
+    """Facts of a model for the protocol."""
     if isinstance(model, SavedAnswers):
         return {"encoder": model.name}
     own = described(model)
@@ -89,7 +89,7 @@ def facts_of(model: Model) -> dict[str, Any]:
 
 
 def _device(model: Classifier | AnyModel) -> torch.device:
-    """Where the weights lie; the CPU for a function, which has none."""
+    """The device of the weights; the CPU for a function without any."""
     return next((part.device for part in model.parameters()), torch.device("cpu"))
 
 
@@ -118,8 +118,8 @@ class Inference:
         """Answers by model and set, in every process.
 
         Raises:
-            InputError: a set without images or with groups of other images, labels outside the
-                head, an image that cannot be read, weights or logits that are no numbers.
+            InputError: a set without images or with another number of groups, labels outside the
+                head, an unreadable image, weights or logits that are not finite.
         """
         for name, model in self.models.items():
             _check_weights(name, model)
@@ -142,14 +142,14 @@ class Inference:
         return {name: found[name] for name in self.order}
 
     def _model_keys(self) -> dict[str, str]:
-        """Key of each model; empty for one whose code or transform no key can stand for."""
+        """Key of each model; empty for any code but a classifier's, whose answers are not kept."""
         if self.store is None or processes.rank():
             return dict.fromkeys(self.models, "")
         found = {name: classifier_of(model) for name, model in self.models.items()}
         return {n: model_key(m) if isinstance(m, Classifier) else "" for n, m in found.items()}
 
     def _one_set(self, shift: Shift, keys: Mapping[str, str]) -> dict[str, Answers]:
-        """Answers of all models; a set is read once for each preprocessing that they have."""
+        """Answers of all models; the set is read once for each preprocessing."""
         answers: dict[str, Answers] = {}
         looks = dict.fromkeys(described(m).preprocess for m in self.models.values())
         for look in looks:
@@ -177,7 +177,7 @@ class Inference:
     def _of_alike(
         self, shift: Shift, data: Readable, keys: Mapping[str, str]
     ) -> dict[str, Answers]:
-        """Answers of the models that see a set alike, old ones where they are kept."""
+        """Answers of the models of one preprocessing, kept ones where there are any."""
         where: dict[str, tuple[Path, str]] = {}
         known = processes.from_first(lambda: self._kept(shift, data, keys, where))
         self._expect(shift, len(data), reused=len(known) == len(keys))
@@ -193,7 +193,7 @@ class Inference:
         names: Sequence[str],
         where: Mapping[str, tuple[Path, str]],
     ) -> dict[str, Answers]:
-        """Answers that all processes together make and the first one keeps."""
+        """New answers, made by all processes together and kept by the first."""
         count, token = processes.count(), processes.from_first(lambda: secrets.token_hex(6))
         files = {
             name: self._prediction_file(shift, name) for name in names if self.settings.predictions
@@ -223,7 +223,7 @@ class Inference:
                     part.unlink()
 
     def _expect(self, shift: Shift, images: int, reused: bool) -> None:
-        """Count a set whose size was not known, or whose answers need no image."""
+        """Correct the bar's total by a set of unknown size, or one that is not read."""
         task = self.bar.tasks[0]
         if shift.found is None:
             self.bar.update(task.id, total=(task.total or 0) + images)
@@ -238,7 +238,7 @@ class Inference:
         keys: Mapping[str, str],
         where: dict[str, tuple[Path, str]],
     ) -> dict[str, Answers]:
-        """Answers that an earlier evaluation has left; `where` is filled with file and key."""
+        """Answers of an earlier evaluation; fills `where` with file and key of each model."""
         keys = {name: key for name, key in keys.items() if key}
         if self.store is None or not keys:
             return {}
@@ -272,13 +272,13 @@ class Inference:
     def _own_part(
         self, shift: Shift, data: Readable, names: Sequence[str], files: Sequence[Path]
     ) -> dict[str, Answers]:
-        """Answers to this process's part of a set, which may have no image.
+        """Answers to this process's part of a set, which may be empty.
 
         Args:
             shift: the set.
             data: its images.
             names: of the models.
-            files: where the predictions of each go; none if they are not wanted.
+            files: for the predictions of each model; empty if they are not wanted.
         """
         answers: dict[str, list[Answers]] = {name: [] for name in names}
         own = processes.own_part(len(data))
@@ -341,15 +341,15 @@ class Inference:
 
 
 def _part(path: Path, token: str, rank: int) -> Path:
-    """Where a process writes its part of a file; a name of its own in each evaluation."""
-    # The end of the name is what no other file has.
+    """Where a process writes its part of a file; unique to an evaluation."""
+    # A name's end, with its hash, tells files apart.
     return path.with_name(f".{path.stem[-40:]}-{rank}.{token}.partial")
 
 
 def _check_weights(name: str, model: Live) -> None:
-    """Refuse what would make every logit NaN, before an image is read."""
+    """Refuse weights that are not finite, before an image is read."""
     for part in (model.line.start, model.line.tuned) if isinstance(model, Blend) else (model,):
-        # A buffer may be a mask, in which infinity has a meaning.
+        # A buffer may be an attention mask, with -inf.
         wrong = [k for k, value in part.named_parameters() if not value.isfinite().all()]
         wrong += [k for k, value in part.named_buffers() if value.isnan().any()]
         if wrong:
@@ -379,7 +379,7 @@ _COLUMNS = (
 
 @contextlib.contextmanager
 def eval_mode(models: Iterable[Live]) -> Iterator[None]:
-    """All models in eval mode; the mode of every module is put back."""
+    """Context with all models in eval mode; then every module has its mode back."""
     modules = [module for model in models for module in classifier_of(model).modules()]
     modes = {module: module.training for module in modules}
     try:

@@ -38,11 +38,11 @@ class PredictionFile:
 
     Columns: `path`, `label` (as the set gives it), `readable`, `correct`, `confidence`, `top5`
     (classes of the head by falling logit) and `logits` (float32, of the classes that compete).
-    The metadata hold the numbers of those classes under `classes`, as JSON.
+    The metadata hold the numbers of those classes as JSON, under `classes`.
 
     Args:
         path: the file; it is removed if writing it fails.
-        classes: numbers of the classes that compete, in the order of the logits.
+        classes: numbers of the competing classes, in the order of the logits.
     """
 
     def __init__(self, path: Path, classes: Sequence[int]) -> None:
@@ -76,7 +76,7 @@ class PredictionFile:
         values: torch.Tensor = logits.float().cpu().contiguous().view(-1)
         flat = pa.array(values.numpy(), pa.float32())
         content = [
-            # Bytes of a name that are no UTF-8 as escapes.
+            # Bytes that are not UTF-8 become escapes.
             [path.encode("utf-8", "backslashreplace").decode() for path in paths],
             *(getattr(answers, name).numpy() for name in ("labels", "readable", "correct")),
             answers.confidence.numpy(),
@@ -98,10 +98,10 @@ class PredictionFile:
 
 
 def join_parts(parts: Sequence[Path], path: Path, key: str) -> None:
-    """One file of several with the same columns, row group by row group; the parts are removed.
+    """Join files of the same columns in their order, batch by batch, and remove them.
 
     Args:
-        parts: the files, in order.
+        parts: the files.
         path: of the whole.
         key: of all that the predictions depend on, for the metadata of the whole.
     """
@@ -118,9 +118,9 @@ def join_parts(parts: Sequence[Path], path: Path, key: str) -> None:
 
 
 def key_in(path: Path) -> str:
-    """The key that a file was written under; empty if it is not there or no such file."""
+    """The key of a file of predictions; empty if there is none or it cannot be read."""
     pa, pq = parquet()
-    # A pipe of that name would be waited for.
+    # Reading a pipe would block.
     if not path.is_file():
         return ""
     try:

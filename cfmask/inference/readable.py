@@ -1,4 +1,4 @@
-"""Readable: a set whose unreadable images are either named at once or counted as wrong answers."""
+"""Readable: a set whose unreadable images stop an evaluation or count as wrong answers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ class Readable(Dataset[tuple[Tensor, int, bool]]):
     """Images uint8 (3, H, W) or finished, labels, and whether the image could be read.
 
     Args:
-        data: images with labels; its items raise `UnreadableImage` for images that cannot be read.
-            It may have `samples`, a path and a label of each image, and `labels` or `targets`, the
+        data: images with labels, which raise `UnreadableImage` for an image that cannot be read.
+            It may have `samples`, path and label of each image, and `labels` or `targets`, the
             labels alone.
         size: (H, W) of the images.
-        unreadable: "stop" lets that error pass; "wrong" gives a black image in place. All other
-            errors pass.
+        unreadable: "stop" lets that error pass; "wrong" gives a black image instead.
         finish: makes of an image what a model takes; None leaves it.
     """
 
@@ -57,43 +56,44 @@ class Readable(Dataset[tuple[Tensor, int, bool]]):
             read = False
         return self.finish(image) if self.finish else image, int(label), read
 
+    @cached_property
+    def _told(self) -> tuple[str, Sequence[Any]] | None:
+        """Labels that are known without reading images, and what to call each; None if none are."""
+        for name in ("labels", "targets"):
+            labels = getattr(self.data, name, None)
+            if labels is not None:
+                return f"{name}[{{}}]", labels
+        return None if self.files is None else ("samples[{}][1]", [k for _, k in self.files])
+
     def label(self, index: int) -> int:
         """Label of an image, without reading it.
 
         Raises:
-            InputError: the data do not tell it.
+            InputError: the data do not tell it, or it is no whole number.
         """
-        for name in ("labels", "targets"):
-            labels = getattr(self.data, name, None)
-            if labels is not None:
-                return self._whole(labels[index], f"{name}[{index}]")
-        if self.files is not None:
-            return self._whole(self.files[index][1], f"samples[{index}][1]")
-        raise InputError(
-            f"Expected {type(self.data).__name__} to tell the label of image {index}, which cannot "
-            "be read, but it has no labels, targets or samples; give it labels, or stop at images "
-            "that cannot be read."
-        )
-
-    def _whole(self, value: Any, where: str) -> int:
-        """A label as a whole number."""
+        if self._told is None:
+            raise InputError(
+                f"Expected {type(self.data).__name__} to tell the label of image {index}, which "
+                "cannot be read, but it has no labels, targets or samples; give it labels, or stop "
+                "at images that cannot be read."
+            )
+        where, labels = self._told
         try:
-            return operator.index(value)
+            return operator.index(labels[index])
         except TypeError as error:
             raise InputError(
-                f"Expected {where} of {type(self.data).__name__} to be the number of a class, but "
-                f"got {value!r:.50}."
+                f"Expected {where.format(index)} of {type(self.data).__name__} to be the number of "
+                f"a class, but got {labels[index]!r:.50}."
             ) from error
 
     def labels(self) -> Tensor:
-        """Label of every image, int64 (N,); images are read only where nothing else tells them.
+        """Label of every image, int64 (N,); images are read only if nothing else tells them.
 
         Raises:
-            InputError: a label that is no number.
+            InputError: a label that is no whole number.
         """
-        names = ("labels", "targets")
-        told = self.files is not None or any(getattr(self.data, n, None) is not None for n in names)
-        return torch.tensor([self.label(k) if told else self[k][1] for k in range(len(self))])
+        known = self._told is not None
+        return torch.tensor([self.label(k) if known else self[k][1] for k in range(len(self))])
 
     def paths(self) -> list[str]:
         """Paths of the images, in order; their numbers if they are not files."""
@@ -101,14 +101,9 @@ class Readable(Dataset[tuple[Tensor, int, bool]]):
             return [str(index) for index in range(len(self))]
         return [str(path) for path, _ in self.files]
 
-    @property
-    def in_files(self) -> bool:
-        """Whether the images are files."""
-        return self.files is not None
-
     @cached_property
     def files(self) -> list[tuple[str | os.PathLike[str], Any]] | None:
-        """Path and label of each image; None if `samples` is something else or not there."""
+        """Path and label of each image; None without such `samples`."""
         samples = getattr(self.data, "samples", None)
         if not isinstance(samples, Sequence) or len(samples) != len(self):
             return None

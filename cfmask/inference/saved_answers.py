@@ -1,4 +1,4 @@
-"""SavedAnswers: a model of which only its logits or predictions are there, in a file.
+"""SavedAnswers: a model that is known only by its logits or predictions, in a file.
 
 Letters: N images of a set, K classes, C classes that compete on a set.
 """
@@ -28,7 +28,7 @@ from cfmask.shift import Shift
 from cfmask.shifts.image_list import listed_rows
 
 ENDINGS = (".npz", ".parquet", ".csv")
-# What NumPy, zipfile and zlib raise at damaged archives, or at sizes that are made up.
+# What NumPy, zipfile and zlib raise at damaged or malicious archives.
 BROKEN = (
     *(OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error),
@@ -41,10 +41,10 @@ class Rows:
 
     Attributes:
         paths: of the images.
-        sets: which set each is of; None if the table does not say.
-        predicted: class of each, by name or number; None where there are logits.
-        logits: float (lines, C); None where there are predictions.
-        classes: numbers of the classes of the logits, where the file says them.
+        sets: name of each image's set; None if the table does not say.
+        predicted: class of each, by name or number; None for logits.
+        logits: float (lines, C); None for predictions.
+        classes: numbers of the classes of the logits, if the file gives them.
     """
 
     paths: list[str]
@@ -57,12 +57,12 @@ class Rows:
 class SavedAnswers:
     """A model that cannot be loaded here, by its logits or predictions in a file.
 
-    Three kinds of file are read: `.npz` with an array of logits (N, K) for each set, by the set's
-    name as reports have it (any name where there is one array and one set), in the order of the
-    set's images; `.parquet` with columns `path` and `logits` or `prediction`; `.csv` with `path`
-    and `prediction`. In tables a column `set` may name the set. A path is that of the image, or its
-    end from any folder on; a prediction is the name of a class or its number. What an evaluation
-    writes as predictions can be read too. The labels are those of the sets.
+    Three kinds of file are read: `.npz` with an array of logits (N, K) for each set, in the order
+    of its images, under its name in reports (any name if there is one array and one set);
+    `.parquet` with columns `path` and `logits` or `prediction`, as evaluations write it; `.csv`
+    with `path` and `prediction`. In tables a column `set` may name the set. A path is that of the
+    image, or its end from any folder on; a prediction is the name of a class or its number. Labels
+    are those of the sets.
 
     Args:
         path: the file.
@@ -113,7 +113,7 @@ class SavedAnswers:
 
         Args:
             shifts: the sets.
-            sets: their images by name, of which only labels and paths are asked.
+            sets: their images by name, of which only labels and paths are read.
             keep_logits: leave the logits with the answers.
 
         Raises:
@@ -195,7 +195,7 @@ class SavedAnswers:
             raise InputError(f"Expected finite logits of {shift.name} in {self.path}.")
         if len(among) == heads:
             return rule.judge(logits, data.labels(), keep_logits=keep_logits)
-        # What the other classes are given is seen by no measure that is left.
+        # The zeros of the other classes only affect the fields that are None here.
         whole = torch.zeros(len(logits), heads)
         whole[:, among] = logits
         answers = rule.judge(whole, data.labels(), keep_logits=keep_logits)
@@ -287,7 +287,7 @@ def _lines(rows: Rows, name: str, data: Readable, file: Path, meant: dict[int, s
         name: of the set.
         data: its images.
         file: the table, for messages.
-        meant: image of each line, by its whole path; those of this set are added.
+        meant: full path of each line's image, to which those of this set are added.
     """
     own = [k for k in range(len(rows.paths)) if rows.sets is None or rows.sets[k] == name]
     images = _Ends(data)
@@ -302,7 +302,7 @@ def _lines(rows: Rows, name: str, data: Readable, file: Path, meant: dict[int, s
             )
         if index is not None:
             lines[index] = k
-            whole = str(Path(*images.parts[index])) if data.in_files else f"{name} {index}"
+            whole = str(Path(*images.parts[index])) if data.files is not None else f"{name} {index}"
             if meant.setdefault(k, whole) != whole:
                 raise _of_several(rows.paths[k], 2, file)
     absent = [i for i in range(len(data)) if i not in lines]
@@ -333,7 +333,7 @@ class _Ends:
 
     def __init__(self, data: Readable) -> None:
         paths = data.paths()
-        whole = [os.path.abspath(path) for path in paths] if data.in_files else paths
+        whole = [os.path.abspath(path) for path in paths] if data.files is not None else paths
         self.parts = [Path(path).parts for path in whole]
         self.by_length: dict[int, dict[tuple[str, ...], list[int]]] = {}
 

@@ -1,4 +1,4 @@
-"""WiSE-FT curves: classifiers between two, evaluated in the memory of one more.
+"""WiSE-FT: classifiers between two, evaluated with the memory of one more.
 
 Source: Wortsman et al. 2022 (arXiv 2109.01903).
 """
@@ -34,9 +34,9 @@ class WeightLine:
 
     @torch.no_grad()
     def at(self, alpha: float) -> Classifier:
-        """The classifier at an alpha in [0, 1]: one and the same object, with other weights.
+        """The classifier at an alpha in [0, 1], with exactly the weights of `interpolate`.
 
-        Its weights are those of `interpolate`, exactly.
+        It is one object, whose weights the next call changes.
         """
         if alpha != self.alpha:
             old, new = self.start.state_dict(), self.tuned.state_dict()
@@ -60,7 +60,7 @@ class Blend:
     alpha: float
 
     def classifier(self) -> Classifier:
-        """The classifier, until another point of the line is asked for."""
+        """The classifier; see `WeightLine.at`."""
         return self.line.at(self.alpha)
 
 
@@ -68,11 +68,11 @@ def alphas_of(text: str | Sequence[float]) -> list[float]:
     """Alphas as numbers.
 
     Args:
-        text: numbers, or a text such as `0.5`, `0,0.5,1` or `0,0.1,...,1`, where the dots stand
-            for equal steps up to the number after them. An empty text is none.
+        text: numbers, or a text such as `0.5`, `0,0.5,1` or `0,0.1,...,1`, with dots for equal
+            steps. An empty text is none.
 
     Raises:
-        InputError: no numbers, numbers outside [0, 1], or steps that do not meet the end.
+        InputError: no numbers, numbers outside [0, 1], or steps that do not reach the end.
     """
     if not isinstance(text, str):
         text = ",".join(map(str, text))
@@ -91,7 +91,7 @@ def alphas_of(text: str | Sequence[float]) -> list[float]:
 
 
 def _filled(words: Sequence[str]) -> list[str]:
-    """Words with the dots replaced by the numbers that they stand for."""
+    """Words with the dots replaced by their numbers."""
     dots = words.index("...")
     if dots < 2 or dots != len(words) - 2:
         raise ValueError("the dots stand between two numbers or more and the last one")

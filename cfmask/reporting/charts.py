@@ -1,6 +1,6 @@
-"""Figures: charts of a report as inline SVG whose colours are those of the page around it.
+"""Charts of a report as inline SVG in the colours of the page around them.
 
-Model names stand in the page's legend, never in a picture of a page.
+The page's legend names the models; the pictures of a page do not.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ SCALES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "probit": (ndtri, ndtr),
 }
 TICKS = np.array([0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5]) / 100
-# More models than this cannot be told apart in one picture.
+# Most models that can be told apart in one picture.
 MOST_MODELS = len(GLYPHS)
-# A bin of fewer images says too little to be drawn.
+# Fewest images of a bin that is drawn.
 LEAST_IN_BIN = 10
-# A line through at most so many points has markers.
+# Most points of a line with markers.
 FEW = 25
 
 
@@ -62,10 +62,9 @@ def points(report: Results, shift: str, reference: str) -> list[Point]:
 
 
 def drawn_models(report: Results) -> dict[str, int]:
-    """Models that have a colour and a marker, with their number.
+    """Models with a colour and marker, by the number of these; at most `MOST_MODELS`.
 
-    All but those inside a curve of more than three models, of which only the chosen one is drawn;
-    at most `MOST_MODELS`.
+    Of the inner models of a curve of more than three only the chosen one has any.
     """
     long = [curve for curve in report.curves if len(curve.models) > 3]
     inside = {m for curve in long for m in curve.models[1:-1] if m != curve.chosen}
@@ -80,7 +79,7 @@ def scatter(report: Results, shift: str, styles: dict[str, int], fit: Fit | None
         report: the figures.
         shift: name of the set or mean.
         styles: number of the colour and marker of each model; other models are small dots.
-        fit: line to draw; the axes are on its scale, and the reference is its own.
+        fit: line to draw, which gives the axes their scale and the reference.
 
     Returns:
         SVG text; empty if no model has both figures.
@@ -93,10 +92,9 @@ def scatter(report: Results, shift: str, styles: dict[str, int], fit: Fit | None
 
 
 def trade_off(report: Results) -> Figure | None:
-    """The first chart of the page, the mean under shift, with a legend, to stand alone.
+    """The first chart of the page, the mean under shift, as a matplotlib figure with a legend.
 
-    Returns:
-        A figure of matplotlib; None if there is no reference or nothing under shift.
+    It is None without a reference or shift set.
     """
     shift, reference = report.under_shift, report.reference
     if not shift or not reference or not points(report, shift, reference):
@@ -146,13 +144,7 @@ def _scatter(
 
 
 def wise_curve(report: Results, curve: Curve, mean: str | None) -> str:
-    """Accuracy by alpha: reference and mean under shift in full, single sets in grey.
-
-    Args:
-        report: the figures.
-        curve: the models between two.
-        mean: name of the mean under shift, if there is one.
-    """
+    """Accuracy by alpha: reference and `mean` under shift in colour, single sets in grey."""
     cells = report.cells()
     sets = [name for name in report.columns() if name in report.sets]
     both = ((report.reference, 0), (mean, 1))
@@ -181,11 +173,11 @@ def wise_curve(report: Results, curve: Curve, mean: str | None) -> str:
 
 
 def training(curves: Mapping[str, Sequence[Sequence[float]]], what: str) -> str:
-    """What a run has logged by optimiser steps, one line a metric.
+    """Metrics that a run has logged, by optimiser step.
 
     Args:
         curves: [step, value] of each metric; at most `MOST_MODELS` are drawn.
-        what: what the values are, for the axis.
+        what: name of the values, for the axis.
     """
 
     def draw(axes: Axes, ink: Ink) -> None:
@@ -232,7 +224,7 @@ def _bins(bins: dict[str, list[Any]]) -> tuple[Any, Any]:
 
 
 def _limits(found: Sequence[Point], scale: Scale) -> tuple[float, float]:
-    """Both ends of both axes in per cent, with some room on the axes' own scale."""
+    """Ends of both axes in per cent, with a margin on the axes' scale."""
     forward, back = SCALES[scale]
     ends = [end for p in found for row in (p.x, p.y) for end in (row.value, row.low, row.high)]
     shares = np.clip([end for end in ends if end is not None], 0.004, 0.996)
@@ -243,7 +235,7 @@ def _limits(found: Sequence[Point], scale: Scale) -> tuple[float, float]:
 
 
 def _scaled(axes: Axes, limits: tuple[float, float], scale: Scale) -> None:
-    """Axes in per cent on a scale, square, alike in both directions."""
+    """Set square axes in per cent, of the same scale in both directions."""
     axes.set_aspect("equal", adjustable="box") if scale == "linear" else axes.set_box_aspect(1)
     if scale != "linear":
         forward, back = SCALES[scale]
@@ -262,7 +254,7 @@ def _scaled(axes: Axes, limits: tuple[float, float], scale: Scale) -> None:
 
 
 def _draw_fit(axes: Axes, fit: Fit, limits: tuple[float, float], ink: Ink) -> None:
-    """The fitted line: full where its models lie, dashed beyond."""
+    """The fitted line: solid in the range of its models, dashed beyond."""
     forward, back = SCALES[fit.transform]
     low, high = forward(np.clip(np.array(limits) / 100, 1e-4, 1 - 1e-4))
     x = np.linspace(low, high, 200)
@@ -281,9 +273,9 @@ def _draw_path(axes: Axes, path: Sequence[Point], ink: Ink) -> None:
 def _draw_point(
     axes: Axes, point: Point, limits: tuple[float, float], number: int | None, ink: Ink
 ) -> None:
-    """A model with its intervals; a small dot if it has no style of its own.
+    """A model with its intervals; a small dot if it has no style.
 
-    A marker at the edge is whole, and one that a scale without 100 % has no place for is at it.
+    Values beyond the axes are drawn at their edge, with an unclipped marker.
     """
     x, y = (float(np.clip(100 * row.value, *limits)) for row in (point.x, point.y))
     if number is None:

@@ -1,4 +1,4 @@
-"""Details: tables that the page alone has: paired differences, worst classes, sets."""
+"""Details: tables of the page alone: paired differences, worst classes, sets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cfmask.reporting.tables import heading, incomplete
 
 POINTS = Metric("Difference", unit="points", signed=True)
 SHARE = Metric("Share")
-# Most classes of a set that are listed as its worst.
+# Most classes of a set in the table of worst classes.
 WORST = 3
 
 
@@ -65,7 +65,7 @@ def _difference(report: Results, pair: Difference, reach: float, style: int) -> 
 
 
 def _named(rows: list[list[Cell]], remark: str = "") -> list[list[Cell]]:
-    """Rows of one name, which is faint in all but the first."""
+    """Rows of one name, which is grey in all but the first."""
     first, *others = rows
     head = Cell(first[0].text, remark=remark)
     return [[head, *first[1:]], *([Cell(row[0].text, faint=True), *row[1:]] for row in others)]
@@ -79,7 +79,7 @@ def judged_model(report: Results, styles: dict[str, int]) -> str | None:
 
 
 def worst_table(report: Results, styles: dict[str, int]) -> Table:
-    """For each set, the classes that a model gets right less often than the set as a whole."""
+    """For each set, a model's worst classes, of those below the mean of all."""
     judged = judged_model(report, styles)
     models = [model for model in styles if model in report.details]
     columns = [Column("set", words=True), Column("class", words=True), Column("images")]
@@ -100,7 +100,7 @@ def worst_table(report: Results, styles: dict[str, int]) -> Table:
 
 
 def _worse_than_most(report: Results, model: str, shift: str) -> Iterator[tuple[str, int]]:
-    """Name and images of the worst classes, but none that is as good as the mean of all."""
+    """Name and images of the worst classes, of those below the mean of all."""
     if shift not in report.details[model]:
         return
     classes = report.worst_classes(model, shift, count=1_000_000)
@@ -120,7 +120,7 @@ def _of_class(report: Results, model: str, shift: str, name: str) -> str:
 
 
 def sets_table(report: Results) -> Table:
-    """What there is to know of each set; a column that no set has anything for is left out."""
+    """Size, rules, source and licence of each set; empty columns are left out."""
     totals = {row.shift: row.total for row in report.of("accuracy") if row.total}
     partly = incomplete(report)
     facts = {name: _set_facts(rule, partly.get(name, "")) for name, rule in report.sets.items()}
@@ -147,7 +147,7 @@ def _set_facts(rule: dict[str, Any], partly: str) -> dict[str, str]:
 
 
 def plain(value: Any) -> str:
-    """Any value of a protocol as words; addresses without their scheme, so that none is fetched."""
+    """Any value of a protocol as words; URLs without their scheme, so that none is fetched."""
     if isinstance(value, dict):
         return "; ".join(f"{key}: {plain(v)}" for key, v in value.items())
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
-"""Escapes: text from anybody, such as the name of a class, that stands for itself in each format.
+"""Escapes: text from anyone, such as the name of a class, for each format of a report.
 
-In all of them control characters and the like become visible; see `cfmask.terminal.visible`, which
-is also all that a terminal needs. In HTML the templates escape.
+Control characters and the like become visible in all of them, which is all that a terminal needs
+(`cfmask.errors.visible`). HTML is escaped by the templates.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from cfmask.errors import visible
 
-# What a spreadsheet takes for a formula where a cell begins with it, wide forms included.
+# A cell that begins with one of these is a formula to a spreadsheet; wide forms too.
 _FORMULA = tuple("=+-@＝＋－＠")
 _LATEX = {
     **{character: rf"\{character}" for character in "&%$#_{}"},
@@ -33,12 +33,12 @@ _LATEX = {
 def markdown(text: str) -> str:
     """Text for any place in a line of Markdown; a line break becomes a space."""
     line = re.sub(r"([\\`*_{}\[\]<>|~#&$])", r"\\\1", _one_line(text))
-    # At its start a line could be a list, a rule or the underline of a heading.
+    # At the start of a line these make a list, a rule or the underline of a heading.
     return re.sub(r"^(\d*)([.)=+-])", r"\1\\\2", line)
 
 
 def fenced(text: str, language: str) -> str:
-    """A block of code of Markdown, with a fence that the text does not have."""
+    """A code block of Markdown, with a fence longer than any in the text."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{visible(text, lines=True).strip()}\n{fence}"
@@ -52,7 +52,7 @@ def latex(text: str) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """A value for a cell of CSV: numbers as they are, nothing for None, text never a formula."""
+    """A value for a cell of CSV: numbers as they are, empty for None, text that is no formula."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -63,17 +63,17 @@ def csv_cell(value: Any) -> Any:
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """Context in which matplotlib takes no text for mathematics, in whatever letters it is."""
+    """Context in which matplotlib parses no mathematics and accepts letters without glyph."""
     from matplotlib import rc_context
 
     with rc_context({"text.parse_math": False}), warnings.catch_warnings():
-        # A frame stands for a letter that its font does not have.
+        # A missing glyph is drawn as a frame.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
 
 def drawn(text: str) -> str:
-    """Text for a picture; matplotlib leaves names with an underscore at their start out."""
+    """Text for a picture; matplotlib would hide a label that begins with an underscore."""
     line = visible(text)
     return f" {line}" if line.startswith("_") else line
 

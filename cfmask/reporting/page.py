@@ -1,6 +1,6 @@
 """Page: a report and pictures of disagreements -> one HTML page that needs no network.
 
-The layout is `page.html` (Jinja, everything escaped); this module gathers what stands in it.
+The layout is `page.html` (Jinja, everything escaped); this module gathers its content.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from cfmask.reporting.rendering import BELOW, environment
 from cfmask.reporting.svg import GLYPHS
 from cfmask.reporting.tables import footnotes, heading, incomplete, spread_tables, tables
 
-# Greys of pictures under relevance, in [0, 1].
+# Range of grey of pictures under relevance, in [0, 1].
 DARKEST, BRIGHTEST = 0.12, 0.72
-# Sets that are named at the top of the page.
+# Most sets that are named at the top of the page.
 MOST_SETS = 12
-# Facts of a run that stand there.
+# Facts of a run at the top.
 AT_THE_TOP = ("runs", "date")
 
 
 def as_html(report: Results, gallery: Sequence[Disagreement] = ()) -> str:
-    """The page: tables, charts, pictures and what the run was, in one file.
+    """The page: tables, charts, pictures and facts of the run, in one file.
 
     Args:
         report: the figures.
@@ -107,7 +107,7 @@ def _scatters(report: Results, styles: dict[str, int]) -> Iterator[dict[str, Any
 
 
 def _fit_words(fit: Fit | None) -> str:
-    """What the line of a chart is."""
+    """Description of a chart's line."""
     if fit is None:
         return ""
     words = f"{fit.transform} scale; line: slope {fit.slope:.3g}, intercept {fit.intercept:.3g}"
@@ -122,12 +122,12 @@ def _curves(report: Results) -> Iterator[dict[str, Any]]:
             yield {"curve": curve, "svg": Markup(svg), "mean": report.under_shift}
 
 
-# Beginnings of the names of what a run logs, what they are called, and by what they are multiplied.
+# Prefix of logged names -> title and factor of their values.
 LOGGED = {"loss/": ("Loss", 1), "val/": ("Validation, %", 100)}
 
 
 def _training(report: Results) -> Iterator[dict[str, Any]]:
-    """For each run, a chart of its losses and one of what it was validated by."""
+    """For each run, a chart of its losses and one of its validation."""
     for run, logged in report.training.items():
         for begins, (title, scale) in LOGGED.items():
             curves = {
@@ -167,13 +167,13 @@ def _about(report: Results) -> Iterator[tuple[str, str]]:
 
 
 def _named_facts(facts: Any) -> dict[str, str]:
-    """What the page says of a run at its top; the model is that of the rows."""
+    """Facts of a run for the top of the page."""
     known = facts if isinstance(facts, dict) else {}
     return {key: plain(known[key]) for key in ("method", "data", "trained") if known.get(key)}
 
 
 def _reliability(report: Results, styles: dict[str, int]) -> Iterator[dict[str, Any]]:
-    """A diagram for each set that tables show, with the calibration error of each model."""
+    """A diagram for each set in tables, with the calibration error of each model."""
     errors = report.cells("ece")
     for shift in report.columns():
         svg = charts.reliability(report, shift, styles)
@@ -207,7 +207,7 @@ def _pictures(gallery: Sequence[Disagreement]) -> dict[str, list[dict[str, Any]]
 
 
 def _explainers(gallery: Sequence[Disagreement]) -> list[str]:
-    """What made the maps of the gallery, each once."""
+    """The distinct explainers of the gallery."""
     answers = [answer for found in gallery for answer in (found.first, found.second)]
     return list(dict.fromkeys(answer.explainer for answer in answers if answer.explainer))
 
@@ -215,8 +215,7 @@ def _explainers(gallery: Sequence[Disagreement]) -> list[str]:
 def _overlay(image: Tensor, relevance: Tensor) -> Tensor:
     """Relevance (h, w) in [0, 1] as colour over the grey image uint8 (3, H, W).
 
-    The picture is brought to the same range of greys, dark ones as well, and is seen through where
-    there is little relevance.
+    The greys are stretched to one range; the colour is transparent where relevance is low.
     """
     from matplotlib import colormaps
 
@@ -230,7 +229,7 @@ def _overlay(image: Tensor, relevance: Tensor) -> Tensor:
 
 
 def _data_uri(image: Tensor) -> str:
-    """An image uint8 (3, H, W) as the address of itself: PNG if small, else JPEG."""
+    """An image uint8 (3, H, W) as a data URI: PNG if small, else JPEG."""
     kind, options = ("PNG", {}) if image.shape[-1] <= 96 else ("JPEG", {"quality": 85})
     stream = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(stream, kind, **options)
@@ -238,7 +237,7 @@ def _data_uri(image: Tensor) -> str:
 
 
 def _sentences(report: Results) -> Iterator[tuple[str, str]]:
-    """The protocol in words, but for the sets, which have a table of their own."""
+    """The protocol in words, without the sets, which have a table."""
     said = {
         "metric": "Figures",
         "interval": "Intervals",
@@ -247,7 +246,7 @@ def _sentences(report: Results) -> Iterator[tuple[str, str]]:
     }
     protocol = report.protocol
     for key, value in protocol.items():
-        # What is told by name has a place of its own.
+        # Dictionaries have their own place.
         if value and not isinstance(value, dict):
             yield said.get(key, key.capitalize()), plain(value)
     for name, parts in protocol.get("means", {}).items():
@@ -260,7 +259,7 @@ def _sentences(report: Results) -> Iterator[tuple[str, str]]:
 
 
 def _facts(run: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
-    """Name, words, and whether the words are a whole text, of what is known of the run."""
+    """Name, words, and whether these are a text of several lines, of each fact of the run."""
     for key, value in run.items():
         if key in AT_THE_TOP or value in ([], {}, "", None):
             continue

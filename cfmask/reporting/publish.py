@@ -1,4 +1,4 @@
-"""Publish: a report -> files that can be read, quoted and shown.
+"""Publish: a report -> files of every format.
 
 An entry of `PUBLISHERS` makes one file; a new format is one function and one entry.
 """
@@ -35,7 +35,7 @@ def publish(
     """Write the report in every format of `PUBLISHERS`, beside its JSON.
 
     Args:
-        report: what an evaluation gave.
+        report: the figures.
         folder: where the files go; it exists.
         gallery: images for the page, from `disagreements` of the first two models.
         name: of the files, without suffix.

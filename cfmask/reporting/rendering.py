@@ -20,7 +20,7 @@ from cfmask.errors import visible
 from cfmask.reporting.escapes import latex, markdown
 from cfmask.terminal import WHOLE
 
-# Footnotes of a table that is wider than this are wrapped here.
+# Width at which footnotes are wrapped.
 PROSE = 100
 GAP = 2
 
@@ -30,14 +30,14 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        text: what stands in it.
+        text: the content.
         mark: of a footnote, after the text.
-        below: what stands below the text, or in brackets after it: an interval.
+        below: an interval, below the text or in brackets after it.
         remark: small, after the name of a row.
         best: True shows the text in bold.
-        faint: True shows it in grey, as a name that stands above already.
-        hint: shown when a pointer rests on it; the page alone has it.
-        drawing: SVG in place of the text; the page alone has it.
+        faint: True shows it in grey, as a repeated name.
+        hint: tooltip, on the page alone.
+        drawing: SVG in place of the text, on the page alone.
     """
 
     text: str
@@ -56,10 +56,10 @@ class Column:
 
     Attributes:
         head: its name.
-        words: True for words, which stand at the left and may be wrapped, instead of figures.
+        words: True for words, which are left-aligned and may be wrapped; False for figures.
         partly: True for figures of sets that are not whole.
-        rank: the column with the highest one is left out first where there is no room; 0 stays.
-        unseen: True hides the head from those who see the column.
+        rank: in a narrow terminal the column of highest rank is left out first; 0 stays.
+        unseen: True shows the head to screen readers alone.
     """
 
     head: str
@@ -76,10 +76,10 @@ class Table:
     Attributes:
         title: what it shows, with the unit.
         columns: C of them.
-        groups: rows of C cells each, in groups that a line parts.
+        groups: rows of C cells each, in groups with a line between them.
         notes: sentences below it.
-        name: of what it shows, for those who look for it.
-        meaning: a sentence about what it shows.
+        name: of its metric.
+        meaning: of its metric.
     """
 
     title: str
@@ -91,7 +91,7 @@ class Table:
 
     @property
     def short(self) -> str:
-        """The title without its unit, to stand in a line with others."""
+        """The title without its unit, in lower case, for a list of titles."""
         title = self.title.rpartition(", ")[0] or self.title
         return title if title[:2].isupper() else title[:1].lower() + title[1:]
 
@@ -110,13 +110,10 @@ class Table:
         return self.html()
 
     def terminal(self, width: int | None = None) -> RenderableType:
-        """The table for a terminal of so many columns of text.
+        """The table for a terminal of `width` characters; None for no limit.
 
-        Intervals stand below the figures if there is room for them; without it they are left out,
-        then the columns of the highest rank, which are named. No word of a head is broken.
-
-        Args:
-            width: columns of text; None for as many as it takes.
+        If there is no room, the intervals below the figures are left out first, then the columns of
+        the highest rank, which are named. No word of a head is broken.
         """
         room = WHOLE if width is None else width
         shown, widths, with_below = self._layout(room)
@@ -129,7 +126,7 @@ class Table:
         return Group(Text(visible(self.title), style="bold"), grid, *prose)
 
     def _layout(self, room: int) -> tuple[list[int], list[int], bool]:
-        """Places and widths of the columns that are shown, and whether intervals are."""
+        """Indices and widths of the columns that are shown, and whether intervals are."""
         shown = list(range(len(self.columns)))
         while True:
             # Heads of one line, of two, or of as many as they have words.
@@ -143,7 +140,7 @@ class Table:
             shown.remove(last)
 
     def _width(self, place: int, with_below: bool, lines: int, room: int) -> int:
-        """Of one column. What is longer than a third of the room is wrapped."""
+        """Width of a column, at most a third of the room."""
         cells = [row[place] for row in self.rows]
         mark = max((cell_len(cell.mark) for cell in cells), default=0)
         texts = [cell_len(visible(cell.text)) + mark for cell in cells]
@@ -182,7 +179,7 @@ class Table:
         """The title and the table, without the notes."""
         head = [markdown(column.head) for column in self.columns]
         rule = ["---" if column.words else "---:" for column in self.columns]
-        # Figures need no escapes, which would stand in the way of those who read the file itself.
+        # Figures need no escapes, which would make the raw file harder to read.
         escapes = [markdown if column.words else str for column in self.columns]
         rows = (
             [_bracketed(cell, escape, "**{}**") for cell, escape in zip(row, escapes)]
@@ -192,7 +189,7 @@ class Table:
         return f"**{markdown(self.title)}**\n\n{table}"
 
     def latex(self) -> str:
-        r"""The title as a comment and a `tabular` in the manner of booktabs, without the notes."""
+        r"""The title as a comment and a `tabular` of booktabs, without the notes."""
         kinds = "".join("l" if column.words else "r" for column in self.columns)
         rows = [[_bracketed(cell, latex, r"\textbf{{{}}}") for cell in row] for row in self.rows]
         lines = [
@@ -208,12 +205,12 @@ class Table:
         return "\n".join(lines)
 
 
-# A note that begins so is about intervals, and goes where they go.
+# Start of notes about intervals, which are left out together with these.
 BELOW = "Below a figure"
 
 
 def _head_width(head: str, lines: int) -> int:
-    """Least width at which a head takes so many lines without a broken word."""
+    """Least width at which a head has at most so many lines, without a broken word."""
     words = head.split() or [""]
     width = max(map(cell_len, words))
     while width < cell_len(head) and _lines(words, width) > lines:
@@ -222,7 +219,7 @@ def _head_width(head: str, lines: int) -> int:
 
 
 def _lines(words: Sequence[str], width: int) -> int:
-    """How many lines words take."""
+    """Number of lines of words wrapped at a width."""
     lines, used = 1, 0
     for word in words:
         if used and used + 1 + cell_len(word) > width:
@@ -232,7 +229,7 @@ def _lines(words: Sequence[str], width: int) -> int:
 
 
 def printed(what: RenderableType) -> str:
-    """What a terminal shows, without colours: as wide as this terminal, whole if there is none."""
+    """Text without colours, of the width of this terminal; of any width if there is none."""
     real = Console()
     width = real.width if real.is_terminal else WHOLE
     console = Console(width=width, force_terminal=real.is_terminal, color_system=None)
@@ -242,7 +239,7 @@ def printed(what: RenderableType) -> str:
 
 
 def _in_terminal(cell: Cell, mark: int, with_below: bool) -> Text:
-    """A cell; where others of the column have a mark, this one has room for it."""
+    """A cell, padded to the widest mark of its column."""
     text = Text(visible(cell.text), style="bold" * cell.best)
     text.append(f"{cell.mark:<{mark}}" if cell.text else "", style="not bold")
     if cell.remark:
@@ -253,7 +250,7 @@ def _in_terminal(cell: Cell, mark: int, with_below: bool) -> Text:
 
 
 def _bracketed(cell: Cell, escape: Callable[[str], str], bold: str) -> str:
-    """Text, in bold if it is the best, its mark, and what stands below it in brackets."""
+    """Text, bold if it is the best, its mark, and the interval in brackets."""
     text = escape(cell.text)
     shown = (bold.format(text) if cell.best else text) + escape(cell.mark)
     shown += f" ({escape(cell.remark)})" if cell.remark else ""
@@ -261,17 +258,17 @@ def _bracketed(cell: Cell, escape: Callable[[str], str], bold: str) -> str:
 
 
 def _row_start(cell: str) -> str:
-    """A first cell that is no argument of the line break before it."""
+    """A first cell that LaTeX does not read as an argument of the line break before it."""
     return f"{{}}{cell}" if cell[:1] in ("[", "*") else cell
 
 
 def _shown(value: Any) -> Any:
-    """What stands in a page: text without hidden characters; what is made up already stays."""
+    """A value for a page: text without hidden characters; markup stays as it is."""
     return visible(value, lines=True) if type(value) is str else value
 
 
 def environment() -> Environment:
-    """The templates of this folder; everything that they are given is escaped."""
+    """The templates of this folder; their values are escaped."""
     return Environment(
         loader=PackageLoader("cfmask", "reporting"),
         autoescape=True,

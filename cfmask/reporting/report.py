@@ -1,4 +1,4 @@
-"""ShiftReport: figures with their protocol -> table, frame, trade-off picture."""
+"""ShiftReport: figures and protocol, with their table, data frame and trade-off picture."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def draw(path: Path, pictures: Columns, names: Sequence[str]) -> None:
 
     Args:
         path: file to write.
-        pictures: see `columns`.
+        pictures: columns by title; see `sheet`.
         names: N texts.
     """
     from matplotlib.figure import Figure
@@ -50,7 +50,7 @@ def draw(path: Path, pictures: Columns, names: Sequence[str]) -> None:
         axes.set_yticks([(i + 0.5) * high for i in range(len(names))], texts)
         axes.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=9)
         axes.spines[:].set_visible(False)
-        # The pictures fill the figure; the names make it larger, by what they need.
+        # The pictures fill the figure; saving enlarges it by the room of the names.
         how: dict[str, Any] = {"dpi": 110, "bbox_inches": "tight", "pad_inches": 0.05}
         write_whole(path, lambda file: figure.savefig(file, format="png", **how))
 

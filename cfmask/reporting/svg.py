@@ -1,7 +1,7 @@
-"""SVG: what is drawn by matplotlib -> an element of a page, in the colours of the page around it.
+"""SVG: a matplotlib drawing -> an element of a page.
 
-Colours are CSS variables (`--ink`, `--muted`, `--rule`, `--series-0` …), so that one picture serves
-light, dark and print.
+Its colours are CSS variables (`--ink`, `--muted`, `--rule`, `--series-0` …), so that one picture
+serves light, dark and print.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Ink:
     """Colours of a picture.
 
     Attributes:
-        text: of what stands out.
-        muted: of lines and words beside it.
+        text: of titles and emphasised lines.
+        muted: of labels and secondary lines.
         rule: of axes and grid.
-        paper: behind all.
+        paper: background.
         series: of models, by their number.
     """
 
@@ -71,12 +71,12 @@ class Ink:
         }
 
 
-# Matplotlib wants colours; each of these stands for a variable of the page and is replaced by it.
+# Placeholder colours, each replaced by a variable of the page.
 PAGE = Ink("#010101", "#020202", "#030303", "#040404", tuple(f"#05050{i}" for i in range(6)))
 VARIABLES = {PAGE.text: "ink", PAGE.muted: "muted", PAGE.rule: "rule", PAGE.paper: "paper"} | {
     colour: f"series-{i}" for i, colour in enumerate(PAGE.series)
 }
-# The page's own colours by daylight, for pictures that stand alone.
+# The page's colours in light mode, for pictures that stand alone.
 LIGHT = Ink(
     "#1c1b1a",
     "#5c5a55",
@@ -91,9 +91,9 @@ def svg_of(draw: Draw, size: tuple[float, float], label: str) -> str:
     """SVG text of what `draw` puts on axes, for the body of a page.
 
     Args:
-        draw: draws on the axes, with the colours that it is given.
+        draw: draws on axes in given colours.
         size: width and height in inches.
-        label: what it shows, for those who do not see it.
+        label: description for screen readers.
     """
     stream = io.StringIO()
     with drawing(), rc_context(PAGE.style()):
@@ -105,7 +105,7 @@ def svg_of(draw: Draw, size: tuple[float, float], label: str) -> str:
 
 
 def _for_page(svg: str, label: str) -> str:
-    """An SVG file as an element: themed, without fixed size, namespaces or ids of others."""
+    """An SVG file as an element: themed, without fixed size or namespaces, with unique ids."""
     label = visible(label)
     body = svg[svg.index("<svg") :]
     opening, _, rest = body.partition(">")
@@ -113,7 +113,7 @@ def _for_page(svg: str, label: str) -> str:
     rest = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", rest, count=1, flags=re.S)
     rest = re.sub(r"font-family: [^;\"]*;?", "", rest)
     rest = re.sub(r' id="(?:[\w.]+_\d+)"', "", rest)
-    # A number of the picture and its label keeps the names of its parts apart from those of others.
+    # A checksum of picture and label makes ids unique in the page.
     own = f"{zlib.crc32((label + rest).encode()):x}"
     rest = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>c{own}-", rest)
     for colour, name in VARIABLES.items():
@@ -130,7 +130,7 @@ def interval_bar(low: float, at: float, high: float, number: int, words: str) ->
         at: the figure.
         high: upper end.
         number: of the model's colour.
-        words: the same for those who do not see it.
+        words: description for screen readers.
     """
 
     def stroke(x1: float, x2: float, y1: float, y2: float, width: float, colour: str) -> str:

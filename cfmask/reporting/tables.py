@@ -1,6 +1,6 @@
-"""Tables: a report's figures, models by sets -> tables, and the files that they make.
+"""Tables: figures of models by sets, as tables and as the text of files.
 
-Figures are rounded here and nowhere else; the CSV holds them whole.
+Figures are rounded only here; the CSV has full precision.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cfmask.shifts.combinations import COMBINATIONS
 
 # After the name of a set that is not whole, and after an accuracy that differs significantly.
 INCOMPLETE, DIFFERS = "*", "†"
-# Columns of the long form: a line for each figure.
+# Columns of the long form, a row for each figure.
 FIELDS = ("model", "shift", "metric", "value", "low", "high", "correct", "total", "note")
 
 
@@ -31,10 +31,7 @@ def metrics_of(report: Results) -> list[str]:
 
 
 def tables(report: Results) -> list[Table]:
-    """A table for each metric that has figures.
-
-    Sets that are parts of a large collection are left to the CSV and the JSON.
-    """
+    """A table for each metric that has figures, without the parts of large collections."""
     return [table_of(report, name) for name in metrics_of(report)]
 
 
@@ -99,7 +96,7 @@ def _spread(spread: Spread | None, metric: Metric, gains: Metric) -> Cell:
 
 
 def _rank(report: Results, shift: str, place: int) -> int:
-    """What goes first where there is no room: combinations but for the mean, then the last sets."""
+    """Rank of a column: combinations but the mean are left out first, then the last sets."""
     if shift == report.reference:
         return 0
     if shift == MEAN:
@@ -108,7 +105,7 @@ def _rank(report: Results, shift: str, place: int) -> int:
 
 
 def _chosen(report: Results, model: str) -> str:
-    """A remark on a model that was chosen out of a curve that was asked for."""
+    """A remark on a model that was chosen from a curve of several alphas."""
     long = [curve for curve in report.curves if len(curve.models) > 3 and curve.chosen == model]
     return f"chosen by {report.short(long[0].chosen_on or '')}" if long else ""
 
@@ -122,7 +119,7 @@ def _cell(report: Results, metric: Metric, row: Row | None, best: bool) -> Cell:
 
 
 def _best(metric: Metric, cells: Mapping[tuple[str, str], Row]) -> set[tuple[str, str]]:
-    """Model and set of each figure that none of several models betters."""
+    """Model and set of each figure that is the best of several models'."""
     found = set()
     for shift in dict.fromkeys(shift for _, shift in cells):
         column = {model: row.value for (model, s), row in cells.items() if s == shift}
@@ -134,9 +131,9 @@ def _best(metric: Metric, cells: Mapping[tuple[str, str], Row]) -> set[tuple[str
 
 
 def direction(shift: str) -> int:
-    """1 if more is better on a set or combination, -1 if less is, 0 if neither is by itself.
+    """1 if more is better on a set or combination, -1 if less is, 0 for a drop between sets.
 
-    A drop between two sets is small for a robust model and for a poor one alike.
+    A drop is small for a robust model and for a poor one alike.
     """
     of = COMBINATIONS.get(shift)
     weights = [1.0] if of is None else list(of.weights.values())
@@ -144,11 +141,7 @@ def direction(shift: str) -> int:
 
 
 def incomplete(report: Results) -> dict[str, str]:
-    """Sets and combinations that are not whole, with what is wrong; empty if all are.
-
-    Returns:
-        Words by name of the set or combination, in the order of the protocol.
-    """
+    """Sets and combinations that are not whole, and what they lack in words, in protocol order."""
     words = {name: _missing(report.sets[name]) for name in report.incomplete}
     for name, parts in report.protocol.get("means", {}).items():
         partly = [report.short(part) for part in parts if part in words]
@@ -158,7 +151,7 @@ def incomplete(report: Results) -> dict[str, str]:
 
 
 def _missing(rule: dict[str, Any]) -> str:
-    """How much was found of how much, and what could not be read."""
+    """Found and expected size, and the number of unreadable images, in words."""
     words, size = [], rule.get("size", {})
     if not size.get("complete", True):
         found, expected = size["found"], size["expected"]
@@ -176,7 +169,7 @@ def heading(report: Results, shift: str) -> str:
 
 
 def footnotes(report: Results, metric: str | None = None, place: str = "In brackets") -> list[str]:
-    """What must be said below tables, one sentence an entry.
+    """Footnotes of tables, one sentence each.
 
     Args:
         report: what the tables show.
@@ -199,7 +192,7 @@ def footnotes(report: Results, metric: str | None = None, place: str = "In brack
 
 
 def records(report: Results) -> list[dict[str, Any]]:
-    """A record for each figure, its value whole and as a fraction, with counts and completeness."""
+    """A record for each figure: unrounded value, as a fraction, with counts and completeness."""
     partly = incomplete(report)
     return [
         {name: getattr(row, name) for name in FIELDS} | {"complete": row.shift not in partly}
@@ -226,7 +219,7 @@ def as_markdown(report: Results) -> str:
 
 
 def as_latex(report: Results) -> str:
-    r"""A `tabular` in the manner of booktabs for each metric; rows can be taken one by one."""
+    r"""A `tabular` of booktabs for each metric, a line for each row."""
     parts = [table.latex() for table in (*tables(report), *spread_tables(report))]
     notes = "\n".join(f"% {latex(note)}" for note in footnotes(report))
     return "\n\n".join([r"% Needs \usepackage{booktabs}.", *parts, notes]).rstrip() + "\n"
