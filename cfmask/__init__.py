@@ -41,10 +41,14 @@ if TYPE_CHECKING:
     from cfmask.merging.projection import tpgm
     from cfmask.merging.soups import greedy_soup, model_stock
     from cfmask.methods.base import Method
+    from cfmask.methods.clipood import CLIPood
     from cfmask.methods.distillation import Distillation
     from cfmask.methods.finetuning import FineTuning
+    from cfmask.methods.l2sp import L2SP
     from cfmask.methods.linear_probe import LinearProbe
+    from cfmask.methods.lpft import LPFT
     from cfmask.methods.masked_distillation import MaskedDistillation
+    from cfmask.methods.spd import SPD
     from cfmask.missingness.lime import LimeRelevance
     from cfmask.package_cam import PackageCAM
     from cfmask.relevance import (
@@ -86,10 +90,14 @@ _HOMES = {
     "merging.projection": "tpgm",
     "merging.soups": "greedy_soup model_stock",
     "methods.base": "Method",
+    "methods.clipood": "CLIPood",
     "methods.distillation": "Distillation",
     "methods.finetuning": "FineTuning",
+    "methods.l2sp": "L2SP",
     "methods.linear_probe": "LinearProbe",
+    "methods.lpft": "LPFT",
     "methods.masked_distillation": "MaskedDistillation",
+    "methods.spd": "SPD",
     "missingness.lime": "LimeRelevance",
     "package_cam": "PackageCAM",
     "relevance": (

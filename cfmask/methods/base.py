@@ -227,9 +227,7 @@ class Method(pl.LightningModule, ABC):
     def copies(self) -> list[Classifier]:
         """The other classifiers of this method that still have the weights of its own: teachers."""
         own = self.classifier.state_dict()
-        others = [
-            m for m in self.modules() if isinstance(m, Classifier) and m is not self.classifier
-        ]
+        others = [m for m in self.modules() if isinstance(m, Classifier) and self._other(m)]
         return [other for other in others if equal_weights(other.state_dict(), own)]
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
@@ -248,10 +246,14 @@ class Method(pl.LightningModule, ABC):
         self.val_accuracy(self.classifier(images), labels)
         self.log("val/accuracy", self.val_accuracy, prog_bar=True, batch_size=len(labels))
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser trains, with the settings of each group."""
+        return self.rates.groups(self, self.classifier)
+
     def configure_optimizers(self) -> Any:
         """AdamW and a one-cycle schedule that moves with every optimiser step."""
         optimizer = torch.optim.AdamW(
-            self.rates.groups(self, self.classifier),
+            self.parameter_groups(),
             lr=self.lr,
             betas=self.betas,
             weight_decay=self.weight_decay,
@@ -344,9 +346,13 @@ class Method(pl.LightningModule, ABC):
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Weights of the student alone."""
+        """Weights of what is trained; other classifiers, as teachers, are left out."""
         state = super().state_dict(*args, **kwargs)
-        return {k: v for k, v in state.items() if not k.startswith("teacher.")}
+        others = tuple(f"{name}." for name, module in self.named_children() if self._other(module))
+        return {k: v for k, v in state.items() if not k.startswith(others)}
+
+    def _other(self, module: nn.Module) -> bool:
+        return isinstance(module, Classifier) and module is not self.classifier
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write what rebuilds the classifier, so that the checkpoint loads without its method.

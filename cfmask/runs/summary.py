@@ -105,7 +105,7 @@ class RunSummary:
             "method": f"{self.method} of {self.model}, {self.classes} classes",
             "head": self.head,
             "parameters": f"{_short(self.parameters)}, {_short(self.trainable)} trainable"
-            + (f"; frozen teacher {_short(self.teacher)}" if self.teacher else ""),
+            + (f"; frozen copy {_short(self.teacher)}" if self.teacher else ""),
             "images": f"{self.train_images:,} to train on, {self.val_images:,} to choose the epoch"
             + (f"; {self.reading}" if self.reading else ""),
             "batch": f"{self.batch} images a step: {self.batch_per_device} on a device at a time, "
