@@ -14,6 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cfmask import (
+    L2SP,
+    SPD,
+    CLIPood,
     Counterfactual,
     Distillation,
     FineTuning,
@@ -86,7 +89,7 @@ def test_no_mask_and_fill_looks(tiny_clip, digit_batch, unchecked):
     train_blind(MaskedDistillation(tiny_clip, [*makes, exact]), *digit_batch)
 
 
-@pytest.mark.parametrize("kind", [FineTuning, Distillation, LinearProbe])
+@pytest.mark.parametrize("kind", [FineTuning, Distillation, LinearProbe, L2SP, SPD, CLIPood])
 def test_no_method_looks(kind, tiny_clip, digit_batch, unchecked):
     train_blind(kind(tiny_clip), *digit_batch)
 
