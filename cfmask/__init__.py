@@ -4,7 +4,9 @@ What is listed in `__all__` is public. A name is imported when it is first used,
 which needs no model answers at once.
 """
 
+import ast
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfmask.version import __version__ as __version__
@@ -67,58 +69,23 @@ if TYPE_CHECKING:
     from cfmask.shifts.own_sets import dataset_shift
     from cfmask.spec import Spec
 
-# Public names by module.
-_HOMES = {
-    "checkpoint": "average interpolate load_classifier save_classifier start_from",
-    "classifier": "Classifier Layout Tokens",
-    "comparison.evaluate": "evaluate",
-    "counterfactual": (
-        "BlurFill ConstantFill ContextMask Counterfactual Fill MultiFill NoFill ObjectMask "
-        "PatchMask RandomMask ShuffleFill SingleFill"
-    ),
-    "data.any_dataset": "DatasetData",
-    "data.datamodule": "DigitsData FolderData TrainingData",
-    "data.shards": "ShardData",
-    "errors": "InputError UnreadableImage",
-    "evaluation.metrics": "Judged Metric",
-    "families.module": "ModuleClassifier",
-    "families.openclip": "OpenClipClassifier",
-    "families.saved": "SavedClassifier",
-    "families.timm": "TimmClassifier",
-    "images": "Preprocess RandomCrop",
-    "inference.saved_answers": "SavedAnswers",
-    "merging.projection": "tpgm",
-    "merging.soups": "greedy_soup model_stock",
-    "methods.base": "Method",
-    "methods.clipood": "CLIPood",
-    "methods.distillation": "Distillation",
-    "methods.finetuning": "FineTuning",
-    "methods.l2sp": "L2SP",
-    "methods.linear_probe": "LinearProbe",
-    "methods.lpft": "LPFT",
-    "methods.masked_distillation": "MaskedDistillation",
-    "methods.spd": "SPD",
-    "missingness.lime": "LimeRelevance",
-    "package_cam": "PackageCAM",
-    "relevance": (
-        "AttentionRelevance AttentionRollout GradCAM GradientRelevance HiResCAM LayerCAM Relevance"
-    ),
-    "reporting.report": "ShiftReport",
-    "saved_relevance": "SavedRelevance save_relevance",
-    "shift": "Request Shift",
-    "shifts.catalogue": "SHIFTS find_shifts",
-    "shifts.own_sets": "dataset_shift",
-    "spec": "Spec",
+# Module of each public name: what the imports above say, which only type checkers run.
+_HOME = {
+    alias.name: str(node.module)
+    for block in ast.parse(Path(__file__).read_text(encoding="utf-8")).body
+    if isinstance(block, ast.If)
+    for node in block.body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
 }
-_HOME = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = sorted(_HOME)
 
 
 def names_in(room: str) -> list[str]:
     """Public classes of a folder of the package, none of them imported, but its base class."""
-    homes = {home: names for home, names in _HOMES.items() if home.startswith(f"{room}.")}
-    return sorted(" ".join(n for home, n in homes.items() if not home.endswith(".base")).split())
+    inside = f"{__name__}.{room}."
+    return [n for n in __all__ if _HOME[n].startswith(inside) and not _HOME[n].endswith(".base")]
 
 
 def __getattr__(name: str) -> Any:

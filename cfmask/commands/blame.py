@@ -5,6 +5,7 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from traceback import walk_tb
 from types import CodeType
 
 from cfmask.errors import InputError
@@ -40,10 +41,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _codes(error: BaseException) -> Iterator[CodeType]:
     """Code that an error came through, from outside inwards, without the place of the catch."""
-    trace = error.__traceback__.tb_next if error.__traceback__ else None
-    while trace is not None:
-        yield trace.tb_frame.f_code
-        trace = trace.tb_next
+    trace = error.__traceback__
+    return (frame.f_code for frame, _ in walk_tb(trace and trace.tb_next))
 
 
 def _is_users(code: CodeType) -> bool:

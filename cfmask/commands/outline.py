@@ -41,7 +41,7 @@ def arguments(command: str) -> list[Argument]:
     Args:
         command: name of its module in `cfmask.commands`.
     """
-    tree = _parsed(PACKAGE / "commands" / f"{command}.py")
+    tree = ast.parse((PACKAGE / "commands" / f"{command}.py").read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     calls.sort(key=lambda call: call.lineno)
     return [argument for call in calls for argument in _given(call, tree)]
@@ -104,6 +104,13 @@ def _spelled(word: str, known: Sequence[str]) -> str:
     return f"{spelled}{is_set}{value}" if option[:2] == "--" and spelled in known else word
 
 
+def in_two(args: Sequence[str], options: Sequence[str]) -> list[str]:
+    """A command line with `--option=value` as two words, for some of the options."""
+    parts = [(arg, *arg.partition("=")) for arg in args]
+    pairs = [[o, value] if is_set and o in options else [arg] for arg, o, is_set, value in parts]
+    return [word for pair in pairs for word in pair]
+
+
 def help_lines(name: str, words: str) -> Iterator[str]:
     """What a help says of an option: its name, and words that are wrapped beside it."""
     first, *others = textwrap.wrap(words, WIDTH - INDENT) or [""]
@@ -112,10 +119,6 @@ def help_lines(name: str, words: str) -> Iterator[str]:
         name = ""
     yield f"  {name:<{INDENT - 2}}{first}".rstrip()
     yield from (" " * INDENT + line for line in others)
-
-
-def _parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _given(call: ast.Call, tree: ast.Module) -> Iterator[Argument]:
@@ -171,8 +174,8 @@ def _of(name: str, tree: ast.Module) -> Iterator[Argument]:
             if given.kwarg:
                 yield from _of(_handed_on(node, given.kwarg.arg), tree)
         elif isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
-            place = (node.module or "").split(".")[1:]
-            yield from _of(name, _parsed(PACKAGE.joinpath(*place).with_suffix(".py")))
+            file = PACKAGE.joinpath(*(node.module or "").split(".")[1:]).with_suffix(".py")
+            yield from _of(name, ast.parse(file.read_text(encoding="utf-8")))
 
 
 def _handed_on(function: ast.FunctionDef, name: str) -> str:

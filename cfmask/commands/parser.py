@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser
 import cfmask
 from cfmask.commands.blame import input_error, users_bug
 from cfmask.commands.config_files import read_config, refuse_pipes, set_yaml_loader
+from cfmask.commands.outline import in_two
 from cfmask.internals import has_positionals, option_types
 from cfmask.terminal import complain, fail, printing, say, show_table
 
@@ -123,18 +124,12 @@ def as_lists(args: Sequence[str], *options: str) -> list[str]:
         args: a command line.
         options: those whose values are lists of names, with their dashes.
     """
-    words = [part for arg in args for part in _parts(arg, options)]
+    words = in_two(args, options)
     before = ["", *words]
     return [
         json.dumps(word.split(",")) if option in options and word[:1] not in ("[", "-") else word
         for option, word in zip(before, words)
     ]
-
-
-def _parts(arg: str, options: Sequence[str]) -> list[str]:
-    """`--option=value` as two words, if it is one of the options."""
-    option, is_set, value = arg.partition("=")
-    return [option, value] if is_set and option in options else [arg]
 
 
 def print_report(report: ShiftReport, folder: Path, metrics: Sequence[str] = ("accuracy",)) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from cfmask.commands.outline import in_two
 from cfmask.errors import unknown
 
 OPTIONS = ("--config", "-c")
@@ -35,15 +36,9 @@ def with_shipped_configs(args: Sequence[str]) -> list[str]:
     Raises:
         InputError: `--config` with a plain word that is neither a file nor shipped.
     """
-    words = [part for arg in args for part in _parts(arg)]
+    words = in_two(args, OPTIONS)
     before = ["", *words]
     return [_path(word) if option in OPTIONS else word for option, word in zip(before, words)]
-
-
-def _parts(arg: str) -> list[str]:
-    """`--config=value` as two words."""
-    option, is_set, value = arg.partition("=")
-    return [option, value] if is_set and option in OPTIONS else [arg]
 
 
 def _path(word: str) -> str:

@@ -71,7 +71,7 @@ class Predictor:
 
     def to(self, device: torch.device) -> Predictor:
         """The same model on a device; programs (ONNX, .pt2) stay where they are."""
-        if not isinstance(self.logits, Classifier | _Timm):
+        if not isinstance(self.logits, Classifier | nn.Sequential):
             return self
         return replace(self, logits=self.logits.to(device), device=device)
 
@@ -211,27 +211,11 @@ def _read_open_clip(file: Path, class_names: Sequence[str] | None, trusted: bool
     return _of_classifier(classifier)
 
 
-class _Timm(nn.Module):
-    """A network of timm that normalises its images."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: nn.Module, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.net = net
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, images: Tensor) -> Any:
-        """Logits float (B, K) of images float (B, 3, H, W) in [0, 1]."""
-        return self.net((images - self.mean) / self.std)
-
-
 def _read_timm(file: Path, class_names: Sequence[str] | None, trusted: bool) -> Predictor:
     """A timm model by its config.json, or by what the file's header says."""
     import timm
     from timm.data import resolve_model_data_config
+    from torchvision.transforms.v2 import Normalize
 
     facts = _facts(read_header(file), file)
     config = file.parent / "config.json"
@@ -243,7 +227,7 @@ def _read_timm(file: Path, class_names: Sequence[str] | None, trusted: bool) -> 
             data = resolve_model_data_config(net)
             size = data["input_size"][1:]
             preprocess = Preprocess((size[0], size[1]), data["crop_pct"], data["interpolation"])
-            mean, std = (torch.tensor(data[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+            mean, std = data["mean"], data["std"]
             names = stored.get("label_names") or class_names
             if stored.get("label_names") and not are_names(names):
                 raise ValueError("its label_names are no list of names")
@@ -252,14 +236,14 @@ def _read_timm(file: Path, class_names: Sequence[str] | None, trusted: bool) -> 
         if not isinstance(classifier, TimmClassifier):
             raise InputError(f"Expected a timm model in {file}, but got {classifier.name}.")
         net, names = native_timm(classifier)[0], classifier.class_names
-        preprocess, mean, std = classifier.preprocess, classifier.mean, classifier.std
+        preprocess, mean, std = classifier.preprocess, classifier.spec.mean, classifier.spec.std
     else:
         raise InputError(f"Expected timm's config.json beside {file}, but it is not there.")
     if not names:
         raise InputError(f"Expected class names for {file}, which has none; give --class_names.")
     load_weights(net, read_tensors(file), file)
-    net.eval()
-    return Predictor(tuple(names), preprocess, _Timm(net, mean, std).eval())
+    model = nn.Sequential(Normalize(list(mean), list(std)), net).eval()
+    return Predictor(tuple(names), preprocess, model)
 
 
 def _read_onnx(file: Path, class_names: Sequence[str] | None, trusted: bool) -> Predictor:

@@ -234,12 +234,6 @@ class RunFolder:
         """The newest checkpoint that is whole; see `cfmask.runs.resume.newest`."""
         return newest(checkpoints_of(self.path))
 
-    def _newest_there(self) -> Path:
-        found = self.newest()
-        if found is None:
-            raise InputError(f"Expected a whole checkpoint in {self.path}, but there is none left.")
-        return found
-
     def finish(
         self, trained: Classifier | None = None, average: Classifier | None = None
     ) -> Classifier:
@@ -254,7 +248,12 @@ class RunFolder:
             save_classifier(average, self.path / AVERAGE)
         if trained is None:
             best = checkpoints_of(self.path) / "best.ckpt"
-            trained = load_classifier(best if best.is_file() else self._newest_there())
+            found = best if best.is_file() else self.newest()
+            if found is None:
+                raise InputError(
+                    f"Expected a whole checkpoint in {self.path}, but there is none left."
+                )
+            trained = load_classifier(found)
         save_classifier(trained, self.path / WEIGHTS)
         return trained
 
