@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,14 @@ def test_a_folder_that_is_divided_is_left_alone(root):
     assert undivided(root) is None
 
 
+def test_a_share_of_a_folder_that_is_divided_is_refused(root, capsys):
+    plant(root / "train", {"ant": 2, "bee": 2})
+    with pytest.raises(SystemExit):
+        main(["train", str(root), "--holdout=0.3"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "leave --holdout out" in line
+
+
 def test_groups_lists_and_hidden_folders_beside_classes(root):
     plant(root / "places" / "north", {"ant": 2})
     plant(root / "places" / "south", {"bee": 2})
@@ -169,3 +179,19 @@ def test_a_run_is_tested_on_what_it_held_out(root, tmp_path, capsys, monkeypatch
     assert "id (ID)" in capsys.readouterr().out
     report = ShiftReport.load("runs/photos/report.json")
     assert {row.total for row in report.of("accuracy") if row.shift == "folders/id"} == {18}
+
+
+@pytest.mark.slow
+def test_two_processes_hold_out_what_one_does(root, tmp_path):
+    words = ["train", "photos", "--model", "timm:test_vit/random", "--method", "FineTuning"]
+    words += ["--epochs", "1", "--workers", "0", "--batch-size", "4", "--holdout", "0.4"]
+    words += ["--evaluation.pictures", "0", "--trainer.accelerator", "cpu"]
+    for devices in ("1", "2"):
+        command = [sys.executable, "-m", "cfmask", *words, "--devices", devices]
+        command += ["--run", f"run{devices}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    one, two = (held_out(tmp_path / f"run{k}") for k in "12")
+    assert one == two and len(one) == 18
+    rows = ShiftReport.load(tmp_path / "run2" / "report.json").of("accuracy")
+    assert {row.total for row in rows if row.shift == "folders/id"} == {18}

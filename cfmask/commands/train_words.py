@@ -153,6 +153,11 @@ def _with_folder(words: list[str]) -> list[str]:
         raise InputError(
             f"Expected a folder of images or an option, but got {folder!r}, which is no folder."
         )
+    if "--holdout" in words and (Path(folder) / "train").is_dir():
+        raise InputError(
+            f"Expected a folder without train/ for --holdout, but {folder} has one and its test "
+            "sets beside it; leave --holdout out."
+        )
     run = f"runs/{Path(folder).resolve().name}"
     places = ["--data.root", folder, "--evaluation.data_root", folder]
     return ["--config", "folder", "--run", run, *places, *words[1:]]
