@@ -1,9 +1,8 @@
 """Read and restrict the attention of any encoder while it runs, without touching its modules.
 
-Every attention in torch, open_clip and timm ends in one of two torch functions. While a context of
-this file is open, both are computed as it says: `AttentionOutputs` notes what makes the maps again,
-`VisibleTokens` leaves some tokens out. No module is edited and no hook is set, so nothing has to be
-put back.
+Every attention in torch, open_clip and timm calls one of two torch functions. The contexts of this
+file replace both: `AttentionOutputs` records what is needed to recompute the maps, `VisibleTokens`
+hides tokens. Modules are not edited and have no hooks, so nothing has to be restored.
 
 Letters: B images, H heads, L keys, Q queries (Q = L in self-attention), d head width.
 """
@@ -32,7 +31,7 @@ Mode = TypeVar("Mode", bound="Attention")
 
 
 class Given(NamedTuple):
-    """What an attention is given beside its queries, keys and values.
+    """The options of an attention.
 
     Attributes:
         mask: bool (…, Q, L), True = attends, or float to add to the scores.
@@ -48,14 +47,14 @@ class Given(NamedTuple):
 
 
 class Attention(TorchFunctionMode):
-    """Context in which a subclass computes every attention: it gives `attend`."""
+    """Context in which a subclass computes every attention by its `attend`."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, given: Given) -> Tensor:
         """Outputs (B, H, Q, d) of queries (B, H, Q, d), keys and values (B, H, L, d)."""
         raise NotImplementedError
 
     def again(self) -> Attention:
-        """A context that computes the same attention and records for nobody."""
+        """A new context that computes the same attention; what it records is discarded."""
         raise NotImplementedError
 
     def __enter__(self: Mode) -> Mode:
@@ -124,15 +123,15 @@ class Attention(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Attended:
-    """An attention that was computed, and what its map is made of again.
+    """A computed attention, from which its map can be recomputed.
 
     Attributes:
         query: (B, H, Q, d).
         key: (B, H, L, d).
         value: (B, H, L, d).
-        output: (B, H, Q, d), part of the graph of what follows it.
+        output: (B, H, Q, d), part of the graph.
         given: see `Given`.
-        kept: (B, H, Q, L), what dropout has multiplied the map by; None without dropout.
+        kept: (B, H, Q, L), the factors of dropout; None without dropout.
     """
 
     query: Tensor
@@ -153,14 +152,14 @@ class Attended:
 
 
 class AttentionOutputs(Attention):
-    """Context that records every attention, but for its map: kernels that keep none can so be used.
+    """Context that records every attention without its map, so that fused kernels can be used.
 
-    The map is made again when it is wanted, and its gradient when that of the output is there: of
-    one attention after the other, so that the maps of all never live at once.
+    A map is recomputed when it is needed, and its gradient when that of the output arrives: one
+    attention at a time, so that the maps of all blocks are never in memory together.
 
     Attributes:
-        seen: in order of computation; outputs are part of a graph also where no parameter requires
-            a gradient.
+        seen: in order of computation; outputs are part of a graph even if no parameter requires a
+            gradient.
 
     Examples:
         >>> with AttentionOutputs() as attention:
@@ -176,7 +175,7 @@ class AttentionOutputs(Attention):
         """See `Attention.attend`."""
         kept = None
         if given.dropout:
-            # What a fused kernel drops cannot be had again.
+            # A fused kernel does not tell what it drops.
             attention = attention_map(query, key, given)
             kept = F.dropout(torch.ones_like(attention), given.dropout)
             output = (attention * kept).to(value.dtype) @ value
@@ -198,8 +197,8 @@ class VisibleTokens(Attention):
     """Context in which no query attends to a hidden token.
 
     Args:
-        hidden: bool (B, L), True = hidden. Attention over fewer keys than L is over the last
-            tokens. Where all keys are hidden, it is zero.
+        hidden: bool (B, L), True = hidden. If there are fewer keys than L they are the last tokens.
+            Where all keys are hidden, the output is zero.
     """
 
     def __init__(self, hidden: Tensor) -> None:
@@ -209,7 +208,7 @@ class VisibleTokens(Attention):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, given: Given) -> Tensor:
         """See `Attention.attend`."""
         hidden = self.hidden[:, None, None, -key.shape[-2] :]
-        # A softmax over nothing is not a number, and so is its gradient: its values are zero.
+        # A softmax over no key is NaN, and so is its gradient: attend to all, of value zero.
         some = ~hidden.all(-1, keepdim=True)
         mask = ~(hidden & some)
         if given.causal or given.mask is not None:
@@ -241,7 +240,7 @@ def _masked(scores: Tensor, given: Given) -> Tensor:
 
 
 def eager() -> AbstractContextManager[Any]:
-    """Context in which compiled modules run as written, so that hooks and modes see each step."""
+    """Context in which compiled modules run eagerly, so that hooks and modes see each step."""
     inside: bool = torch.compiler.is_compiling()
     return nullcontext() if inside else torch.compiler.set_stance("force_eager")
 
@@ -252,9 +251,9 @@ def reading() -> list[Attention]:
 
 
 def replayed() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Contexts of a checkpointed block's forward pass and of its repetition (`context_fn`).
+    """Contexts of a checkpointed block's forward pass and of its recomputation (`context_fn`).
 
-    The repetition must compute attention just as the forward pass did, or it saves other tensors.
+    Both must compute attention alike, or other tensors are saved.
     """
     active = reading()
     return nullcontext(), active[-1].again() if active else nullcontext()

@@ -35,8 +35,8 @@ class PatchMask(ABC):
     """Chooses the patches to replace.
 
     Attributes:
-        needs_relevance: False if the values of the relevance are not read; a method may then skip
-            computing it.
+        needs_relevance: False if the values of the relevance are not read, so that a method need
+            not compute it.
     """
 
     needs_relevance: bool = True
@@ -46,7 +46,7 @@ class PatchMask(ABC):
         """Mask bool (B, h, w), True = replaced, of relevance float (B, h, w) in [0, 1]."""
 
     def kept(self, patches: int) -> int | None:
-        """How many of so many patches every image keeps; None if that differs between images."""
+        """Patches of `patches` that every image keeps; None if that differs between images."""
         return None
 
 
@@ -55,8 +55,8 @@ class RandomMask(PatchMask):
 
     Args:
         probability: in [0, 1); 1 would hide every patch.
-        exact: exactly int(P · (1 - probability)) of the P patches of every image are kept, as for
-            no fill, where tokens are then dropped.
+        exact: keep exactly int(P · (1 - probability)) of the P patches of every image; then no fill
+            can drop the tokens.
     """
 
     needs_relevance = False
@@ -123,11 +123,11 @@ class ContextMask(PatchMask):
 
 
 class Fill(ABC):
-    """Puts something in the place of the replaced patches.
+    """Replaces the content of patches.
 
     Attributes:
-        needs_donors: True if it takes from other images, so that a batch needs at least two.
-        removes: True if the patches are to be removed by the encoder, and the image stays as it is.
+        needs_donors: True if patches come from other images, so that a batch needs at least two.
+        removes: True if the encoder is to remove the patches, and the image stays as it is.
     """
 
     needs_donors: bool = False
@@ -153,8 +153,8 @@ class SingleFill(_DonorFill):
     No image is its own donor, and every image is the donor of one other.
 
     Args:
-        donors: `device` takes from the images of the device's own batch, `all` from those of all
-            devices, which need batches of one size.
+        donors: `device` takes patches from the device's own batch, `all` from the batches of all
+            devices, which must have one size.
     """
 
     def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ class ConstantFill(Fill):
 
     def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
         """See `Fill`."""
-        # Numbers that are written on the device itself: no copy to wait for.
+        # Written on the device itself: a copy from the host would wait.
         colour = torch.stack([images.new_full((1, 1), value) for value in self.colour])
         return torch.where(pixels(replaced, images), colour, images)
 
@@ -223,14 +223,14 @@ class BlurFill(Fill):
         from torchvision.transforms.v2.functional import gaussian_blur
 
         shorter = min(images.shape[2:])
-        # Three sigmas to each side, but no more than reflection at the border can give.
+        # Three sigmas to each side, at most what reflection at the border allows.
         reach = min(max(1, round(3 * self.sigma * shorter)), shorter - 1)
         blurred = gaussian_blur(images, [2 * reach + 1] * 2, [self.sigma * shorter] * 2)
         return torch.where(pixels(replaced, images), blurred, images)
 
 
 class ShuffleFill(Fill):
-    """The replaced patches of an image change places among themselves.
+    """The replaced patches of an image are permuted at random.
 
     Source: the patch shuffle of Qin et al. 2022 (arXiv 2110.07858), of chosen patches only.
     """
@@ -254,12 +254,12 @@ class ShuffleFill(Fill):
 
 
 class NoFill(Fill):
-    """Nothing comes in: the patches are removed by the encoder (see `Classifier.features`)."""
+    """The patches are removed by the encoder (see `Classifier.features`)."""
 
     removes = True
 
     def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
-        """See `Fill`. The images as they are."""
+        """The images as they are."""
         return images
 
 
@@ -300,7 +300,7 @@ class Counterfactual:
 
 
 def pixels(patches: Tensor, images: Tensor) -> Tensor:
-    """Values of patches (B, h, w) spread over the pixels they cover: (B, 1, H, W).
+    """Values of patches (B, h, w) for the pixels they cover: (B, 1, H, W).
 
     Raises:
         InputError: a grid that does not divide the image.
@@ -312,9 +312,9 @@ def pixels(patches: Tensor, images: Tensor) -> Tensor:
 
 
 def _donors(images: Tensor, donors: Donors) -> tuple[Tensor, Tensor]:
-    """Images that may give patches, and which of them the given ones are, int64 (B,).
+    """Images that may give patches, and the indices int64 (B,) of the given images among them.
 
-    Device r of W has the images r, r + W, r + 2 W, … of a step, as of one device alone.
+    Device r of W has the images r, r + W, r + 2 W, … of a step on a single device.
     """
     own = torch.arange(len(images), device=images.device)
     if donors == "all" and count() > 1:
@@ -326,7 +326,7 @@ def _donors(images: Tensor, donors: Donors) -> tuple[Tensor, Tensor]:
 
 
 def _others(own: Tensor, number: int) -> Tensor:
-    """For each number in [0, `number`) another one, uniformly."""
+    """For each index in [0, `number`) a uniformly random other one."""
     shape = own.shape[1:]
     steps = _own_rows(
         len(own), lambda rows: torch.randint(1, number, (rows, *shape), device=own.device)
@@ -337,7 +337,7 @@ def _others(own: Tensor, number: int) -> Tensor:
 def _own_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
     """This device's rows of random numbers for the images of all devices.
 
-    With generators seeded alike, an image gets what it would get on one device alone.
+    With equal seeds an image gets the same numbers as on a single device.
     """
     return draw(rows * count())[rank() :: count()]
 

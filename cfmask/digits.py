@@ -1,8 +1,8 @@
 """The digits world: real handwritten digits on real photographs, with shifts.
 
-A miniature test bed in which plain fine-tuning learns the background instead of the digit. Its
-numbers say nothing about ImageNet: it is there so that the whole method can be seen, measured and
-tested within minutes on a laptop.
+A miniature test bed in which plain fine-tuning learns the background instead of the digit, so that
+the whole method can be run and measured within minutes on a laptop. Its figures do not transfer to
+ImageNet.
 
 Digits come from scikit-learn (`load_digits`, 1,797 scans of 8 x 8 px), photographs from the
 scikit-image and scikit-learn wheels. Both are split: the four digit pools are disjoint, and
@@ -33,7 +33,7 @@ TEMPLATES = (
     "a faint {}",
     "a handwritten {}",
 )
-# The first ten are tied to the classes in the fine-tuning set; the rest only serve pretraining.
+# The first ten are tied to the classes in the fine-tuning set; the others are for pretraining only.
 BACKGROUNDS = (
     "brick",
     "grass",
@@ -55,7 +55,7 @@ POOLS = {"pretrain": (0, 900), "train": (900, 1300), "val": (1300, 1420), "test"
 
 @dataclass(frozen=True)
 class DigitSet:
-    """Images of the digits world with everything that is known about them.
+    """Images of the digits world with their annotations.
 
     Attributes:
         images: uint8 (N, 3, S, S).
@@ -83,8 +83,8 @@ class Sampling:
         pool: key of `POOLS`.
         crops: "train" (left 65 % of the photographs) or "test" (right 35 %).
         styles: keys of `STYLES`, drawn uniformly.
-        tied: probability that the background is the one tied to the class; -1 never draws it, and
-            0.1 makes the background independent of the class.
+        tied: probability of the background that is tied to the class; -1 never draws it, 0.1 makes
+            the background independent of the class.
         backgrounds: how many of `BACKGROUNDS` are in use.
         opacity: range of the digit's opacity in [0, 1].
         height: range of the digit's height as a fraction of S.
@@ -113,16 +113,12 @@ SETS = {
 }
 
 
-# Images of a set at most, which are 7 kB each and all in memory.
+# Most images of a set; each takes 7 kB of memory.
 MOST_IMAGES = 1_000_000
 
 
 def check_count(count: int) -> None:
-    """Refuse more images than memory should be asked for.
-
-    Raises:
-        InputError: more than `MOST_IMAGES`.
-    """
+    """Raise an InputError for more than `MOST_IMAGES`."""
     if count > MOST_IMAGES:
         raise InputError(f"Expected at most {MOST_IMAGES:,} images of digits, but got {count:,}.")
 
@@ -133,7 +129,7 @@ def digit_set(name: str, count: int, seed: int) -> DigitSet:
     Args:
         name: key of `SETS`.
         count: number of images, 1 to `MOST_IMAGES`.
-        seed: the same seed gives the same images, whatever else has been drawn.
+        seed: determines the images, whatever else has been drawn.
 
     Raises:
         ValueError: unknown name, or too many images.
@@ -222,7 +218,7 @@ def _place(scans: Tensor, height: tuple[float, float], rng: torch.Generator) -> 
 def _ink_colours(
     photos: Tensor, alpha: Tensor, colourful: tuple[float, float], rng: torch.Generator
 ) -> Tensor:
-    """One colour an image (N, 3, 1, 1), light on dark ground and dark on light ground."""
+    """A colour for each image (N, 3, 1, 1), light on dark ground and dark on light ground."""
     count = len(photos)
     ground = (photos.mean(1) * alpha[:, 0]).sum((1, 2)) / alpha[:, 0].sum((1, 2)).clamp(min=1)
     light = torch.where(ground < 0.5, 1.0, 0.0).view(-1, 1)

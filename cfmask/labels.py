@@ -1,4 +1,4 @@
-"""Labels: names of classes as people write them -> numbers of the classes of a head."""
+"""Labels: names of classes, spelled loosely -> numbers of the classes of a head."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from cfmask.errors import InputError, unknown
 
 
 def class_numbers(names: Sequence[str], classes: Sequence[str], where: str) -> list[int | None]:
-    """The class that each name stands for; None where it is none of them.
+    """The number of the class of each name; None for a name of no class.
 
-    A name that is spelled as a class is that class. Other capitals, and underscores for spaces,
-    make no difference where only one class can be meant and no other name means it.
+    An exact match wins. Otherwise capitals, and underscores for spaces, make no difference if only
+    one class fits and it fits no other name.
 
     Args:
         names: each once.
         classes: in the order of their numbers.
-        where: what has these names, for the message.
+        where: origin of the names, for the message.
 
     Raises:
-        InputError: a name that may be two classes, or two names that may be one class.
+        InputError: a name that fits two classes, or two names that fit one class.
     """
     loosely: dict[str, list[int]] = {}
     for k, name in enumerate(classes):
@@ -37,15 +37,10 @@ def class_numbers(names: Sequence[str], classes: Sequence[str], where: str) -> l
 
 
 def numbers_of(values: Sequence[str], classes: Sequence[str], where: str) -> list[int]:
-    """The class of each value, which is its name, spelled as for `class_numbers`, or its number.
-
-    Args:
-        values: of the column of a table.
-        classes: in the order of their numbers.
-        where: what has these values, for the message.
+    """The class of each value of a column: its name, see `class_numbers`, or its number.
 
     Raises:
-        InputError: what is neither; see `class_numbers`.
+        InputError: neither of both; see `class_numbers`.
     """
     names = list(dict.fromkeys(values))
     found = dict(zip(names, class_numbers(names, classes, where)))
@@ -61,10 +56,10 @@ def numbers_of(values: Sequence[str], classes: Sequence[str], where: str) -> lis
 
 
 def labels_for(labels: Sequence[str], images: int, classes: Sequence[str]) -> list[int]:
-    """Numbers of the classes of pictures, by names that are one for all or one each.
+    """Numbers of the classes of pictures.
 
     Args:
-        labels: names of classes.
+        labels: name of a class, one for all pictures or one each.
         images: number of pictures.
         classes: in the order of their numbers.
 

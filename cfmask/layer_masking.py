@@ -1,9 +1,9 @@
 """Layer masking: run an unmodified CNN so that hidden pixels have no influence (arXiv 2211.14646).
 
-A mask travels with the activations: the images are wrapped in a tensor that knows its hidden
-positions, and each torch function the model calls on it is looked up in one table, `_NAMES`, for
-the rule that makes the values and the mask of the result. The model is not edited. A function
-without a rule is an error; add its name to the table.
+A mask travels with the activations: the images are wrapped in a tensor with its hidden positions,
+and each torch function that the model calls on it is looked up in the table `_NAMES` for the rule
+that computes values and mask of the result. The model is not edited. A function without a rule is
+an error; add its name to the table.
 
 Letters: B images, C channels, H x W positions of a feature map, (h, w) patch grid.
 
@@ -15,7 +15,7 @@ Letters: B images, C channels, H x W positions of a feature map, (h, w) patch gr
   nothing visible it is zero: the output is the model's answer to a zero feature, and finite.
 - Statistics over positions (batch norm in training) leave hidden ones out.
 
-`MaskRules` says where the released code has other ways, which `applying` puts to use.
+The released code differs in some of this: see `MaskRules`, and `applying` to use its rules.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _APPLIED = ContextVar("rules", default=_OURS)
 
 
 class LayerMaskingError(InputError):
-    """The model calls something that cannot carry a mask; the text names it and its module."""
+    """The model calls an operation that cannot carry a mask; the text names it and its module."""
 
 
 @contextlib.contextmanager
@@ -70,7 +70,7 @@ def masked_forward(model: nn.Module, images: Tensor, hidden: Tensor) -> Tensor:
     """Run `model` on `images` as if the hidden patches had never been there.
 
     Args:
-        model: CNN of torch functions that have a rule. Nothing but its own forward changes it.
+        model: CNN of torch functions that have a rule; changed by nothing but its own forward.
         images: float (B, 3, H, W) as the model takes them; hidden pixels may hold anything.
         hidden: bool (B, h, w), True = hidden, on the device of `images`; h divides H, w divides W.
 
@@ -119,10 +119,10 @@ def _place(model: nn.Module, error: BaseException) -> str:
 
 
 class _Masked(Tensor):
-    """A value with its mask, dressed as the tensor the model expects.
+    """A value and its mask, as the tensor that the model expects.
 
-    The tensor itself is an empty shell on the meta device: code that goes round
-    `__torch_function__` (TorchScript, C++ extensions) finds no numbers, so none passes silently.
+    The tensor itself is empty, on the meta device: code that bypasses `__torch_function__`
+    (TorchScript, C++ extensions) finds no numbers and cannot pass silently.
     """
 
     mask: Mask  # expanded to the batch and the positions of the value
@@ -131,7 +131,7 @@ class _Masked(Tensor):
 
     @property
     def value(self) -> Tensor:
-        """The plain tensor, zero where hidden but by other `MaskRules.outside`."""
+        """The plain tensor, zero where hidden if `MaskRules.outside` is zero."""
         # An autograd.Function runs without gradient and then marks the shell, not the value.
         with _plain_tensors():
             if not self.is_leaf:
@@ -151,7 +151,7 @@ class _Masked(Tensor):
 
 
 def _wrap(value: Tensor, mask: Mask, space: int = 2, *, is_zero: bool = False) -> _Masked:
-    """Join value and mask; hidden positions become zero unless they are known to be."""
+    """Join value and mask; hidden positions are set to zero unless `is_zero`."""
     mask = mask.expanded((len(value), 1, *value.shape[space : space + 2]))
     if not is_zero and mask.rules.outside == "zero":
         value = value * ~_spread(mask.hidden, value.ndim, space)
@@ -196,7 +196,7 @@ def _plain(argument: Any) -> Any:
 def _join(
     op: Operation, operands: Sequence[_Masked], way: str = "intersection"
 ) -> tuple[Mask, int]:
-    """One mask of the operands; also give the axis of H they agree on."""
+    """The joint mask of operands, and their axis of H, which must be the same."""
     space, ndim = operands[0].space, operands[0].ndim
     if any((other.space, other.ndim) != (space, ndim) for other in operands):
         raise _refusal(op, "mixes layouts")
@@ -252,7 +252,7 @@ def _conv2d(
     rules, how = x.mask.rules, (stride, padding, dilation)
     steps = [dilation] if isinstance(dilation, int) else [*dilation]
     reach = max((size - 1) * step for size, step in zip(kernel, steps * 2, strict=False))
-    # What is farther than `reach` from all visible positions is in no window that counts.
+    # Positions farther than `reach` from all visible ones are in no window with a visible output.
     times = max(kernel) if rules.outside == "kept" else min(max(kernel), reach)
     value = filled(_clean(x), x.mask, times if rules.padding == "neighbours" else 0)
     # Counting the visible positions in each window is max-pooling under any kind of padding.
@@ -295,7 +295,7 @@ def _norm(op: Operation, x: Tensor, p: Any = "fro", dim: Any = None, *args: Any,
 
 
 def _over_space(op: Operation, x: Tensor, dim: Any) -> _Masked:
-    """Refuse reductions that leave one axis of the space or join the images of the batch."""
+    """Refuse reductions that keep one axis of the space or join the images of the batch."""
     axes = {axis % x.ndim for axis in ([dim] if isinstance(dim, int) else dim or [])}
     if isinstance(x, _Masked) and {x.space, x.space + 1} <= axes and 0 not in axes:
         return x

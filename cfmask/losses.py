@@ -1,4 +1,4 @@
-"""Losses: pure functions of what the student and the frozen teacher say.
+"""Losses: pure functions of the outputs of student and frozen teacher.
 
 Letters: B images, D feature width, K classes.
 """
@@ -20,8 +20,7 @@ def feature_mse(student: Tensor, teacher: Tensor) -> Tensor:
 def relative_feature_mse(student: Tensor, teacher: Tensor) -> Tensor:
     """`feature_mse` in units of the mean squared teacher feature.
 
-    Encoders differ in the scale of their features, and a plain weight does not carry over between
-    them; this one does.
+    The scale of features differs between encoders; the weight of this loss carries over.
     """
     teacher = teacher.float()
     return feature_mse(student, teacher) / teacher.square().mean()

@@ -18,22 +18,22 @@ Operation = Callable[..., Any]
 
 @dataclass(frozen=True)
 class MaskRules:
-    """Where layer masking may go several ways; the defaults are ours.
+    """Variants of layer masking; the defaults are ours.
 
-    The code released with arXiv 2211.14646 goes one way for each architecture: DenseNet joins by
+    The code released with arXiv 2211.14646 has one variant for each architecture: DenseNet joins by
     `majority` and means over `all`; SqueezeNet joins by `union`, means over `all` and has `kept`
-    outside; timm's ResNet means over `all`; the others are as the defaults.
+    outside; timm's ResNet means over `all`; the others have the defaults.
 
     Attributes:
-        padding: what a convolution finds at hidden positions: the mean of their `neighbours`, or
-            zero (`none`); `partial` divides the sum of a window by its visible share, zeros beyond
-            the border counted as hidden.
+        padding: input of a convolution at hidden positions: the mean of their `neighbours`, or zero
+            (`none`); `partial` divides the sum of a window by its visible share, where zeros beyond
+            the border count as hidden.
         join: where concatenated maps are visible: where all are (`intersection`), more than half
             of them (`majority`) or one (`union`). Sums and products are visible where all are.
         mean: positions that the global average is over: `visible` ones, or `all`, hidden ones as
             zeros.
-        outside: what a convolution leaves at hidden positions, until the next one or a pooling:
-            `zero`, or what it computes there (`kept`).
+        outside: output of a convolution at hidden positions, until the next one or a pooling:
+            `zero`, or what it computes (`kept`).
     """
 
     padding: Literal["neighbours", "none", "partial"] = "neighbours"

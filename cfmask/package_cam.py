@@ -24,13 +24,13 @@ from cfmask.relevance import Relevance, as_map, normalise
 
 
 class PackageCAM(Relevance):
-    """Any map of the grad-cam package: `ScoreCAM`, `EigenCAM`, `AblationCAM` and the rest.
+    """Any map of the grad-cam package: `ScoreCAM`, `EigenCAM`, `AblationCAM` and others.
 
-    The package changes the model that it explains (hooks, gradients, mode, whole layers), so it
-    gets a copy. Its maps come in pixels; a patch has the mean of those it covers. Some maps cost
-    hundreds of forward passes an image (ScoreCAM and AblationCAM one a channel): for `show` and
-    saved maps rather than for masks in training, where `GradCAM`, `HiResCAM` and `LayerCAM` of this
-    package give the same maps in the pass that the task loss needs.
+    The package changes the model that it explains (hooks, gradients, mode, layers), so it gets a
+    copy. Its maps are in pixels; a patch has the mean of those it covers. Some cost hundreds of
+    forward passes an image (ScoreCAM and AblationCAM one a channel): use them for `show` and saved
+    maps. For masks in training, `GradCAM`, `HiResCAM` and `LayerCAM` of cfmask give the same maps
+    in the forward pass of the task loss.
 
     Args:
         name: of the class in `pytorch_grad_cam`.
@@ -58,7 +58,7 @@ class PackageCAM(Relevance):
         taken = set(inspect.signature(self._make).parameters) - {"model", "target_layers"}
         if stray := sorted(set(self.options) - taken):
             raise unknown(f"option of {name}", stray[0], sorted(taken))
-        # A pass there and back of the copy; or one a channel of a layer that is not known yet.
+        # A forward and a backward pass of the copy; or one for each channel, not known yet.
         self.passes = math.nan if name in ("ScoreCAM", "AblationCAM") else 3.0
 
     def explain(
@@ -78,8 +78,8 @@ class PackageCAM(Relevance):
         twin = copy.deepcopy(classifier).requires_grad_(True)
         # A compiled encoder runs the modules of the model that it was compiled from.
         twin.__dict__.pop("encode", None)
-        # Progress bars of the package are not for a training log; some maps take second
-        # derivatives, which fused attention has not.
+        # The package prints progress bars; some maps need second derivatives, which fused attention
+        # lacks.
         quiet, plain = contextlib.redirect_stderr(io.StringIO()), sdpa_kernel(SDPBackend.MATH)
         with torch.enable_grad(), quiet, plain:
             maps = self._maps(twin, images.detach(), labels)

@@ -1,4 +1,4 @@
-"""Relevance: how much each patch speaks for the true class, from the model as it is now.
+"""Relevance: the contribution of each patch to the true class, from the model in its current state.
 
 Letters: B images, K classes, (h, w) patch grid, P = h · w patches, L tokens (prefix tokens first),
 C channels. Relevance is float (B, h, w) in [0, 1]; the largest patch of an image is 1 (0 where
@@ -26,18 +26,18 @@ from cfmask.errors import InputError
 class Relevance(ABC):
     """Explains the true class by patches.
 
-    A subclass gives `explain`, which runs the one forward pass that the task loss uses too. It
-    leaves the model as it was: no gradient is written, no hook stays, no mode changes.
+    A subclass gives `explain`, which runs the forward pass that the task loss uses too. It leaves
+    the model as it was: no gradient is written, no hook stays, no mode changes.
 
     Attributes:
-        passes: forward passes that it costs an image beside the one it shares with the task loss;
-            a run prints its cost by them. NaN if nobody knows.
+        passes: cost of an image in forward passes, beyond the one shared with the task loss, for
+            the cost that a run prints. NaN if unknown.
     """
 
     passes: float = 0.0
 
     def check(self, classifier: Classifier) -> None:  # noqa: B027
-        """Raise an InputError for a classifier that has nothing to read, before any training."""
+        """Raise an InputError for a classifier that it cannot explain, before any training."""
 
     @abstractmethod
     def explain(
@@ -55,18 +55,19 @@ class Relevance(ABC):
             without graph.
 
         Raises:
-            InputError: the classifier has nothing that this relevance can read.
+            InputError: it cannot explain this classifier.
         """
 
 
 class Trace:
-    """What a forward pass left behind, waiting for a gradient to run back through it.
+    """Tensors of a forward pass, whose gradients give the relevance.
 
-    A gradient is reduced as soon as it is there, so that those of all blocks never live at once.
+    A gradient is reduced as soon as it arrives, so that those of all blocks are never in memory
+    together.
 
     Args:
         tensors: parts of the graph, in order of computation.
-        reduce: number and gradient of one of them -> its contribution, without graph.
+        reduce: index and gradient of a tensor -> its contribution, without graph.
         finish: contributions, in order of computation -> relevance, not yet normalised.
     """
 
@@ -83,17 +84,17 @@ class Trace:
 
     @contextlib.contextmanager
     def listen(self, logits: Tensor, labels: Tensor) -> Iterator[None]:
-        """Context in which a gradient is taken, of any objective of the logits (B, K).
+        """Context for the backward pass of any objective of the logits (B, K).
 
-        Gradients are read in units of the objective's gradient by the true logit, image by image.
-        For the sum of the true logits that unit is 1. For the cross-entropy it makes the objective
-        the true logit minus the other logits' mean, weighted by their probability.
+        Gradients are divided by that of the objective with respect to the true logit, image by
+        image. For the sum of the true logits that is 1. For the cross-entropy the objective becomes
+        the true logit minus the mean of the other logits, weighted by their probability.
         """
         unit = logits.new_ones(len(labels))
 
         def take_unit(gradient: Tensor) -> None:
             true = full_precision(gradient.gather(1, labels.unsqueeze(1)).squeeze(1))
-            # The cross-entropy of an image that is certain to float precision has no gradient.
+            # Where the true class has probability 1 in floats, the cross-entropy has no gradient.
             unit.copy_(torch.where(true == 0, true, 1 / true))
 
         def receive(index: int, gradient: Tensor) -> None:
@@ -116,12 +117,12 @@ class Trace:
 class GradientRelevance(Relevance):
     """Relevance by the gradient of the true logit. A subclass gives `watch`."""
 
-    # The gradient goes back to the first block, and to no weight.
+    # A backward pass to the first block, without gradients of weights.
     passes = 1.0
 
     @abstractmethod
     def watch(self, classifier: Classifier, images: Tensor) -> tuple[Tensor, Trace]:
-        """Run the forward pass: logits (B, K) with their graph, and what the gradient must meet."""
+        """Run the forward pass: logits (B, K) with their graph, and the tensors to trace."""
 
     def explain(
         self, classifier: Classifier, images: Tensor, labels: Tensor
@@ -139,9 +140,9 @@ class AttentionRelevance(GradientRelevance):
     """Gradient-weighted attention, multiplied through all blocks (for transformers).
 
     With a_l the attention of block l and g_l its gradient, A_l = mean over heads of max(g_l · a_l,
-    0) and R_l = R_{l-1} + A_l R_{l-1}. Only the row of R that the pooled feature reads is computed:
-    it runs from the last block to the first as v <- v + v A_l. No map is kept: a block's is made
-    again from its queries and keys when the gradient comes, so that one lives at a time.
+    0) and R_l = R_{l-1} + A_l R_{l-1}. Only the row of R that the pooled feature reads is computed,
+    from the last block to the first as v <- v + v A_l. A block's map is recomputed from its queries
+    and keys when its gradient arrives, so that only one map is in memory at a time.
 
     Source: Chefer et al. 2021 (arXiv 2103.15679), as used by arXiv 2303.03052.
 
@@ -176,7 +177,7 @@ class AttentionRelevance(GradientRelevance):
 class AttentionRollout(Relevance):
     """Attention multiplied through all blocks, half of each being the residual (for transformers).
 
-    It needs no gradient and does not know the class: what is relevant is what the model looks at.
+    It needs no gradient and does not depend on the class.
     With a_l the attention of block l, R_l = (mean over heads of a_l + I) / 2 · R_{l-1}.
 
     Source: Abnar and Zuidema 2020 (arXiv 2005.00928).
@@ -194,13 +195,13 @@ class AttentionRollout(Relevance):
         with AttentionOutputs() as attention:
             logits = classifier(images)
         with torch.no_grad():
-            # A block's half of the residual scales all patches alike, and the map is normalised.
+            # The factor 1/2 scales all patches alike; the map is normalised.
             means = [full_precision(attended.map().mean(1)) for attended in attention.seen]
             return logits, normalise(_flow(classifier, means))
 
 
 class _ActivationMap(GradientRelevance):
-    """What the maps of one layer share: which layer, and how its gradient is caught.
+    """Base of the maps by the activation and gradient of one layer.
 
     Args:
         layer: name of the module inside `classifier.encoder` whose output is read, for a finer or
@@ -232,7 +233,7 @@ class _ActivationMap(GradientRelevance):
         taps: list[Tensor] = []
 
         def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            # A frozen encoder makes no graph: the tap then starts one.
+            # A frozen encoder makes no graph, so one starts here.
             taps.append(output if output.requires_grad else output.detach().requires_grad_())
             return taps[-1]
 
@@ -327,7 +328,7 @@ def _flow(classifier: Classifier, maps: Sequence[Tensor]) -> Tensor:
     row = tokens.readout(maps[0].device).expand(len(maps[0]), 1, -1).to(maps[0].dtype)
     for step in reversed(maps):
         step = F.pad(step, (row.shape[2] - step.shape[2], 0))
-        # A last block for the class token alone and an attention pool have other queries than the
+        # In a last block for the class token alone and in an attention pool the queries are not the
         # tokens: the feature reads the first.
         row = row + (row @ step if step.shape[1] == row.shape[2] else step[:, :1])
     patches: Tensor = row[:, 0, tokens.prefix :].unflatten(1, tokens.grid)

@@ -1,7 +1,7 @@
-"""Saved relevance: maps made once, by any model, and looked up in every epoch.
+"""Saved relevance: maps that any model has made once, looked up in every epoch.
 
-An image is known by a hash of its pixels, so that order, devices and file names do not matter.
-Augmented images are other images and are not found.
+They are found by a hash of the image's pixels, so that order, devices and file names do not matter;
+augmented images are not found.
 
 Letters: N images, B images of a batch, (h, w) patch grid.
 """
@@ -33,8 +33,7 @@ def save_relevance(
         path: file to write.
         classifier: the model to explain, often the pretrained one; put in eval mode.
         relevance: what makes the maps.
-        batches: images float (B, 3, H, W) in [0, 1] and labels int64 (B,), as training will see
-            them.
+        batches: images float (B, 3, H, W) in [0, 1] and labels int64 (B,), as in training.
     """
     classifier.eval()
     keys, maps = [], []

@@ -33,7 +33,7 @@ def numbers() -> dict[str, int]:
 
 
 def is_imagenet(folders: Sequence[str]) -> bool:
-    """Whether class folders are the 1000 of ImageNet, whose images are read as they are stored."""
+    """Whether class folders are the 1000 of ImageNet, whose images are read as stored."""
     return len(folders) == 1000 and tuple(sorted(folders)) == synsets()
 
 
@@ -45,8 +45,8 @@ def subset(name: str) -> tuple[int, ...]:
 
 @cache
 def real_labels() -> tuple[tuple[int, ...], ...]:
-    """ReaL labels: the head classes seen in each of the 50,000 validation images, by its number.
+    """ReaL labels of the 50,000 validation images in order: head classes, for some images none.
 
-    They are those of Beyer et al., "Are we done with ImageNet?" (2020). Some images have none.
+    Source: Beyer et al. 2020, "Are we done with ImageNet?".
     """
     return tuple(map(tuple, json.loads(timm_text("imagenet_real_labels.json"))))
