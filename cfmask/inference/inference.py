@@ -183,7 +183,10 @@ class Inference:
         self._expect(shift, len(data), reused=len(known) == len(keys))
         wanted = [name for name in keys if name not in known]
         answers = known | (self._fresh(shift, data, wanted, where) if wanted else {})
-        self._count_unreadable(shift, data, next(iter(answers.values())))
+        broken = (~next(iter(answers.values())).readable).nonzero().flatten().tolist()
+        if broken:
+            paths = data.paths()
+            self.tally.unreadable[shift.name] = [paths[i] for i in broken]
         return answers
 
     def _fresh(
@@ -195,9 +198,8 @@ class Inference:
     ) -> dict[str, Answers]:
         """New answers, made by all processes together and kept by the first."""
         count, token = processes.count(), processes.from_first(lambda: secrets.token_hex(6))
-        files = {
-            name: self._prediction_file(shift, name) for name in names if self.settings.predictions
-        }
+        every = {name: self._prediction_file(shift, name) for name in names}
+        files = {name: file for name, file in every.items() if file}
         parts = {
             name: [_part(file, token, i) for i in range(count)] for name, file in files.items()
         }
@@ -247,27 +249,17 @@ class Inference:
         for name, key in keys.items():
             whole = key_of(own, key, *how)
             where[name] = self.store.path(name, shift.name, whole), whole
-        found = {name: self.store.load(*file) for name, file in where.items()}
-        return {
-            name: answers
-            for name, answers in found.items()
-            if answers is not None and self._has_predictions(shift, name, where[name][1])
-        }
+        found = {}
+        for name, (path, key) in where.items():
+            answers, file = self.store.load(path, key), self._prediction_file(shift, name)
+            if answers is not None and (file is None or key_in(file) == key):
+                found[name] = answers
+        return found
 
-    def _has_predictions(self, shift: Shift, name: str, key: str) -> bool:
-        return (
-            self.settings.predictions is None or key_in(self._prediction_file(shift, name)) == key
-        )
-
-    def _prediction_file(self, shift: Shift, name: str) -> Path:
-        assert self.settings.predictions is not None
-        return self.settings.predictions / f"{file_name(name, shift.name)}.parquet"
-
-    def _count_unreadable(self, shift: Shift, data: Readable, answers: Answers) -> None:
-        broken = (~answers.readable).nonzero().flatten().tolist()
-        if broken:
-            paths = data.paths()
-            self.tally.unreadable[shift.name] = [paths[i] for i in broken]
+    def _prediction_file(self, shift: Shift, name: str) -> Path | None:
+        """The file of a model's predictions; None if they are not wanted."""
+        folder = self.settings.predictions
+        return folder and folder / f"{file_name(name, shift.name)}.parquet"
 
     def _own_part(
         self, shift: Shift, data: Readable, names: Sequence[str], files: Sequence[Path]
