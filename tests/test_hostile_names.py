@@ -24,7 +24,7 @@ from cfmask.exporting.predicting import Prediction
 from cfmask.exporting.provenance import Provenance
 from cfmask.exporting.reading import open_model
 from cfmask.exporting.writing import export
-from cfmask.inference.predictions import PredictionFile
+from cfmask.inference.predictions import prediction_file
 from cfmask.reporting.charts import trade_off
 from cfmask.reporting.page import as_html
 from cfmask.reporting.sheet import draw
@@ -223,6 +223,6 @@ def test_paths_that_are_no_utf8_are_kept_as_escapes(tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
     logits = torch.eye(3)
     answers = LabelRule(3).judge(logits, torch.arange(3), torch.ones(3).bool())
-    with PredictionFile(tmp_path / "x.parquet", [0, 1, 2]) as file:
-        file.add(["a\udcff.png", "b", "ä"], answers, logits)
+    with prediction_file(tmp_path / "x.parquet", [0, 1, 2]) as add:
+        add(["a\udcff.png", "b", "ä"], answers, logits)
     assert pq.read_table(tmp_path / "x.parquet")["path"].to_pylist() == ["a\\udcff.png", "b", "ä"]

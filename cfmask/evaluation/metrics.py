@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from cfmask.errors import InputError
 from cfmask.evaluation.answers import BEST, Answers
 from cfmask.evaluation.estimates import (
@@ -132,23 +134,20 @@ class Metric:
         return {name: getattr(self, name) for name in kept}
 
 
-def _accuracy(judged: Judged) -> Value:
-    return Value.share(int(judged.answers.correct.sum()), len(judged.answers))
+def _share(right: Tensor | None) -> Value | None:
+    """Share of True in bool (N,)."""
+    return None if right is None else Value.share(int(right.sum()), len(right))
 
 
 def _accuracy_unrestricted(judged: Judged) -> Value | None:
-    right = judged.answers.unrestricted
-    if judged.shift.classes is None or right is None:
-        return None
-    return Value.share(int(right.sum()), len(right))
+    return None if judged.shift.classes is None else _share(judged.answers.unrestricted)
 
 
 def _top5(judged: Judged) -> Value | None:
     """None for a set of at most five classes, where the figure is always 1."""
-    classes, right = judged.shift.classes, judged.answers.top5
-    if right is None or (judged.heads if classes is None else len(classes)) <= BEST:
-        return None
-    return Value.share(int(right.sum()), len(right))
+    classes = judged.shift.classes
+    competing = judged.heads if classes is None else len(classes)
+    return _share(judged.answers.top5) if competing > BEST else None
 
 
 def _class_mean(judged: Judged) -> Value | None:
@@ -198,7 +197,11 @@ def _effective_robustness(transform: str) -> Metric:
 
 # Metrics by name, in the order in which they are shown. A new one is one entry.
 METRICS: Mapping[str, Metric] = {
-    "accuracy": Metric("Top-1 accuracy", _accuracy, "top-1 accuracy among the classes of the set"),
+    "accuracy": Metric(
+        "Top-1 accuracy",
+        lambda judged: _share(judged.answers.correct),
+        "top-1 accuracy among the classes of the set",
+    ),
     "accuracy_unrestricted": Metric(
         "Top-1 accuracy among all classes of the head",
         _accuracy_unrestricted,

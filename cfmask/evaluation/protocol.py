@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -112,8 +113,6 @@ def versions() -> dict[str, str]:
     """Versions of this package and of those that affect weights and figures, if installed."""
     found = {"cfmask": __version__}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found

@@ -32,7 +32,7 @@ from cfmask.evaluation.answers import Answers, LabelRule
 from cfmask.images import Preprocess, to_unit
 from cfmask.inference.answer_store import AnswerStore, file_name, key_of, model_key, set_key
 from cfmask.inference.any_model import AnyModel, Whole
-from cfmask.inference.predictions import PredictionFile, join_parts, key_in
+from cfmask.inference.predictions import join_parts, key_in, prediction_file
 from cfmask.inference.readable import Readable
 from cfmask.inference.saved_answers import SavedAnswers
 from cfmask.inference.settings import Settings
@@ -312,13 +312,13 @@ class Inference:
             keep = self.settings.logits
             yield lambda logits, labels, readable, _: rule.judge(logits, labels, readable, keep)
             return
-        with PredictionFile(part, rule.classes.tolist()) as file:
+        with prediction_file(part, rule.classes.tolist()) as add:
 
             def judge(
                 logits: Tensor, labels: Tensor, readable: Tensor, paths: list[str]
             ) -> Answers:
                 answers = rule.judge(logits, labels, readable, self.settings.logits)
-                file.add(paths, answers, logits.cpu()[:, rule.classes])
+                add(paths, answers, logits.cpu()[:, rule.classes])
                 return answers
 
             yield judge

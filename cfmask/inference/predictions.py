@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cfmask.errors import InputError
@@ -33,8 +31,13 @@ def parquet() -> tuple[Any, Any]:
         ) from error
 
 
-class PredictionFile:
-    """A Parquet file with a row for each image, written batch by batch.
+# Adds the rows of B images: their paths, the answers to them, and float logits (B, C).
+Add = Callable[[Sequence[str], Answers, Tensor], None]
+
+
+@contextlib.contextmanager
+def prediction_file(path: Path, classes: Sequence[int]) -> Iterator[Add]:
+    """Context with a function that adds rows to a Parquet file, one for each image.
 
     Columns: `path`, `label` (as the set gives it), `readable`, `correct`, `confidence`, `top5`
     (classes of the head by falling logit) and `logits` (float32, of the classes that compete).
@@ -42,38 +45,23 @@ class PredictionFile:
 
     Args:
         path: the file; it is removed if writing it fails.
-        classes: numbers of the competing classes, in the order of the logits.
+        classes: numbers of the C competing classes, in the order of the logits.
     """
+    pa, pq = parquet()
+    columns: dict[str, Any] = {
+        "path": pa.string(),
+        "label": pa.int64(),
+        "readable": pa.bool_(),
+        "correct": pa.bool_(),
+        "confidence": pa.float32(),
+        "top5": pa.list_(pa.int64()),
+        "logits": pa.list_(pa.float32(), len(classes)),
+    }
+    schema = pa.schema(list(columns.items()), {"classes": json.dumps(list(classes))})
 
-    def __init__(self, path: Path, classes: Sequence[int]) -> None:
-        pa, pq = parquet()
-        columns: dict[str, Any] = {
-            "path": pa.string(),
-            "label": pa.int64(),
-            "readable": pa.bool_(),
-            "correct": pa.bool_(),
-            "confidence": pa.float32(),
-            "top5": pa.list_(pa.int64()),
-            "logits": pa.list_(pa.float32(), len(classes)),
-        }
-        metadata = {"classes": json.dumps(list(classes))}
-        self.schema = pa.schema(list(columns.items()), metadata)
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(whole_file(path))
-            self.writer = stack.enter_context(pq.ParquetWriter(file, self.schema))
-            self._open = stack.pop_all()
-
-    def add(self, paths: Sequence[str], answers: Answers, logits: Tensor) -> None:
-        """Rows of a batch of B images.
-
-        Args:
-            paths: B of them.
-            answers: to the B images.
-            logits: float (B, C) of the competing classes.
-        """
-        pa, _ = parquet()
+    def add(paths: Sequence[str], answers: Answers, logits: Tensor) -> None:
         assert answers.confidence is not None
-        values: torch.Tensor = logits.float().cpu().contiguous().view(-1)
+        values: Tensor = logits.float().cpu().contiguous().view(-1)
         flat = pa.array(values.numpy(), pa.float32())
         content = [
             # Bytes that are not UTF-8 become escapes.
@@ -83,18 +71,10 @@ class PredictionFile:
             answers.best.tolist(),
             pa.FixedSizeListArray.from_arrays(flat, logits.shape[1]),
         ]
-        self.writer.write_batch(pa.record_batch(content, schema=self.schema))
+        writer.write_batch(pa.record_batch(content, schema=schema))
 
-    def __enter__(self) -> PredictionFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
+    with whole_file(path) as file, pq.ParquetWriter(file, schema) as writer:
+        yield add
 
 
 def join_parts(parts: Sequence[Path], path: Path, key: str) -> None:

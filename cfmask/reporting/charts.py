@@ -6,9 +6,8 @@ The page's legend names the models; the pictures of a page do not.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -39,15 +38,8 @@ LEAST_IN_BIN = 10
 FEW = 25
 
 
-@dataclass(frozen=True)
-class Point:
-    """A model in distribution and under shift.
-
-    Attributes:
-        model: its name.
-        x: its figure on the reference.
-        y: its figure on the shift set.
-    """
+class Point(NamedTuple):
+    """A model with its figures on the reference (x) and on the shift set (y)."""
 
     model: str
     x: Row
