@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from cfmask.methods.linear_probe import LinearProbe
     from cfmask.methods.lpft import LPFT
     from cfmask.methods.masked_distillation import MaskedDistillation
+    from cfmask.methods.r_adapter import RAdapter
     from cfmask.methods.spd import SPD
     from cfmask.missingness.lime import LimeRelevance
     from cfmask.package_cam import PackageCAM

@@ -8,6 +8,7 @@ from cfmask.methods.l2sp import L2SP
 from cfmask.methods.linear_probe import LinearProbe
 from cfmask.methods.lpft import LPFT
 from cfmask.methods.masked_distillation import MaskedDistillation
+from cfmask.methods.r_adapter import RAdapter
 from cfmask.methods.spd import SPD
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "LinearProbe",
     "MaskedDistillation",
     "Method",
+    "RAdapter",
 ]
