@@ -140,3 +140,54 @@ class Spread:
     sd: float
     gain: float | None = None
     gain_sd: float | None = None
+
+
+@dataclass(frozen=True)
+class Front:
+    """Accuracy under shift at equal in-distribution accuracy; see `cfmask.evaluation.fronts`.
+
+    Attributes:
+        model: name of the method and setting.
+        seeds: what tells its runs apart; one entry a run.
+        curves: rows of each run's curve.
+        levels: in-distribution accuracies.
+        values: mean over the runs of the accuracy under shift there; None where one does not reach.
+        sds: standard deviation over the runs, with n - 1; None likewise, and of one run.
+    """
+
+    model: str
+    seeds: list[str]
+    curves: list[list[str]]
+    levels: list[float]
+    values: list[float | None]
+    sds: list[float | None]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What lies between two fronts: their area by its width.
+
+    Attributes:
+        first: name of a front.
+        second: name of the other.
+        begins: least in-distribution accuracy that all their runs reach.
+        ends: greatest one.
+        value: mean height under shift of the second above the first in between, in [-1, 1]; the
+            mean over pairs of runs of one seed.
+        low: lower end of its 95 % interval; None where there is none.
+        high: upper end of it.
+        p_value: two-sided, that the gap is 0; None likewise.
+        how: what the interval is of: `3 seeds, t` or `one seed, bootstrap`.
+        adjusted: the p-value after Holm's correction over all gaps of the report.
+    """
+
+    first: str
+    second: str
+    begins: float
+    ends: float
+    value: float
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    how: str = ""
+    adjusted: float | None = None

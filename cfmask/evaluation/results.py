@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cfmask.errors import InputError
-from cfmask.evaluation.figures import MEAN, Curve, Difference, Fit, Row, Spread
+from cfmask.evaluation.figures import MEAN, Curve, Difference, Fit, Front, Gap, Row, Spread
 from cfmask.evaluation.stored_report import report_parts
 from cfmask.files import read_json, write_text
 
@@ -39,6 +39,8 @@ class Results:
             "runs": in words, what each run was.
         training: run -> metric -> [step, value] of what it logged.
         spreads: means and standard deviations over runs that differ by their seed alone.
+        fronts: accuracy under shift at equal in-distribution accuracy, of several curves.
+        gaps: what lies between each two fronts.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -51,6 +53,8 @@ class Results:
     run: dict[str, Any] = field(default_factory=dict)
     training: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
     spreads: list[Spread] = field(default_factory=list)
+    fronts: list[Front] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
 
     def row(self, model: str, shift: str, metric: str = "accuracy") -> Row:
         """The figure of a model on a set or combination.

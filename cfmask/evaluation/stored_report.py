@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
-from cfmask.evaluation.figures import Curve, Difference, Fit, Row, Spread
+from cfmask.evaluation.figures import Curve, Difference, Fit, Front, Gap, Row, Spread
 from cfmask.typed_json import Typed, in_words
 
 # Largest size of an accuracy: drops and mCE are far below, and charts fail above.
@@ -92,6 +92,8 @@ PARTS: dict[str, Any] = {
     "run": dict[str, Any],
     "training": dict[str, dict[str, list[list[float]]]],
     "spreads": list[Spread],
+    "fronts": list[Front],
+    "gaps": list[Gap],
 }
 # These may have other keys too.
 OPEN = (SetRule, Protocol)
