@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import yaml
 from scipy.stats import ttest_1samp
 from statsmodels.stats.multitest import multipletests
+from support.runs import QUICK, plant_run
 
-from cfmask import ShiftReport
+from cfmask import ShiftReport, save_classifier
+from cfmask.checkpoint import WEIGHTS
+from cfmask.commands.eval_models import evaluate_run
 from cfmask.evaluation.figures import Row
 from cfmask.evaluation.fronts import (
     Envelope,
@@ -22,6 +28,7 @@ from cfmask.evaluation.fronts import (
     paired_t,
     percentile,
 )
+from cfmask.reporting.page import as_html
 
 
 def curves(count: int) -> list[np.ndarray]:
@@ -207,3 +214,68 @@ def test_what_makes_no_fronts():
     assert gaps == []
     lone = ShiftReport(report.rows, report.protocol, None)
     assert fronts_of(lone, apart, {}) == ([], [])
+
+
+def test_two_runs_with_curves_have_fronts_in_every_form(tmp_path, _tiny_clip, capsys):
+    runs, start = [tmp_path / "one", tmp_path / "other"], _tiny_clip.state_dict()
+    for seed, run in enumerate(runs):
+        tuned = copy.deepcopy(_tiny_clip)
+        plant_run(run, tuned, seed)
+        # Far enough from the start for accuracies to fall on the way.
+        weights = {k: v + 5 * (v - start[k]) for k, v in tuned.state_dict().items()}
+        tuned.load_state_dict(weights)
+        save_classifier(tuned, run / WEIGHTS)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(yaml.safe_dump({**config, "model": {"lr": seed}}))
+    out = tmp_path / "out"
+    evaluate_run([*map(str, runs), f"--out={out}", *QUICK, "--pictures=0", "--wise=0,0.25,...,1"])
+    shown, report = capsys.readouterr().out, ShiftReport.load(out / "report.json")
+    assert [front.model for front in report.fronts] == ["one", "other"]
+    assert report.fronts[1].curves == [report.curves[1].models]
+    pair = [
+        Envelope([[report.value(m, s) for s in ("id", "sketch")] for m in front.curves[0]])
+        for front in report.fronts
+    ]
+    (gap,) = report.gaps
+    assert gap.value == pytest.approx(mean_gap(*pair, gap.begins, gap.ends))
+    assert gap.how == "one seed, bootstrap"
+    sign = "+" if gap.value >= 0 else "−"
+    text = f"{sign}{abs(100 * gap.value):.1f}"
+    page = (out / "report.html").read_text()
+    for written in (shown, page, (out / "report.md").read_text(), (out / "report.tex").read_text()):
+        assert "Area between two fronts" in written
+        assert "Fronts: sketch at equal accuracy on id" in written
+    assert text in shown
+    assert text in page
+    assert 'id="fronts"' in page
+    assert (out / "fronts.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_report_without_long_curves_shows_no_fronts(tmp_path):
+    report = made_report({"a": (0.5, 0.5), "b": (0.6, 0.4)})
+    assert report.front_tables() == []
+    assert not report.plot_fronts(tmp_path / "fronts.png")
+    assert "fronts" not in as_html(report)
+
+
+def test_the_tables_show_what_the_fronts_hold():
+    points, lines = {}, []
+    for name, lift in (("plain", 0.0), ("masked", 0.05)):
+        for seed in range(2):
+            rows = [f"{name} {seed} {k}" for k in range(2)]
+            for row, inside in zip(rows, (0.7, 0.9)):
+                points[row] = (inside, 0.4 + lift + 0.01 * seed * (name == "masked"))
+            lines.append(Line(name, str(seed), rows))
+    report = made_report(points)
+    fronts, gaps = fronts_of(report, lines, {})
+    whole = replace(report, fronts=fronts, gaps=gaps)
+    heights, table = whole.front_tables()
+    assert [[cell.text for cell in row[:2]] for row in heights.rows] == [
+        ["plain", "40.0 ± 0.0"],
+        ["masked", "45.5 ± 0.7"],
+    ]
+    (row,) = table.rows
+    assert [cell.text for cell in row[:4]] == ["masked", "plain", "+5.5", f"{gaps[0].p_value:.3f}"]
+    # Two seeds: 0.055 and 12.706 times 0.005.
+    assert row[2].below == "−0.9 to +11.9"
+    assert row[4].text == "70.0–90.0 %"

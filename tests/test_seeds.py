@@ -15,7 +15,7 @@ from support.runs import QUICK, plant_run
 from cfmask import ShiftReport
 from cfmask.commands.eval_models import evaluate_run
 from cfmask.commands.train_model import command_line
-from cfmask.comparison.seeds import seed_groups
+from cfmask.comparison.seeds import families, seed_groups
 from cfmask.evaluation.figures import Row
 from cfmask.evaluation.spreads import spreads_of
 
@@ -71,7 +71,7 @@ def test_only_runs_that_differ_by_seeds_are_alike(tmp_path):
     }
     runs = {name: plant_config(tmp_path / name, *own, run=name) for name, own in settings.items()}
     rows = {f"{name}: {kind}": name for name in runs for kind in ("tuned", "WiSE-FT 0.5")}
-    assert seed_groups(runs, rows) == {
+    assert seed_groups(families(runs), rows) == {
         **{
             f"mask: {kind}": [f"mask-{k}: {kind}" for k in range(3)]
             for kind in ("tuned", "WiSE-FT 0.5")
@@ -127,4 +127,4 @@ def test_the_loop_of_the_page_over_seeds_makes_runs_that_are_alike(tmp_path, mon
         (run / "config.yaml").write_text(capsys.readouterr().out)
     runs = {Path(run).name: tmp_path / run for run in ev.split()}
     rows = {f"{name}: tuned": str(run) for name, run in runs.items()}
-    assert seed_groups(runs, rows) == {"photos: tuned": [*rows]}
+    assert seed_groups(families(runs), rows) == {"photos: tuned": [*rows]}

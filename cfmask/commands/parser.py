@@ -139,6 +139,9 @@ def print_report(report: ShiftReport, folder: Path, metrics: Sequence[str] = ("a
         for table in shown[:1] + [table for table in shown[1:] if table.rows]:
             show_table(table)
             say("")
+    for table in report.front_tables():
+        show_table(table)
+        say("")
     say(f"Everything of this run is in {folder}/")
 
 

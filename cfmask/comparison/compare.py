@@ -11,7 +11,7 @@ from cfmask import processes
 from cfmask.classifier import Classifier
 from cfmask.comparison.evaluate import checked_reference, report_of
 from cfmask.comparison.examples import Explainer, gallery
-from cfmask.comparison.seeds import seed_groups
+from cfmask.comparison.seeds import families, seed_groups
 from cfmask.comparison.sources import Found, is_run, labels_of, models_of, short_name
 from cfmask.decoding import Decoder
 from cfmask.errors import InputError, at_least
@@ -158,8 +158,9 @@ def compare(
     found = _sets(shifts, asked.request(root, (), _held_out(runs)), rows.models)
     _check_writable(asked, earlier, found, rows.models)
     told, curves = _told(runs, sources, rows.models)
-    report = report_of(rows.models, found, settings, rows.starts)
-    report.spreads.extend(spreads_of(report.rows, seed_groups(runs, rows.runs), rows.starts))
+    known = families(runs)
+    report = report_of(rows.models, found, settings, rows.starts, _series(known, rows.runs))
+    report.spreads.extend(spreads_of(report.rows, seed_groups(known, rows.runs), rows.starts))
     for path, old in earlier.items():
         report = joined(report, old, path)
     report.run.update(told)
@@ -230,8 +231,17 @@ def _write(
 ) -> None:
     report.save(folder / REPORT)
     report.plot_trade_off(folder / "trade_off.png")
+    report.plot_fronts(folder / "fronts.png")
     explainers = _explainers(rows, asked.trust)
     publish(report, folder, gallery(rows.models, shifts, asked.pictures, explainers))
+
+
+def _series(
+    known: Mapping[str, tuple[str, str]], rows: Mapping[str, str]
+) -> dict[str, tuple[str, str]]:
+    """Row of a tuned model -> common name and seed of its run."""
+    names = {row: row.rpartition(": ")[0] for row in rows}
+    return {row: known[name] for row, name in names.items() if name in known}
 
 
 def _held_out(runs: Mapping[str, Path]) -> tuple[str, ...]:
@@ -296,6 +306,8 @@ def joined(first: ShiftReport, second: ShiftReport, source: str) -> ShiftReport:
         differences=[pair for report in both for pair in report.differences],
         curves=[curve for report in both for curve in report.curves],
         spreads=[spread for report in both for spread in report.spreads],
+        fronts=[front for report in both for front in report.fronts],
+        gaps=[gap for report in both for gap in report.gaps],
         training={name: curves for report in both for name, curves in report.training.items()},
     )
 
@@ -310,6 +322,7 @@ def _renamed(report: ShiftReport, names: Mapping[str, str]) -> ShiftReport:
     return replace(
         report,
         spreads=[replace(s, models=list(map(new, s.models))) for s in report.spreads],
+        fronts=[replace(f, curves=[list(map(new, c)) for c in f.curves]) for f in report.fronts],
         rows=[replace(row, model=new(row.model)) for row in report.rows],
         protocol={**report.protocol, "models": models},
         details={new(m): sets for m, sets in report.details.items()},

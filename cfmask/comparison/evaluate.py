@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from typing_extensions import Unpack
@@ -11,6 +12,7 @@ from typing_extensions import Unpack
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.evaluation.figures import HARMONIC, MEAN, Curve, Row
+from cfmask.evaluation.fronts import Bits, Line, fronts_of
 from cfmask.evaluation.measures import (
     Table,
     combination_rows,
@@ -145,8 +147,18 @@ def report_of(
     shifts: Sequence[Shift],
     settings: Settings,
     starts: Mapping[str, str],
+    series: Mapping[str, tuple[str, str]] | None = None,
 ) -> ShiftReport:
-    """What `evaluate` gives, by settings; arguments and errors are those of `evaluate`."""
+    """What `evaluate` gives, by settings; arguments and errors are those of `evaluate`.
+
+    Args:
+        models: see `evaluate`.
+        shifts: see `evaluate`.
+        settings: how it is made.
+        starts: see `evaluate`.
+        series: row of a tuned model -> the front that it belongs to, and its seed; others are by
+            themselves.
+    """
     reference = checked_reference(len(models), shifts, settings.fit)
     inference = Inference(models, settings)
     table = inference.answer(shifts)
@@ -164,7 +176,7 @@ def report_of(
     protocol = protocol_of(facts, shifts, used, settings.decoder, settings.measured)
     for name, paths in tally.unreadable.items():
         protocol["sets"][name]["unreadable"] = paths
-    return ShiftReport(
+    report = ShiftReport(
         [*rows, *combination_rows(single, shifts), *robustness_rows(single, fits)],
         protocol,
         reference,
@@ -174,6 +186,21 @@ def report_of(
         curves_of(models, single, reference),
         run_facts(tally.images, tally.seconds, tally.reused),
     )
+    fronts, gaps = fronts_of(report, _lines(report.curves, series or {}), _correct(table))
+    return replace(report, fronts=fronts, gaps=gaps)
+
+
+def _lines(curves: Sequence[Curve], series: Mapping[str, tuple[str, str]]) -> list[Line]:
+    """The curves that were asked for, more than the two ends and one point."""
+    long = [curve.models for curve in curves if len(curve.models) > 3]
+    return [Line(*series.get(models[-1], (models[-1], "")), models) for models in long]
+
+
+def _correct(table: Table) -> dict[str, dict[str, Bits]]:
+    return {
+        model: {name: answers.correct.numpy() for name, answers in own.items()}
+        for model, own in table.items()
+    }
 
 
 def checked_reference(models: int, shifts: Sequence[Shift], fit: str) -> str | None:

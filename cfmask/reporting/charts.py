@@ -21,6 +21,7 @@ from cfmask.evaluation.figures import Curve, Fit, Row
 from cfmask.evaluation.results import Results
 from cfmask.files import write_whole
 from cfmask.reporting.escapes import drawing, drawn
+from cfmask.reporting.front_figures import front_lines
 from cfmask.reporting.svg import GLYPHS, LIGHT, Draw, Ink, svg_of
 
 Scale = Literal["linear", "logit", "probit"]
@@ -110,6 +111,44 @@ def save_trade_off(report: Results, path: Path) -> bool:
     with drawing(), rc_context(LIGHT.style()):
         write_whole(path, lambda file: figure.savefig(file, dpi=160, format="png"))
     return True
+
+
+def fronts(report: Results) -> str:
+    """Fronts with a band of one standard deviation over seeds, as SVG; empty without fronts."""
+    if not report.fronts:
+        return ""
+    label = "Accuracy under shift at equal in-distribution accuracy"
+    return svg_of(_fronts(report), (4.6, 3.4), label)
+
+
+def save_fronts(report: Results, path: Path) -> bool:
+    """Write the fronts as a PNG with a legend; False if there are none."""
+    if not report.fronts:
+        return False
+    with drawing(), rc_context(LIGHT.style()):
+        figure = Figure(figsize=(5.0, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        _fronts(report)(axes, LIGHT)
+        for k, front in enumerate(report.fronts[:MOST_MODELS]):
+            axes.plot([], [], **LIGHT.look(k), label=drawn(front.model))
+        figure.legend(loc="outside upper left", ncols=2, frameon=False)
+        write_whole(path, lambda file: figure.savefig(file, dpi=160, format="png"))
+    return True
+
+
+def _fronts(report: Results) -> Draw:
+    lines = list(front_lines(report))[:MOST_MODELS]
+
+    def draw(axes: Axes, ink: Ink) -> None:
+        for number, (_, across, mean, sd) in enumerate(lines):
+            look = ink.look(number)
+            axes.fill_between(across, mean - sd, mean + sd, color=look["color"], alpha=0.15, lw=0)
+            axes.plot(across, mean, **look, linewidth=1.4, markersize=4, markevery=10)
+        axes.grid()
+        names = (visible(report.short(str(n))) for n in (report.reference, report.under_shift))
+        axes.set(**{f"{axis}label": f"{name}, %" for axis, name in zip("xy", names)})
+
+    return draw
 
 
 def _scatter(

@@ -29,6 +29,7 @@ from cfmask.reporting.details import (
     worst_table,
 )
 from cfmask.reporting.disagreement import Disagreement
+from cfmask.reporting.front_figures import front_tables
 from cfmask.reporting.rendering import BELOW, environment
 from cfmask.reporting.svg import GLYPHS
 from cfmask.reporting.tables import footnotes, heading, incomplete, spread_tables, tables
@@ -60,6 +61,11 @@ def as_html(report: Results, gallery: Sequence[Disagreement] = ()) -> str:
         "footnotes": footnotes(report, place=BELOW),
         "scatters": list(_scatters(report, styles)),
         "curves": list(_curves(report)),
+        "fronts": front_tables(report),
+        "front_chart": Markup(charts.fronts(report)),
+        "front_legend": [
+            (f.model, i, GLYPHS[i]) for i, f in enumerate(report.fronts[: len(GLYPHS)])
+        ],
         "reliability": list(_reliability(report, styles)),
         "differences": differences_table(report, styles),
         "worst": worst_table(report, styles),

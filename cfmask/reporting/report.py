@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 
 from cfmask.errors import InputError
 from cfmask.evaluation.results import Results
+from cfmask.reporting.front_figures import front_tables
 from cfmask.reporting.rendering import Table
 from cfmask.reporting.tables import FIELDS, records, spread_table, table_of
 
@@ -30,6 +31,10 @@ class ShiftReport(Results):
     def spread_table(self, metric: str = "accuracy") -> Table:
         """Mean ± standard deviation over runs that differ by their seed; no rows if none do."""
         return spread_table(self, metric)
+
+    def front_tables(self) -> list[Table]:
+        """Fronts at equal in-distribution accuracy and the gaps between them, if there are any."""
+        return front_tables(self)
 
     def frame(self) -> Any:
         """All figures as a pandas DataFrame, a row for each.
@@ -61,6 +66,12 @@ class ShiftReport(Results):
         from cfmask.reporting.charts import save_trade_off
 
         return save_trade_off(self, Path(path))
+
+    def plot_fronts(self, path: str | os.PathLike[str]) -> bool:
+        """Draw the fronts with their bands; False if there are none."""
+        from cfmask.reporting.charts import save_fronts
+
+        return save_fronts(self, Path(path))
 
     def __str__(self) -> str:
         return str(self.table())

@@ -15,6 +15,7 @@ from cfmask.evaluation.figures import MEAN, Row, Spread
 from cfmask.evaluation.metrics import METRICS, Metric, described
 from cfmask.evaluation.results import LEVEL, Results
 from cfmask.reporting.escapes import csv_cell, latex, markdown
+from cfmask.reporting.front_figures import front_tables
 from cfmask.reporting.rendering import BELOW, Cell, Column, Table
 from cfmask.shifts.combinations import COMBINATIONS
 
@@ -211,15 +212,19 @@ def as_csv(report: Results) -> str:
     return stream.getvalue()
 
 
+def _all(report: Results) -> list[Table]:
+    return [*tables(report), *spread_tables(report), *front_tables(report)]
+
+
 def as_markdown(report: Results) -> str:
     """A table for each metric, then the footnotes."""
-    parts = [table.markdown() for table in (*tables(report), *spread_tables(report))]
+    parts = [table.markdown() for table in _all(report)]
     notes = "\n".join(f"- {markdown(note)}" for note in footnotes(report))
     return "\n\n".join([*parts, notes]).rstrip() + "\n"
 
 
 def as_latex(report: Results) -> str:
     r"""A `tabular` of booktabs for each metric, a line for each row."""
-    parts = [table.latex() for table in (*tables(report), *spread_tables(report))]
+    parts = [table.latex() for table in _all(report)]
     notes = "\n".join(f"% {latex(note)}" for note in footnotes(report))
     return "\n\n".join([r"% Needs \usepackage{booktabs}.", *parts, notes]).rstrip() + "\n"
