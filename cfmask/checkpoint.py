@@ -97,7 +97,7 @@ def check_comes_back(classifier: Classifier) -> None:
         InputError: it would not, or not with the same logits.
     """
     plain = plain_spec(classifier)
-    # Only what wraps a module of one's own runs code of others among the classes of this package.
+    # Of this package's classes, only one that wraps a user's own module runs code of others.
     if is_own(classifier.spec.class_path) and "module" not in classifier.spec.options:
         return
     again = rebuilt(plain, Path("this program"))

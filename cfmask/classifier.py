@@ -260,7 +260,7 @@ class Classifier(nn.Module, ABC):
     def encode(self, normalised: Tensor, hidden: Tensor | None) -> Tensor:
         """Features (B, D) of normalised images, by layer masking where patches are hidden.
 
-        A family says more for its transformers, and may compute the same at less cost.
+        Families override it for transformers, and to save computation.
         """
         if hidden is not None:
             return masked_forward(self.encoder, normalised, hidden)
@@ -308,7 +308,7 @@ class Classifier(nn.Module, ABC):
         """On CPUs the fused attention kernel is far slower in bf16 than plain matrix products."""
         if device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return nullcontext()
-        # What is computed again for its gradient is so outside of this context.
+        # Checkpointed blocks are recomputed outside of this context.
         again = any(getattr(m, "grad_checkpointing", False) for m in self.encoder.modules())
         return nullcontext() if again and torch.is_grad_enabled() else sdpa_kernel(SDPBackend.MATH)
 

@@ -291,7 +291,7 @@ def _from_values(image: object, name: str) -> Image.Image:
 def _simple_jpeg(data: bytes) -> tuple[int, int] | None:
     """(H, W) if the first bytes show a grey or colour JPEG of 8 bits without EXIF.
 
-    It spares most files the making of a Pillow picture. What is in doubt is none.
+    It saves opening most files with Pillow. What is in doubt counts as another kind.
     """
     at = 2 if data[:2] == b"\xff\xd8" else len(data)
     while at + 10 < len(data) and data[at] == 0xFF:

@@ -47,7 +47,7 @@ def visible(text: object, lines: bool = False) -> str:
 
 
 def _own_line(message: str) -> str:
-    """The message alone where a process that reads images hands it on with its traceback."""
+    """The message alone, where a worker process handed it on with its traceback."""
     if "\nOriginal Traceback (most recent call last):\n" not in message:
         return message
     return message.rstrip().rpartition("\n")[2].partition(": ")[2]

@@ -264,7 +264,7 @@ def _shrinks(sides: tuple[int, int], target: list[int]) -> bool:
 
 
 def _shrunk(picture: Tensor, target: list[int], interpolation: str) -> Tensor:
-    """What torchvision's resize gives, without what it spends around torch's."""
+    """Torchvision's resize of bytes, without its overhead."""
     # A batch of one that says channels last, which torch reads and writes fastest.
     batch = picture.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)
     return F.interpolate(batch, target, mode=interpolation, antialias=True)[0]

@@ -1,4 +1,4 @@
-"""Precision: where bf16 is faster than fp32, the one rule that `auto` stands for."""
+"""Precision: where bf16 is faster than fp32, which is what `auto` decides by."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from cfmask.errors import InputError
 from cfmask.heads import HEAD_ORIGINS, HeadOrigin
 from cfmask.images import Preprocess
 
-# Above this no side of an image and no number of features is believed.
+# Largest side of an image and number of features that a file may name.
 LARGEST = 16_384
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
 

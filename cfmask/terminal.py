@@ -1,7 +1,7 @@
 """Terminal: how the commands print, whatever the encoding and wherever their output goes.
 
-What prints cannot end what works: output that nobody takes any more is dropped, and the exit code
-tells of it at the end.
+A command never ends because it cannot print: output without a reader is dropped, and the exit code
+says so at the end.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ NO_READER = 141
 # What stands for the characters of our tables and sentences in ASCII, one each.
 _PLAIN = str.maketrans(dict(zip("–—−‐×·…†±²≤≥→“”„‘’\u00a0\u202f", '----x..+~2<>>"""\'\'  ')))
 _DEGRADED = "cfmask.degraded"
-# Characters of a line that a reader still takes in.
+# Characters of an error line at most.
 MOST = 1500
-# Columns of text in which any table is whole.
+# Columns that are enough for any table.
 WHOLE = 100_000
 
 
@@ -59,7 +59,7 @@ def show_table(table: RenderableType, width: int = WHOLE) -> None:
 
 
 class _Screen(Console):
-    """A console to which text is text."""
+    """A console that takes no text for markup."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         """See `Console.render_str`."""
@@ -116,7 +116,7 @@ def _fill_gaps() -> None:
 
 
 class _Output:
-    """A stream that takes what its encoding can say, and drops all once it cannot be written."""
+    """A stream that replaces what its encoding lacks, and drops all after a write that failed."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self.stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""Blame: whether an error says what is wrong with the input, or is a bug in somebody's code."""
+"""Blame: tell errors of bad input from bugs in the user's own code."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _LIBRARIES = ("site-packages", "dist-packages")
 
 
 def input_error(error: BaseException | None) -> InputError | None:
-    """The InputError that an error was made of, if there is one."""
+    """The InputError among an error and its causes, if there is one."""
     return next((cause for cause in _causes(error) if isinstance(cause, InputError)), None)
 
 
 def users_bug(error: BaseException | None) -> BaseException | None:
-    """What was raised in the user's own code, or below it; None if that had no part in an error.
+    """The error that was raised in the user's own code, or below it; None if there is none.
 
     Args:
-        error: as caught, with a traceback from there; no InputError.
+        error: as caught.
     """
     if input_error(error):
         return None
@@ -33,14 +33,14 @@ def users_bug(error: BaseException | None) -> BaseException | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from; not what was only being handled at the time."""
+    """An error and what it was raised from, by `raise ... from`."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def _codes(error: BaseException) -> Iterator[CodeType]:
-    """Code that an error came through, from outside inwards, without the place of the catch."""
+    """Code of an error's traceback, outermost first, without the frame that caught it."""
     trace = error.__traceback__
     return (frame.f_code for frame, _ in walk_tb(trace and trace.tb_next))
 
@@ -48,8 +48,7 @@ def _codes(error: BaseException) -> Iterator[CodeType]:
 def _is_users(code: CodeType) -> bool:
     """Whether code is neither of this package nor of an installed library."""
     path = Path(code.co_filename)
-    # Generated code, as of dataclasses, has no file, and compiled code a relative one; a notebook's
-    # has none either.
+    # Generated code (dataclasses) and notebooks have no file, compiled code has a relative one.
     if not path.is_absolute():
         return path.name.startswith(("<stdin", "<ipython"))
     own = any(path.is_relative_to(place) for place in _PLACES)

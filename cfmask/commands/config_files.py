@@ -1,4 +1,4 @@
-"""Config files for jsonargparse: read in UTF-8 everywhere, never waited for, never blown up."""
+"""Config files for jsonargparse: in UTF-8 everywhere, no waiting for pipes, no YAML bombs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,12 @@ _plain_loader = get_loader("yaml")
 
 
 def set_yaml_loader() -> None:
-    """Let jsonargparse refuse YAML that is damaged in ways that it does not know of.
-
-    It is nested too deeply, grows by its aliases, or gives values that cannot be made.
-    """
+    """Let jsonargparse refuse YAML that is nested too deeply or grows by its aliases."""
     set_loader("yaml", lambda text: parse_yaml(text, _plain_loader), (yaml.YAMLError,))
 
 
 def read_config(path: str | os.PathLike[str]) -> str | None:
-    """The text of a config; None if jsonargparse, which knows where it lies, reads it alike.
+    """The text of a config; None if jsonargparse reads the same from the file itself.
 
     Raises:
         InputError: it is not there, a pipe that nobody writes, or no UTF-8.

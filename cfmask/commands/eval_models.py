@@ -71,15 +71,15 @@ WHAT = (
 SHOW = "measures to print, such as accuracy,nll,ece, beside those of one's own"
 
 
-# Settings that may name code of one's own by import path.
+# Settings that may hold import paths.
 OF_CODE = ("shifts", "metrics")
 
 
 def _check_named(options: dict[str, Any], args: Sequence[str], source: Path) -> None:
-    """Code of its maker that the config of a run names, and not the command, is to be trusted.
+    """Refuse code that the config of a run names and the command does not, unless it is trusted.
 
     Raises:
-        InputError: it is not.
+        InputError: it is not trusted.
     """
     for setting in OF_CODE:
         names = [str(name).partition("/")[0] for name in options[setting]]
@@ -95,7 +95,7 @@ def _check_named(options: dict[str, Any], args: Sequence[str], source: Path) -> 
             import_trusted(path, source)
 
 
-# What the command line alone says: a folder from elsewhere names no place and trusts nobody.
+# Not read from a config: a run from elsewhere chooses no place to write and trusts nobody.
 OF_THE_COMMAND = ("what", "out", "trust")
 
 

@@ -56,7 +56,7 @@ def explain(
         hidings: of LIME, ways of hiding, by commas.
         segments: of LIME: patches, slic, quickshift, a folder of label maps (a PNG for each
             picture, a colour for each segment), or my_module.my_function.
-        relevance: what makes the map; that which fits the encoder by default.
+        relevance: method of the map; by default the one that fits the encoder.
         side: of square patches, in pixels.
         lime: LIME with its parameters.
         top: segments that are coloured, those of the largest scores.

@@ -14,7 +14,7 @@ from cfmask.errors import InputError, unknown
 from cfmask.terminal import fail, printing, say
 from cfmask.version import __version__
 
-# Options and their types, as the parser itself lists them.
+# Lists all options with their types.
 HELP_ALL = "--help-all"
 # Name of a command -> module, function and what it does.
 COMMANDS = {
@@ -65,7 +65,7 @@ def _run(words: list[str]) -> None:
 
 
 def _command(name: str, words: list[str]) -> None:
-    """Run a command; what is answered without a model library is answered at once."""
+    """Run a command; help and typos are answered before torch is imported."""
     module, function, what = COMMANDS[name]
     if name == "eval" and "--check" in words:
         module, _, what = COMMANDS["check"]
@@ -80,8 +80,7 @@ def _command(name: str, words: list[str]) -> None:
             words = checked(name, module, words)
     except InputError as error:
         fail(error)
-    # Threads that wait for each other let go of a core that other programs want; read when torch is
-    # first imported.
+    # Threads that spin while they wait keep cores from other programs; read by torch's import.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     _keep_freed_memory()
     module, function, _ = COMMANDS[name]

@@ -1,6 +1,6 @@
-"""Outline of a command: what it takes, read from its source text.
+"""Outline of a command: its arguments, read from the source text.
 
-Help and misspelt options are so answered at once; to import what a command calls takes seconds.
+So help and typos are answered at once: to import what a command calls takes seconds.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ WIDTH, INDENT = 80, 26
 
 @dataclass(frozen=True)
 class Argument:
-    """What a command takes.
+    """An argument of a command.
 
     Attributes:
-        name: of the option with its dashes, or of what stands without one.
-        words: what it is.
+        name: `--option`, or the name of a positional argument.
+        words: its help.
         default: as Python source; empty if there is none.
-        kind: its type as Python source; empty if it is not told.
+        kind: its type as Python source; empty if unknown.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Argument:
 
 
 def arguments(command: str) -> list[Argument]:
-    """All that the parser of a command is given, in that order.
+    """The arguments of a command, in the order of its parser.
 
     Args:
         command: name of its module in `cfmask.commands`.
@@ -66,7 +66,7 @@ def help_text(name: str, command: str, what: str) -> str:
 
 
 def checked(name: str, command: str, words: Sequence[str]) -> list[str]:
-    """A command line whose options are known and whose first files are there.
+    """A command line, checked: its options are known and its first files exist.
 
     Args:
         name: of the command.
@@ -74,7 +74,7 @@ def checked(name: str, command: str, words: Sequence[str]) -> list[str]:
         words: the command line after the name. Dashes in options may stand for underscores.
 
     Raises:
-        InputError: an option that there is none of, or a file that is not there.
+        InputError: an unknown option, or a file that does not exist.
     """
     taken = arguments(command)
     known = [argument.name for argument in taken if argument.name.startswith("--")]
@@ -112,7 +112,7 @@ def in_two(args: Sequence[str], options: Sequence[str]) -> list[str]:
 
 
 def help_lines(name: str, words: str) -> Iterator[str]:
-    """What a help says of an option: its name, and words that are wrapped beside it."""
+    """Lines of help: the name of an option, and its text wrapped beside it."""
     first, *others = textwrap.wrap(words, WIDTH - INDENT) or [""]
     if len(name) > INDENT - 3:
         yield f"  {name}"
@@ -122,7 +122,7 @@ def help_lines(name: str, words: str) -> Iterator[str]:
 
 
 def _given(call: ast.Call, tree: ast.Module) -> Iterator[Argument]:
-    """What one call adds to a parser; nothing if it is another call."""
+    """The arguments that a call adds to the parser; none for other calls."""
     function = call.func
     if not (isinstance(function, ast.Attribute) and ast.unparse(function.value) == "parser"):
         return
@@ -138,7 +138,7 @@ def _given(call: ast.Call, tree: ast.Module) -> Iterator[Argument]:
 
 
 def _value(node: ast.expr, tree: ast.Module) -> str:
-    """A text that stands in the source, by itself or under a name."""
+    """A text in the source, or the constant of that name."""
     if isinstance(node, ast.Name):
         named = [n.value for n in tree.body if isinstance(n, ast.Assign) and _names(n, node.id)]
         return _value(named[0], tree)
@@ -199,7 +199,7 @@ def _plain(default: ast.expr) -> str:
 
 
 def _described(docstring: str) -> dict[str, str]:
-    """Words by argument, from a docstring in Google's style."""
+    """Help by argument, from a docstring in Google's style."""
     section = re.split(r"\n(?:Args|Attributes):\n", docstring)[-1]
     section = re.split(r"\n(?=\S)", section)[0]
     found = re.findall(r"^    (\w+): ((?:.|\n(?!    \w))*)", section, re.M)

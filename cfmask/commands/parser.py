@@ -43,7 +43,7 @@ class OneLineParser(ArgumentParser):
         refuse_pipes(words)
         known = option_types(self)
         switches = {name: kind for name, kind in known.items() if _takes_bool(kind)}
-        # Before positional arguments, a word that is no truth is one of them.
+        # Where there are positional arguments, a word that is no truth value is one of them.
         spaced = not has_positionals(self)
         bare = [
             f"{word}=true"
@@ -87,7 +87,7 @@ def _is_truth(kind: Any) -> bool:
 
 
 def _is_value(word: str, any_word: bool) -> bool:
-    """Whether a word after a yes-or-no option is its value; any word may be, or only a truth."""
+    """Whether a word after a yes-or-no option is its value: a truth value, or any word."""
     truth = word.lower() in ("true", "false", "yes", "no", "null", "none")
     return truth or (any_word and word[:1] != "-")
 
@@ -133,7 +133,7 @@ def as_lists(args: Sequence[str], *options: str) -> list[str]:
 
 
 def print_report(report: ShiftReport, folder: Path, metrics: Sequence[str] = ("accuracy",)) -> None:
-    """Print the tables of a report and where all of it lies."""
+    """Print the tables of a report and the folder that holds it."""
     for metric in metrics:
         shown = [report.table(metric), report.spread_table(metric)]
         for table in shown[:1] + [table for table in shown[1:] if table.rows]:
@@ -164,7 +164,7 @@ ADVICE = (
 
 
 def quiet() -> None:
-    """Lightning's advice on hardware and workers is not for the user of these commands."""
+    """Hide Lightning's advice on hardware and workers."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     for advice in ADVICE:
@@ -203,7 +203,7 @@ def one_line_errors() -> Iterator[None]:
             fail(str(cause))
 
 
-# What jsonargparse says, and how its readers would.
+# Phrases of jsonargparse, and plainer ones.
 _WORDS = {
     r"<class '([\w.]+)'>": r"\1",
     r"a typing\.Literal\[([^\]]*)\]": r"one of \1",
@@ -213,7 +213,7 @@ _WORDS = {
 
 
 def _brief(message: str, names: set[str]) -> str:
-    """The telling lines of jsonargparse's explanation, as one, with the nearest names."""
+    """Jsonargparse's explanation as one line, with the nearest names."""
     noise = r"Does not validate|Subtypes:|Errors:|Given value|NoneType|either not accessible"
     lines = [re.sub(r"^[\s-]+", "", line) for line in message.splitlines()]
     text = " ".join(line for line in lines if line and not re.search(noise, line))
@@ -224,7 +224,7 @@ def _brief(message: str, names: set[str]) -> str:
 
 
 def _nearest(text: str, names: set[str]) -> list[str]:
-    """Right names that are near a wrong one: of options with their dashes, of classes."""
+    """Known options or classes nearest to the wrong name in a message."""
     wrong = re.search(r"(?:name of a class, but got |Option '|(arguments): -*)([\w.]+)", text)
     if not wrong:
         return []

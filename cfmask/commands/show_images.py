@@ -48,7 +48,7 @@ def show(
         checkpoint: run folder, .safetensors or .ckpt file, `open_clip:NAME/TAG` or `timm:NAME`.
         classifier: a classifier by its class path, in place of a checkpoint.
         class_names: classes of a zero-shot head that is made from text; the labels by default.
-        relevance: what says which patches carry the class; a run's own by default, else attention
+        relevance: scores patches for the class; a run's own by default, else attention
             relevance for transformers and Grad-CAM for CNNs.
         mask: chooses the patches; a run's own by default, else `ObjectMask`.
         fill: replaces them; a run's own by default, else `SingleFill`. It takes from the other

@@ -114,7 +114,7 @@ def command_line(args: Sequence[str]) -> TrainCLI:
     except UNFIT as error:
         found = input_error(error) or users_bug(error)
         if found:
-            # With its own cause, and without all that jsonargparse says of it.
+            # Without the wrapping of jsonargparse.
             raise found  # noqa: B904
         line = " ".join(str(error).split())
         raise InputError(f"Cannot build a run from these settings: {line}") from error
@@ -171,7 +171,7 @@ class TrainCLI(LightningCLI):
         self.finished = not self.trial and self._is_finished()
 
     def _is_finished(self) -> bool:
-        """Whether the run is to be evaluated alone; the first process refuses other folders."""
+        """Whether the run is only to be evaluated; the first process refuses other folders."""
         text, overwrite = self.config_text(), self.config.overwrite
         if not leads():
             return not overwrite and self.folder.is_finished(text, self.config.resume)
@@ -278,11 +278,11 @@ class TrainCLI(LightningCLI):
         self.model.probe(self.datamodule, strategy.root_device)
 
     def _completed(self, settings: dict[str, Any]) -> str:
-        """The config of an older version's settings, those that it did not know at defaults."""
+        """YAML of an older version's settings, with defaults for those that it lacks."""
         return self.config_text(self.parser.parse_object(settings))
 
     def config_text(self, config: Any = None) -> str:
-        """A configuration, the command's own, as YAML, but for where it is and how it began."""
+        """A configuration, by default the command's, as YAML without options that start a run."""
         config = (config or self.config).clone()
         for key in ("config", "overwrite", "resume", *NOT_OURS):
             config.pop(key, None)

@@ -1,7 +1,7 @@
 """The short options of cfmask train and its help, without a model library.
 
-Short options stand for long ones, which remain: what is short here is what nearly everyone sets.
-Help and misspelt options are so answered at once.
+Short options stand for the long ones that nearly everyone sets, which remain. Help and typos are
+answered before torch is imported.
 """
 
 from __future__ import annotations
@@ -98,13 +98,13 @@ OTHERS = ("-c", "-h", "--help", "--help-all", "--print_config", "--seed_everythi
 
 
 def prepared(args: Sequence[str]) -> list[str]:
-    """A command line with long options alone and the paths of shipped configurations.
+    """A command line with long options for short ones, and paths for names of shipped configs.
 
     Args:
         args: the words after ``cfmask train``. A folder before all options is that of the images.
 
     Raises:
-        InputError: an option that there is none of, with the nearest; a folder that is not there.
+        InputError: an unknown option, with the nearest; a folder that does not exist.
     """
     words = [part for arg in args for part in _parts(arg)]
     words = _with_folder(words)
@@ -259,8 +259,7 @@ THRESHOLDS: dict[tuple[str, str], dict[str, str]] = {
     ("ObjectMask", "NoFill"): {"threshold": "0.3"},
     ("ContextMask", "NoFill"): {"threshold": "0.6"},
 }
-# A weight that suits the features of CLIP suits no others; in units of the features' own mean
-# square one weight suits all.
+# The weight for CLIP's features suits no others; relative to the features' mean square one does.
 _IN_ITS_OWN_UNITS = ["--model.distance", "relative_feature", "--model.distill_weight", "4"]
 
 

@@ -262,7 +262,7 @@ def _explainers(rows: Found, trust: bool) -> dict[str, Explainer]:
     for row, run in rows.runs.items():
         try:
             relevance = masking_of(RunFolder(run), trust).relevance
-        # A report does without what another machine has, or what nobody trusts, and says so.
+        # A report leaves out what is not here or not trusted, and says so.
         except InputError as error:
             found[row] = error
         else:
@@ -345,7 +345,7 @@ def _check_protocol(ours: Mapping[str, Any], other: ShiftReport, source: str) ->
 
 
 def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """What of their protocol is not as in ours; empty if nothing is."""
+    """The first difference between two protocols, in words; empty if there is none."""
     for key in ("metric", "precision", "decoder"):
         if ours.get(key) != theirs.get(key):
             return f"has {theirs.get(key)!r} for {key}, not {ours.get(key)!r}"

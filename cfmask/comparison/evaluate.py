@@ -204,7 +204,7 @@ def _correct(table: Table) -> dict[str, dict[str, Bits]]:
 
 
 def checked_reference(models: int, shifts: Sequence[Shift], fit: str) -> str | None:
-    """Name of the reference set, if there is one, of a report that can be made.
+    """Check that a report can be made, and name its reference set; None if it has none.
 
     Args:
         models: how many there are.
@@ -224,7 +224,7 @@ def checked_reference(models: int, shifts: Sequence[Shift], fit: str) -> str | N
 
 
 def _names(shifts: Sequence[Shift]) -> list[str]:
-    """Names of the sets, under which nothing else may stand in the report."""
+    """Names of the sets, each once and none that is taken by a combination."""
     names = [shift.name for shift in shifts]
     taken = {MEAN, HARMONIC, *COMBINATIONS}
     for k, name in enumerate(names):

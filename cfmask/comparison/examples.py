@@ -42,8 +42,8 @@ def gallery(
             among them, else the first two.
         shifts: the sets; those that are parts of a large collection are left out.
         count: most images of a set.
-        explainers: relevance of a row's own run, or why it cannot be made; it explains both models,
-            and that of the tuned one comes first.
+        explainers: relevance of a row's own run, or why it cannot be made. One explains both
+            models: that of the tuned one, if it has any.
 
     Returns:
         What `disagreements` finds; nothing if there are no two models of the same classes and

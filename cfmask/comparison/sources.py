@@ -26,7 +26,7 @@ from cfmask.shifts.named_folders import own_class_names
 from cfmask.shifts.own_sets import class_names_of
 from cfmask.trust import is_path
 
-# The prompt for classes that bring none of their own.
+# Prompt for classes of one's own.
 PROMPT = ("a photo of a {}.",)
 # What a timm model's tag stands for: timm's weights, none, those of an installed package.
 TIMM_WEIGHTS: dict[str, bool | str] = {"": True, UNTRAINED: False, PACKAGE: PACKAGE}
@@ -34,7 +34,7 @@ TIMM_WEIGHTS: dict[str, bool | str] = {"": True, UNTRAINED: False, PACKAGE: PACK
 
 @dataclass(frozen=True)
 class Labels:
-    """What a classifier must know of the classes that it is to tell apart.
+    """Classes and prompts for a classifier that brings none.
 
     Attributes:
         names: of the K classes, in the order of the labels.

@@ -1,1 +1,1 @@
-"""Data: training images, evaluation sets, the built-in digits world."""
+"""Data: training images in folders, shards and datasets, and the order of an epoch."""

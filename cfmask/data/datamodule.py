@@ -116,7 +116,7 @@ class TrainingData(pl.LightningDataModule, ABC):
             self.train_set, self.val_set = (Skipping(data) if skips else data for data in sets)
 
     def identity(self) -> dict[str, Any]:
-        """What tells these images from others, as JSON holds it; the sets are loaded.
+        """Identity of the images, as JSON holds it; the sets must be loaded.
 
         Names and numbers, and a checksum of what `identity` of the sets gives, if they have it, or
         else of their labels.
@@ -207,7 +207,7 @@ class TrainingData(pl.LightningDataModule, ABC):
 
 
 def _identity(data: Any) -> Iterator[bytes]:
-    """What tells a set from others, in pieces."""
+    """Bytes that identify a set, in pieces."""
     yield repr(len(data)).encode()
     if isinstance(data, Skipping):
         yield from _identity(data.data)

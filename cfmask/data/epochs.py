@@ -1,6 +1,6 @@
-"""Epochs: the order and the chance of training, functions of seed, epoch and image alone.
+"""Epochs: order and augmentation of training images, functions of seed, epoch and image alone.
 
-A run that stops anywhere can so go on as if it had not, with any number of workers.
+So a run that stopped anywhere goes on as if it had not, with any number of workers.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class Seeded(Dataset[tuple[Tensor, int]]):
-    """A training set whose chance depends on the image and the epoch alone.
+    """A training set whose random augmentation depends on the image and the epoch alone.
 
     Item `epoch * N + index` is image `index`, made while the generators of torch, NumPy and
     `random` are seeded by seed, epoch and index; they are put back. Transforms that draw from them,
@@ -115,7 +115,7 @@ class Seeded(Dataset[tuple[Tensor, int]]):
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Context in which the global generators are seeded; then they go on as if nothing was."""
+    """Context in which the global generators are seeded; afterwards their states are put back."""
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()
     # Seeding through torch.manual_seed would touch the generators of all devices.
     torch.default_generator.manual_seed(seed)
@@ -197,7 +197,7 @@ class _Watch(threading.Thread):
 
 
 def start_worker(number: int) -> None:
-    """Begin a process that reads images: what stops a run is for the run, which needs it still."""
+    """Set up a worker, which ignores signals to stop: the run still needs it then."""
     for stop in STOPS:
         signal.signal(stop, signal.SIG_IGN)
     pl_worker_init_function(number)
@@ -209,5 +209,5 @@ def run_seed() -> int:
 
 
 def mixed(*numbers: int) -> int:
-    """One seed in [0, 2^64) from several numbers of at least 0; neighbours give unlike streams."""
+    """One seed in [0, 2^64) from several integers >= 0; near ones give independent streams."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -22,8 +22,8 @@ from cfmask.files import whole_file
 
 # From this number of pictures on a listing takes seconds, and more on a network disk.
 LARGE = 20_000
-# Seconds after which nothing is being copied into a folder any more. A listing that is kept is
-# known by the folders' times of change, which tell nothing within their own grain.
+# Seconds without a change after which a listing is kept: it is checked by the folders' times of
+# change, which are too coarse to show a file that is copied at the same moment.
 SETTLED = 60
 # What NumPy and this file raise at a damaged index.
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)

@@ -27,7 +27,7 @@ from cfmask.labels import class_numbers
 HELD_OUT = "id"
 # What is held out depends on the folder alone, so that all runs are tested on the same images.
 SEED = 0
-# Names that stand for parts of a folder that is divided.
+# Names of the parts of a divided folder.
 TAKEN = ("train", "val", "test", HELD_OUT)
 # Lists of images: a folder with one is a test set, wherever its pictures lie.
 LISTS = ("metadata.csv", "index.csv")

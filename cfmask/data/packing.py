@@ -75,7 +75,7 @@ def _write(path: Path, files: FileIndex, indices: Sequence[int], first: int) -> 
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """A member that tells neither who packed it nor when."""
+    """Add a member without owner and time, so that equal content gives equal bytes."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     member.mode = 0o444

@@ -19,7 +19,7 @@ from cfmask.data.shard_index import INDEX, ShardIndex, checksum, scan
 from cfmask.errors import InputError
 from cfmask.files import read_json, whole_file, write_text
 
-# Nothing that means something to a shell: some schemes are fetched by a program.
+# No characters that a shell interprets: some schemes are fetched by a program.
 URL = re.compile(r"(https?|gs|s3)://[\w./:%?=&+@~,-]+")
 TAR = re.compile(r"\.tar(\?.*)?$")
 
@@ -142,7 +142,7 @@ class _Known:
 
 
 def _stamp(path: Path) -> list[int]:
-    """What changes with the content of a file."""
+    """Size and time of change of a file."""
     facts = path.stat()
     return [facts.st_size, facts.st_mtime_ns]
 

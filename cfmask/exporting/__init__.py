@@ -1,1 +1,1 @@
-"""Exporting: what the formats of other tools share."""
+"""Exporting: classifiers in the formats of other tools, and back."""

@@ -27,7 +27,7 @@ Unreadable = Literal["stop", "name"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of a picture.
+    """The answer of a model to a picture.
 
     Attributes:
         file: of the picture.
@@ -67,7 +67,7 @@ def predictions(
     unreadable: Unreadable = "stop",
     progress: bool = False,
 ) -> Iterator[Prediction]:
-    """What a model says of pictures, one after the other.
+    """The answers of a model to pictures, one after the other.
 
     Args:
         predictor: the model.

@@ -1,4 +1,4 @@
-"""Predict: a model in any exported format and pictures -> the likeliest classes.
+"""Reading: a model in any exported format -> what predicts with it.
 
 An entry of `READERS` opens one format. Files are data: weights are read with safetensors or
 weights_only, so nothing is unpickled, no class is imported and no network is asked because of what

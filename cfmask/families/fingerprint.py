@@ -1,4 +1,4 @@
-"""Origin: what a weights file tells of the architecture and activation it was made for."""
+"""Fingerprint: the architecture and activation that a weights file was made for."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _agrees(config: Any, given: Shapes) -> bool:
 
 
 def uses_quick_gelu(path: Path) -> bool | None:
-    """Whether the weights of a file were trained with QuickGELU; None if nothing tells.
+    """Whether the weights of a file were trained with QuickGELU; None if unknown.
 
     Read are, in this order: the code inside a TorchScript archive (as OpenAI released), an
     open_clip_config.json beside the file, and an open_clip tag in the name of file or folder.

@@ -107,7 +107,7 @@ class TimmClassifier(Classifier):
 
     @classmethod
     def layout_of(cls, encoder: nn.Module, image_size: tuple[int, int]) -> Layout:
-        """See `Classifier.layout_of`. Found by a run without numbers.
+        """See `Classifier.layout_of`. Found by a forward pass of tensors without values.
 
         Raises:
             InputError: a model whose patches cannot be found.
@@ -283,7 +283,7 @@ def _pooling(net: Any, attention: list[Tensor]) -> Pooling:
 
 
 def _outputs(net: Any, size: Sides, name: str, layer: str | None = None) -> dict[str, Any]:
-    """Features, attention maps and the output of `layer` for one image: shapes without numbers."""
+    """Features, attention maps and the output of `layer` for one image, on the meta device."""
     seen: dict[str, Any] = {}
     handle = None
     if layer is not None:

@@ -27,7 +27,7 @@ LOGGERS: dict[str, Callable[[Path], Logger]] = {
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Refuse loggers that there are none of here.
+    """Refuse unknown loggers, and those whose library is not installed.
 
     Raises:
         InputError: an unknown name, or a library that is not installed.

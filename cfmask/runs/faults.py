@@ -28,12 +28,12 @@ NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory",
 
 @contextlib.contextmanager
 def endings(trainer: pl.Trainer, folder: RunFolder, stopping: Stopping) -> Iterator[None]:
-    """Context of a training that turns its early ends into their line.
+    """Context of a training that turns an early end into one line and an exit code.
 
     Args:
-        trainer: that trains inside.
+        trainer: the trainer that runs inside.
         folder: of the run; its beginning is undone if the run ends before its first checkpoint.
-        stopping: that has told the run to stop, if anything has.
+        stopping: the callback that notes signals.
 
     Raises:
         InputError: a full disk, too little memory, or what the training itself raised.

@@ -1,4 +1,4 @@
-"""Marker: the file that says that this project made a folder, and what its run began from."""
+"""Marker: the file by which a run folder is known, with what the run began from."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _damaged(marker: Path) -> InputError:
 
 
 def check_beginning(folder: Path, images: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run from another beginning than its own.
+    """Refuse to resume a run with other images or starting weights than it began with.
 
     Runs of older versions say nothing of it and pass.
 

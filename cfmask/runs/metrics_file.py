@@ -78,7 +78,7 @@ class _Rows(ExperimentWriter):
 
 
 def _rows_before(file: Path, step: int) -> list[dict[str, Any]]:
-    """Rows of earlier steps; lines that are none are named in a warning and left out."""
+    """Rows of earlier steps; damaged lines are left out with a warning."""
     if not file.is_file():
         return []
     text = file.read_text(encoding="utf-8", errors="replace").replace("\0", "\ufffd")

@@ -10,9 +10,9 @@ from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 from rich.progress import BarColumn
 
-# Steps that a run logs at least, if it has so many; a curve in a report has at most as many points.
+# A run logs at least so many of its steps, and a curve in a report has at most so many points.
 POINTS = 300
-# Lightning's own interval, which is for long runs.
+# Lightning's default interval.
 SELDOM = 50
 
 
@@ -44,7 +44,7 @@ class OneLineBar(RichProgressBar):
         return columns
 
     def _update_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read the metrics of training as often as they are logged: each look waits for a GPU."""
+        """Read the metrics only as often as they are logged: each read waits for the GPU."""
         every = trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
         if not (trainer.training and trainer.global_step % every) or trainer.is_last_batch:
             super()._update_metrics(trainer, pl_module)

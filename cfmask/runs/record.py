@@ -1,4 +1,4 @@
-"""Record: what the folder of a run tells of it for a report."""
+"""Record: facts and training curves of a run for a report, from its folder."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _thinned(curve: list[list[float]]) -> list[list[float]]:
 
 
 def run_facts(folder: Path) -> dict[str, str]:
-    """In words, what a run was: method, model, data and length, as far as its folder tells.
+    """Method, model, data and length of a run in words, as far as its folder has them.
 
     Args:
         folder: of the run.

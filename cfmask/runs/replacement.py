@@ -3,7 +3,7 @@
 The older run's files stay beside the new ones, their names ending in `.replaced`, until the new run
 has a checkpoint. The marker is put aside last and brought back first, so that after a kill at any
 moment the folder tells what is to be done: no marker aside, and the older run is brought back as it
-was; a marker aside, and the newer run stays if it has come to something, or else gives way.
+was; a marker aside, and the newer run stays if it has a checkpoint, or else gives way.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class RunFolder:
             self.settle()
         if overwrite:
             return False
-        if self._has_come_to_something() and not (self.path / CONFIG).is_file():
+        if self._has_weights() and not (self.path / CONFIG).is_file():
             raise InputError(
                 f"Expected {CONFIG} with the run in {self.path}, but it is gone; put it back, or "
                 "start again with --overwrite true."
@@ -193,12 +193,12 @@ class RunFolder:
 
     @rank_zero_only
     def settle(self) -> None:
-        """End a replacement: the newer run stays if it has come to something, or gives way.
+        """End a replacement: the newer run stays if it has a checkpoint, or gives way.
 
         What a killed run left half-written goes, but for what others write here, such as reports.
         """
         replacement.remove(replacement.unfinished(self.path, ["checkpoints"]), self.path)
-        if (self.path / (MARKER + replacement.ASIDE)).exists() and self._has_come_to_something():
+        if (self.path / (MARKER + replacement.ASIDE)).exists() and self._has_weights():
             replacement.drop_aside(self.path)
         else:
             replacement.bring_back(self.path)
@@ -206,13 +206,13 @@ class RunFolder:
     @rank_zero_only
     def drop_replaced(self) -> None:
         """Delete the run that was put aside, now that this one has a checkpoint."""
-        if self._has_come_to_something():
+        if self._has_weights():
             replacement.drop_aside(self.path)
 
     @rank_zero_only
     def clear_unless_trained(self) -> None:
         """Undo the beginning of a run that ended before its first checkpoint."""
-        if self._has_come_to_something():
+        if self._has_weights():
             return
         if replacement.aside(self.path):
             self.settle()
@@ -308,7 +308,8 @@ class RunFolder:
         marked = is_marked(self.path) or aside.is_file()
         return marked or (start.is_file() and (self.path / CONFIG).is_file())
 
-    def _has_come_to_something(self) -> bool:
+    def _has_weights(self) -> bool:
+        """Whether there is a checkpoint, or the weights of a finished run."""
         return bool(self.checkpoints()) or (self.path / WEIGHTS).is_file()
 
     @contextlib.contextmanager
