@@ -30,7 +30,8 @@ if TYPE_CHECKING:
         SingleFill,
     )
     from cfmask.data.any_dataset import DatasetData
-    from cfmask.data.datamodule import DigitsData, FolderData, TrainingData
+    from cfmask.data.datamodule import DigitsData, TrainingData
+    from cfmask.data.folder_data import FolderData
     from cfmask.data.shards import ShardData
     from cfmask.errors import InputError, UnreadableImage
     from cfmask.evaluation.metrics import Judged, Metric

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 from typing_extensions import Unpack
 
-from cfmask.data.datamodule import Loading, Sample, TrainingData, refuse_one_class
+from cfmask.data.datamodule import Loading, Sample, TrainingData
+from cfmask.data.folder_data import refuse_one_class
 from cfmask.data.folders import split
 from cfmask.decoding import READING, as_picture
 from cfmask.errors import InputError

@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 from typing_extensions import Unpack
 
 from cfmask import wordnet
-from cfmask.data.datamodule import Loading, Sample, TrainingData, named, refuse_one_class
+from cfmask.data.datamodule import Loading, Sample, TrainingData
+from cfmask.data.folder_data import named, refuse_one_class
 from cfmask.data.folders import Pictures, split
 from cfmask.data.shard_fetch import expand, fetch
 from cfmask.data.shard_index import INDEX, ShardIndex
