@@ -279,6 +279,18 @@ def test_a_run_whose_output_is_full_is_trained_and_says_so_in_one_line(
     assert (tmp_path / "run" / "weights.safetensors").exists()
 
 
+def test_runs_share_a_database_of_mlflow_unless_there_is_a_server(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("cfmask.runs.equipment.MLFlowLogger", lambda *a, **k: given.append(k))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for run in ("a", "b"):
+        LOGGERS["mlflow"](tmp_path / "runs" / run)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://here:5000")
+    LOGGERS["mlflow"](tmp_path / "runs" / "c")
+    beside = f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert [k["tracking_uri"] for k in given] == [beside, beside, "http://here:5000"]
+
+
 def test_loggers_by_short_name(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
     train(arguments(folder, "--logger", "csv"))

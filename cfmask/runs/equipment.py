@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,8 +23,15 @@ LOGGERS: dict[str, Callable[[Path], Logger]] = {
     "csv": MetricsLogger,
     "tensorboard": lambda run: TensorBoardLogger(run, name=None, version="tensorboard"),
     "wandb": lambda run: WandbLogger(run.name, save_dir=run, project="cfmask"),
-    "mlflow": lambda run: MLFlowLogger("cfmask", run.name, save_dir=str(run / "mlruns")),
+    "mlflow": lambda run: MLFlowLogger("cfmask", run.name, tracking_uri=_mlflow_store(run)),
 }
+
+
+def _mlflow_store(run: Path) -> str:
+    """The user's own MLflow server, or a database beside the run, which all runs there share."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    beside = f"sqlite:///{run.resolve().parent / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or beside
 
 
 def check_loggers(names: Sequence[str]) -> None:
