@@ -29,10 +29,7 @@ def relative_feature_mse(student: Tensor, teacher: Tensor) -> Tensor:
 def logit_kl(student: Tensor, teacher: Tensor, temperature: float = 10.0) -> Tensor:
     """T² · KL(softmax(teacher / T) ‖ softmax(student / T)) of logits (B, K), mean over the batch.
 
-    Args:
-        student: logits (B, K).
-        teacher: logits (B, K).
-        temperature: T > 0.
+    The temperature T is above 0.
 
     Source: Hinton et al. 2015 (arXiv 1503.02531).
     """

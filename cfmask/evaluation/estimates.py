@@ -18,13 +18,7 @@ Z = 1.959963984540054
 
 
 def interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Clopper-Pearson interval of a share, as fractions in [0, 1].
-
-    Args:
-        correct: in [0, total].
-        total: at least 1.
-        confidence: in (0, 1).
-    """
+    """Clopper-Pearson interval of correct / total, total at least 1, as fractions in [0, 1]."""
     from scipy.stats import binomtest
 
     bounds = binomtest(correct, total).proportion_ci(confidence, method="exact")
@@ -81,11 +75,8 @@ def harmonic(
 def calibration_bins(confidence: Tensor, correct: Tensor) -> dict[str, list[float]]:
     """Images, sum of confidence and right answers in 15 equal-width bins of confidence.
 
-    Bin i holds confidences in (i/15, (i+1)/15]; the first one holds 0 too.
-
-    Args:
-        confidence: float (N,) in [0, 1].
-        correct: bool (N,).
+    Bin i holds confidences in (i/15, (i+1)/15]; the first one holds 0 too. Confidence is float (N,)
+    in [0, 1], correct bool (N,).
 
     Source: Guo et al. 2017 (arXiv 1706.04599), section 2.
     """
@@ -113,11 +104,7 @@ def selective(confidence: Tensor, correct: Tensor) -> tuple[int, int]:
     """Right ones and number of the 90 % of images that have the highest confidence.
 
     The number is rounded up. Of images with equal confidence wrong ones come first, so that the
-    order of the images does not matter.
-
-    Args:
-        confidence: float (N,).
-        correct: bool (N,).
+    order of the images does not matter. Confidence is float (N,), correct bool (N,).
     """
     total = math.ceil(COVERAGE * len(correct))
     wrong_first = correct.sort(stable=True).indices
@@ -134,12 +121,9 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 
 
 def paired_difference(only_first: int, only_second: int, total: int) -> tuple[float, float, float]:
-    """Accuracy of a second model minus that of a first on the same images: value, low, high.
+    """Accuracy of a second model minus that of a first on `total` images: value, low, high.
 
-    Args:
-        only_first: number of images that only the first gets right.
-        only_second: number of images that only the second gets right.
-        total: number of images.
+    `only_first` images are answered right by the first alone, `only_second` by the second alone.
 
     Source: interval of Bonett and Price 2012 (Journal of Educational and Behavioral Statistics
     37), as Fagerland et al. 2014 (Statistics in Medicine 33) recommend for paired binomials.

@@ -40,18 +40,14 @@ def counts_of(shift: Shift, answers: Answers, names: Sequence[str]) -> Counts:
     accepts = shift.accepts or {}
     several = [k for right in accepts.values() for k in right]
     if len(several) == len(set(several)):
-        titles = {k: names[accepts[k][0] if k in accepts else k] for k in _present(answers.labels)}
+        present = answers.labels.unique().tolist()
+        titles = {k: names[accepts[k][0] if k in accepts else k] for k in present}
         counts["classes"] = _shares(answers.labels, answers.correct, titles)
     if shift.groups is not None:
         groups = torch.tensor(shift.groups)
-        titles = {g: shift.group_names[g] for g in _present(groups)}
+        titles = {g: shift.group_names[g] for g in groups.unique().tolist()}
         counts["groups"] = _shares(groups, answers.correct, titles)
     return counts
-
-
-def _present(numbers: Tensor) -> list[int]:
-    found: list[int] = numbers.unique().tolist()
-    return found
 
 
 def _shares(numbers: Tensor, correct: Tensor, titles: Mapping[int, str]) -> dict[str, list[Any]]:
@@ -130,10 +126,7 @@ def differences(
 ) -> Iterator[Difference]:
     """Every model against the first, and against the one that it was tuned from, on every set.
 
-    Args:
-        table: answers of all models.
-        shifts: the sets.
-        starts: model -> the one that it was tuned from, if known.
+    `starts` gives the latter, for models where it is known.
     """
     top, *others = table
     pairs = [(first, k) for k in others for first in dict.fromkeys((top, starts.get(k, top)))]

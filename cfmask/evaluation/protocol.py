@@ -78,10 +78,7 @@ def set_protocol(shift: Shift) -> dict[str, Any]:
 def run_facts(images: int, seconds: float, reused: Sequence[str]) -> dict[str, Any]:
     """Date, versions, hardware and time of an evaluation.
 
-    Args:
-        images: number of images read and answered.
-        seconds: that this took.
-        reused: sets whose answers came from an earlier evaluation.
+    It has answered `images` in `seconds`, and taken earlier answers to the sets `reused`.
     """
     return {
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),

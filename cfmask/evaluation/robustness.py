@@ -12,7 +12,7 @@ import csv
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist, correlation, linear_regression
 
@@ -43,17 +43,17 @@ _LINES: list[tuple[str, str, float, float, float, float, float, str]] = [
     ("a", "val on A classes", 1.990, -7.632, 0.828, 1.888, -4.160, _NOT_LINEAR),
 ]
 
-# The range of reference accuracies is known for the whole of val only.
-BUILT_IN: list[Fit] = [
-    fit
-    for shift, reference, a, b, r2, c, d, note in _LINES
-    for low, high in [(0.565, 0.847) if reference == "val" else (None, None)]
-    for names in [(f"imagenet/{shift}", f"imagenet/{reference}")]
-    for fit in (
-        Fit(*names, "logit", a, b, r2, low, high, _SOURCE, note),
-        Fit(*names, "probit", c, d, None, low, high, _SOURCE, note),
-    )
-]
+
+def _built_in() -> Iterator[Fit]:
+    for shift, reference, a, b, r2, c, d, note in _LINES:
+        names = f"imagenet/{shift}", f"imagenet/{reference}"
+        # The range of reference accuracies is known for the whole of val only.
+        facts = (*((0.565, 0.847) if reference == "val" else (None, None)), _SOURCE, note)
+        yield Fit(*names, "logit", a, b, r2, *facts)
+        yield Fit(*names, "probit", c, d, None, *facts)
+
+
+BUILT_IN = list(_built_in())
 
 
 def transformed(accuracy: float, transform: Transform) -> float:

@@ -15,8 +15,8 @@ def spreads_of(
 
     Args:
         rows: figures of single models.
-        groups: name of a group -> the rows of its models, at least two.
-        starts: row of a tuned model -> row of the model that it was tuned from.
+        groups: name -> models of a group, at least two.
+        starts: tuned model -> the model that it was tuned from.
     """
     cells = {(row.model, row.shift, row.metric): row.value for row in rows}
     columns = dict.fromkeys((row.shift, row.metric) for row in rows)

@@ -102,13 +102,10 @@ NEEDED = ("rows", "protocol", "reference")
 
 
 def report_parts(content: Any) -> dict[str, Any]:
-    """The parts of a report by name; older reports lack some.
-
-    Args:
-        content: of a JSON file.
+    """The parts of a report by name, of the content of a JSON file; older reports lack some.
 
     Raises:
-        ValueError: it is no report's, in words that go on after "but".
+        ValueError: it is no report; the text continues a sentence after "but".
     """
     if not isinstance(content, dict):
         raise ValueError(f"it holds {in_words(content)}")

@@ -266,11 +266,7 @@ class Inference:
     ) -> dict[str, Answers]:
         """Answers to this process's part of a set, which may be empty.
 
-        Args:
-            shift: the set.
-            data: its images.
-            names: of the models.
-            files: for the predictions of each model; empty if they are not wanted.
+        `files` are for the predictions of each model; there are none if these are not wanted.
         """
         answers: dict[str, list[Answers]] = {name: [] for name in names}
         own = processes.own_part(len(data))

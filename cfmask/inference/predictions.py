@@ -80,10 +80,7 @@ def prediction_file(path: Path, classes: Sequence[int]) -> Iterator[Add]:
 def join_parts(parts: Sequence[Path], path: Path, key: str) -> None:
     """Join files of the same columns in their order, batch by batch, and remove them.
 
-    Args:
-        parts: the files.
-        path: of the whole.
-        key: of all that the predictions depend on, for the metadata of the whole.
+    The metadata of the whole get the `key` of all that the predictions depend on.
     """
     _, pq = parquet()
     schema = pq.read_schema(parts[0])

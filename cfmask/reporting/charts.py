@@ -66,16 +66,13 @@ def drawn_models(report: Results) -> dict[str, int]:
 
 
 def scatter(report: Results, shift: str, styles: dict[str, int], fit: Fit | None = None) -> str:
-    """Accuracy on the reference against accuracy on a shift set, with y = x.
+    """Accuracy on the reference against accuracy on a shift set or mean, with y = x, as SVG.
 
     Args:
-        report: the figures.
+        report: the figures; if no model has both, the text is empty.
         shift: name of the set or mean.
         styles: number of the colour and marker of each model; other models are small dots.
         fit: line to draw, which gives the axes their scale and the reference.
-
-    Returns:
-        SVG text; empty if no model has both figures.
     """
     reference = fit.reference if fit else report.reference
     if not reference or not points(report, shift, reference):
@@ -204,12 +201,7 @@ def wise_curve(report: Results, curve: Curve, mean: str | None) -> str:
 
 
 def training(curves: Mapping[str, Sequence[Sequence[float]]], what: str) -> str:
-    """Metrics that a run has logged, by optimiser step.
-
-    Args:
-        curves: [step, value] of each metric; at most `MOST_MODELS` are drawn.
-        what: name of the values, for the axis.
-    """
+    """Logged [step, value] of metrics, at most `MOST_MODELS`; `what` names the axis of values."""
 
     def draw(axes: Axes, ink: Ink) -> None:
         for number, points in enumerate(list(curves.values())[:MOST_MODELS]):

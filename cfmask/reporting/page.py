@@ -43,12 +43,7 @@ AT_THE_TOP = ("runs", "date")
 
 
 def as_html(report: Results, gallery: Sequence[Disagreement] = ()) -> str:
-    """The page: tables, charts, pictures and facts of the run, in one file.
-
-    Args:
-        report: the figures.
-        gallery: images on which the first two models disagree, from `disagreements`.
-    """
+    """The page: tables, charts, facts of the run, and the pictures of a gallery, in one file."""
     styles = charts.drawn_models(report)
     content = {
         "legend": [(m, i, GLYPHS[i]) for m, i in styles.items()],

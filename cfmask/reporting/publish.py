@@ -36,12 +36,9 @@ def publish(
 
     Args:
         report: the figures.
-        folder: where the files go; it exists.
-        gallery: images for the page, from `disagreements` of the first two models.
+        folder: where the files go, each written whole or not at all.
+        gallery: images for the page, on which the first two models disagree.
         name: of the files, without suffix.
-
-    Returns:
-        The files, each replaced only when its text is whole.
     """
     pages: Publishers = {"html": partial(as_html, gallery=gallery)}
     made = {folder / f"{name}.{suffix}": of for suffix, of in (PUBLISHERS | pages).items()}

@@ -170,12 +170,9 @@ def heading(report: Results, shift: str) -> str:
 
 
 def footnotes(report: Results, metric: str | None = None, place: str = "In brackets") -> list[str]:
-    """Footnotes of tables, one sentence each.
+    """Footnotes of the table of a metric, or of all tables, one sentence each.
 
-    Args:
-        report: what the tables show.
-        metric: of the one table; None for all of them.
-        place: where the intervals stand.
+    `place` says where the tables have the intervals.
     """
     rows = report.rows if metric is None else report.of(metric)
     shown = {row.shift for row in rows}

@@ -18,13 +18,9 @@ ReadContents = Callable[[Path, Path], Contents]
 def several_classes(
     right: Sequence[tuple[int, ...]],
 ) -> tuple[list[int], dict[int, tuple[int, ...]]]:
-    """Labels for images that may be of several classes.
+    """Labels for images of which one or more head classes are right.
 
-    Args:
-        right: head classes that are right for each image, at least one.
-
-    Returns:
-        The label of each image, and the head classes of each label. A single class is its label.
+    Returns the label of each image, and the head classes of each label; one class is its own label.
     """
     number: dict[tuple[int, ...], int] = {(k,): k for k in range(len(synsets()))}
     labels = [number.setdefault(classes, len(number)) for classes in right]

@@ -22,12 +22,10 @@ def own_shifts(path: str, request: Request) -> list[Shift]:
     It is called with the request if it takes an argument, and returns sets, one set, or a data set
     of images and labels (see `DatasetData`), which becomes one set of the maker's name.
 
-    Args:
-        path: `my_module.my_sets`; it is imported, so it must come from the user.
-        request: for the maker.
+    `path` (`my_module.my_sets`) is imported, so it must come from the user.
 
     Raises:
-        InputError: nothing there by this path; sets that are none.
+        InputError: nothing there by this path, or what is no set.
     """
     maker = find_callable(path)
     made = maker(request) if _takes_one(maker) else maker()

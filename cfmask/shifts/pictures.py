@@ -112,14 +112,14 @@ class Contents(Shift):
         ignored: frozenset[str] = frozenset(),
         **facts: Any,
     ) -> Contents:
-        """Pictures of class folders, labelled by the name of their folder.
+        """Pictures of the class folders in a folder, labelled by the name of theirs.
 
         Args:
             folder: of the class folders.
             labels: label by the name of the class folder.
             what: what these names are, for the complaint.
             note: see `Shift`.
-            ignored: names of folders that may be there but are not read.
+            ignored: names of folders that are neither read nor complained about.
             facts: as for `of`.
 
         Raises:

@@ -82,13 +82,7 @@ def watermark(width: int, height: int, font: Path) -> Image.Image:
 
 
 def imagenet_w(folder: Path, root: Path, only: int | None = None, marked: bool = True) -> Contents:
-    """The images of val with the watermark.
-
-    Args:
-        folder: of val.
-        root: the data root.
-        only: class to which the images are restricted; None for all.
-        marked: False leaves the watermark out.
+    """The images of val, or of the class `only`, with the watermark if `marked`.
 
     Raises:
         InputError: the font of the watermark is not there or cannot be read.
