@@ -37,9 +37,11 @@ class PatchMask(ABC):
     Attributes:
         needs_relevance: False if the values of the relevance are not read, so that a method need
             not compute it.
+        keeps_label: True if what carries the class stays, so that the image keeps its label.
     """
 
     needs_relevance: bool = True
+    keeps_label: bool = False
 
     @abstractmethod
     def __call__(self, relevance: Tensor) -> Tensor:
@@ -113,6 +115,8 @@ class ContextMask(PatchMask):
     Args:
         threshold: in [0, 1); 1 would hide every patch.
     """
+
+    keeps_label = True
 
     def __init__(self, threshold: float = 0.5) -> None:
         self.threshold = _below_one("threshold", threshold)

@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor
 from typing_extensions import Unpack
@@ -38,6 +39,8 @@ class MaskedDistillation(Distillation):
             paper; see docs/cost.md for what it costs in accuracy.
         two_backwards: free the clean images' graph before the counterfactual ones' is made: same
             gradients, less memory. Not for FSDP, and without effect outside of a trainer.
+        label_weight: weight of a cross-entropy on the counterfactual images of masks that keep the
+            label, as `ContextMask` does, mean over these; 0 for none. Beyond the paper.
         **recipe: see `Distillation` and `Method`. Relevance and counterfactuals of mixed images
             stay those of the clean ones; `compile` is true or false.
 
@@ -60,6 +63,7 @@ class MaskedDistillation(Distillation):
         copies: int = 1,
         relevance_of: Literal["logit", "loss"] = "logit",
         two_backwards: bool = True,
+        label_weight: float = 0.0,
         **recipe: Unpack[Distilling],
     ) -> None:
         super().__init__(classifier, **recipe)
@@ -71,7 +75,15 @@ class MaskedDistillation(Distillation):
         several = counterfactual if isinstance(counterfactual, list) else [counterfactual]
         if copies < 1 or not several:
             raise InputError("Expected at least one counterfactual and one copy, but got none.")
+        kept = any(make.mask.keeps_label for make in several)
+        if not label_weight >= 0 or (label_weight and not kept):
+            raise InputError(
+                "Expected label_weight of at least 0, and above it a mask that keeps the label, "
+                f"such as ContextMask, but got {label_weight} and "
+                f"{', '.join(type(make.mask).__name__ for make in several)}."
+            )
         self.counterfactuals = several * copies
+        self.label_weight = label_weight
         self.relevance = relevance or default_relevance(classifier)
         self.relevance_of = relevance_of
         self.two_backwards = two_backwards
@@ -120,12 +132,16 @@ class MaskedDistillation(Distillation):
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """See `Method.losses`."""
         task, relevance = self.clean_pass(images, labels)
-        parts = []
+        distances, answers = [], []
         for k, make in enumerate(self.counterfactuals, 1):
-            part = self.counterfactual_pass(make, images, relevance) / len(self.counterfactuals)
-            last = k == len(self.counterfactuals)
-            parts.append(part if last else self.part(part))
-        return {"task": task, "distill": torch.stack(parts).sum()}
+            distance, answer = self.counterfactual_pass(make, images, labels, relevance)
+            if k < len(self.counterfactuals):
+                whole, answer = self.part(distance + answer), answer.detach()
+                distance = whole - answer
+            distances.append(distance)
+            answers.append(answer)
+        losses = {"task": task, "distill": torch.stack(distances).sum()}
+        return {**losses, "label": torch.stack(answers).sum()} if self.label_weight else losses
 
     def passes(self) -> float:
         """See `Method.passes`. Student and teacher see each counterfactual, the student all."""
@@ -159,18 +175,29 @@ class MaskedDistillation(Distillation):
         return self.part(self.task_loss(logits, labels)), relevance
 
     def counterfactual_pass(
-        self, make: Counterfactual, images: Tensor, relevance: Tensor
-    ) -> Tensor:
-        """Weighted distance of student and teacher on one counterfactual of each image."""
+        self, make: Counterfactual, images: Tensor, labels: Tensor, relevance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What one counterfactual of each image adds to the loss.
+
+        Returns:
+            Weighted distance of student and teacher, and weighted cross-entropy, zero where the
+            label is not kept.
+        """
         masked, replaced = make(images, relevance)
         if is_attached(self):
             self.log("masked_share", replaced.float().mean())
-        if not make.fill.removes:
-            return self.distill(self.classifier.features(masked), masked)
-        own = replaced.shape[1:] == self.classifier.grid
-        visible = make.mask.kept(replaced[0].numel()) if own else None
-        features = self.classifier.features(masked, replaced, visible)
-        return self.distill(features, masked, replaced, visible)
+        hidden, visible = None, None
+        if make.fill.removes:
+            own = replaced.shape[1:] == self.classifier.grid
+            hidden, visible = replaced, make.mask.kept(replaced[0].numel()) if own else None
+        features = self.classifier.features(masked, hidden, visible)
+        distance = self.distill(features, masked, hidden, visible) / len(self.counterfactuals)
+        if not (self.label_weight and make.mask.keeps_label):
+            return distance, torch.zeros_like(distance)
+        weight = self.label_weight / sum(m.mask.keeps_label for m in self.counterfactuals)
+        logits = self.classifier.classify(features)
+        answer = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return distance, weight * answer
 
     def part(self, loss: Tensor) -> Tensor:
         """A part of the loss that no later part needs the graph of."""
