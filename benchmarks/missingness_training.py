@@ -30,8 +30,9 @@ from cfmask.counterfactual import (
     ObjectMask,
     SingleFill,
 )
+from cfmask.missingness.findings import SHAPE
 from cfmask.missingness.hiding import GREY
-from cfmask.missingness.lab import SHAPE, missingness
+from cfmask.missingness.lab import missingness
 from cfmask.missingness.object_masks import MaskedDigits
 from cfmask.shift import Request
 from cfmask.shifts.catalogue import find_shifts

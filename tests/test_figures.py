@@ -209,6 +209,6 @@ def test_the_picture_of_the_trade_off_is_the_chart_of_the_page(tmp_path):
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == whole.models
     # Its colours are real ones, those of the page by day.
-    layout = (Path(__file__).parents[1] / "cfmask/reporting/page.html").read_text()
+    layout = (Path(__file__).parents[1] / "cfmask/reporting/style.css").read_text()
     for number, colour in enumerate(LIGHT.series):
         assert f"--series-{number}: {colour};" in layout

@@ -193,6 +193,7 @@ def test_linearity_and_shape_bias_equal_slow_versions(tiny_clip, examples):
             total @ whole / size / np.linalg.norm(total),
             np.mean([np.linalg.norm(part) for part in parts]),
             size,
+            size / 9,
         ]
         assert found[k].tolist() == pytest.approx(expected, rel=1e-4)
     (row,) = linearity({"16/grey": found.numpy()})

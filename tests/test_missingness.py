@@ -23,11 +23,12 @@ from support.removal import TINY, fails
 from cfmask import InputError, Preprocess, TimmClassifier
 from cfmask.commands.main import main
 from cfmask.missingness.curves import curve, entropies, measured, resampled
-from cfmask.missingness.findings import CurveRow, draw_curves
+from cfmask.missingness.findings import Findings
 from cfmask.missingness.hiding import GREY, HIDINGS
 from cfmask.missingness.lab import missingness
 from cfmask.missingness.object_masks import Example, MaskedDigits
 from cfmask.missingness.removal import Removal
+from cfmask.missingness.sections import CurveRow
 from cfmask.missingness.segments import cutters, hidden_by_degree, numbered, order_of
 
 
@@ -287,16 +288,16 @@ def test_the_command_prints_and_draws(tmp_path, capsys):
     for name in ("accuracy", "kept", "entropy"):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert min(image.size) > 200
+    assert (tmp_path / "missingness.html").read_text().count('<svg class="chart"') >= 3
 
 
 def test_a_model_that_answers_one_class_to_everything_is_drawn(tmp_path, recwarn):
     curves = measured(np.zeros((4, 3), dtype=int), None, None, 5)
     assert curves["entropy"].values[2] < 0
-    draw_curves(
-        tmp_path / "x.png", [CurveRow("m", "patches", "random", "grey", curves)], "entropy", "m"
-    )
+    found = Findings({"models": {}, "samples": 5}, [CurveRow("m", "x", "random", "grey", curves)])
+    *_, path = found.save(tmp_path)
     assert not [str(w.message) for w in recwarn if "constrained" in str(w.message)]
-    assert (tmp_path / "x.png").stat().st_size > 1000
+    assert path.name == "entropy.png" and path.stat().st_size > 1000
 
 
 def test_wrong_input_is_one_line(tmp_path, capsys, tiny_clip):
@@ -307,6 +308,7 @@ def test_wrong_input_is_one_line(tmp_path, capsys, tiny_clip):
     assert "Unknown segmentation" in fails(capsys, TINY, "--data=digits", "--segments=slick")
     assert "Expected --data to be a folder" in fails(capsys, TINY, "--data=nowhere")
     assert "Expected each model once" in fails(capsys, TINY, TINY, "--data=digits")
+    assert "Unknown class 'elevn'" in fails(capsys, TINY, "--data=digits", "--bars=one,elevn")
     small = [TINY, "--data=digits", "--images=2", "--side=2", out]
     assert "Expected at most 200 segments" in fails(capsys, *small)
     assert "patch side that divides" in fails(capsys, *small, "--side=5")

@@ -14,7 +14,8 @@ from support.imagenet_trees import Sees
 from support.removal import TINY, fails
 
 from cfmask import InputError, Preprocess, digits
-from cfmask.missingness.lab import SHAPE, missingness
+from cfmask.missingness.findings import SHAPE
+from cfmask.missingness.lab import missingness
 from cfmask.missingness.object_masks import MaskedDigits, find_images
 from cfmask.wordnet import synsets
 

@@ -18,6 +18,7 @@ from cfmask.missingness.lab import check_choices, missingness
 from cfmask.missingness.lime import PLAIN_LIME, Lime
 from cfmask.missingness.object_masks import MaskedDigits, class_folders_or_none, find_images
 from cfmask.missingness.per_image import Images
+from cfmask.missingness.removal import check_names
 from cfmask.missingness.segments import SEGMENTATIONS
 from cfmask.relevance import Relevance
 from cfmask.terminal import say, show_table
@@ -43,6 +44,7 @@ def measure(
     measures: tuple[str, ...] = ("shape",),
     wordnet: bool | None = None,
     lime: Lime = PLAIN_LIME,
+    bars: tuple[str, ...] = (),
     trust: bool = False,
 ) -> Findings:
     """Hide parts of images in several ways, and see what models still answer.
@@ -60,13 +62,14 @@ def measure(
         side: of square patches, in pixels.
         most_segments: an image may have.
         images: at most, spread evenly over the data; 0 for all.
-        out: folder for missingness.json, pictures, and answers that an interrupted run goes on
-            from.
+        out: folder for missingness.html and .json, pictures, and answers that an interrupted run
+            goes on from.
         seed: of the random order, and of digits.
         samples: of the bootstrap.
         measures: beside the curves, by commas: shape, lime, linearity, concordance.
         wordnet: true insists on the WordNet similarity of the answers, false leaves it out.
         lime: LIME with its parameters.
+        bars: classes whose shape bias is drawn, by commas; those that tell most by default.
         trust: import the classes that a run or weights file names.
 
     Returns:
@@ -77,12 +80,13 @@ def measure(
     """
     check_choices(hidings, orders, measures)
     models = _models(what, _labels(data), trust)
+    check_names("class", bars, {name for model in models.values() for name in model.class_names})
     sets = {name: _images(data, masks, model, images, seed) for name, model in models.items()}
     ways = (hidings, segments, orders, side, most_segments, relevance, seed, samples, measures)
     kept, bar = Path(out) / "answers", sys.stdout.isatty()
     found = missingness(models, sets, *ways, wordnet, lime, store=kept, progress=bar)
     found.protocol["data"] = data
-    processes.from_first(lambda: found.save(Path(out)))
+    processes.from_first(lambda: found.save(Path(out), bars))
     return found
 
 
@@ -129,7 +133,7 @@ def measure_missingness(args: Sequence[str]) -> None:
     with command("cfmask missingness", what, classes=True) as parser, processes.joined():
         parser.add_argument("what", type=str, nargs="+", help=WHAT)
         parser.add_function_arguments(measure, as_group=False, skip={"what"})
-        words = as_lists(args, "--hidings", "--segments", "--orders", "--measures")
+        words = as_lists(args, "--hidings", "--segments", "--orders", "--measures", "--bars")
         options = parser.instantiate(parser.parse_args(words)).as_dict()
         found = measure(**options)
         if processes.rank() == 0:

@@ -54,7 +54,7 @@ class Linearity:
 
     @torch.no_grad()
     def __call__(self, examples: Sequence[Example], first: int) -> dict[str, Tensor]:
-        """Distance, cosine and size float64 (n, 4) by `SIDE/WAY`; see `linearity`."""
+        """Distance, cosine and size float64 (n, 5) by `SIDE/WAY`; see `linearity`."""
         images = stacked(examples, self.model)
         whole = self.model.features(images).double()
         found = {}
@@ -71,7 +71,8 @@ class Linearity:
                     size += part.norm(dim=1) / (grid[0] * grid[1])
                 distance = (total - whole).norm(dim=1) / (1e-8 + whole.norm(dim=1))
                 cosine = F.cosine_similarity(total, whole, dim=1)
-                figures = [distance, cosine, size, whole.norm(dim=1)]
+                length = whole.norm(dim=1)
+                figures = [distance, cosine, size, length, length / (grid[0] * grid[1])]
                 found[f"{side}/{way}"] = torch.stack(figures, 1).cpu()
         return found
 
@@ -81,10 +82,11 @@ def linearity(found: Mapping[str, npt.NDArray[Any]]) -> list[dict[str, Any]]:
 
     Returns:
         Rows: side of the patches, way of hiding, relative distance of the sum of the patches'
-        features to those of the whole, their cosine, mean length of a patch's features, and length
-        of the whole's.
+        features to those of the whole, their cosine, mean length of a patch's features, length of
+        the whole's, and an even share of it for a patch.
     """
-    names = ("relative distance", "cosine", "length, patch", "length, whole")
+    lengths = "length, patch", "length, whole", "length, share of whole"
+    names = "relative distance", "cosine", *lengths
     rows = []
     for place, values in found.items():
         side, way = place.split("/")

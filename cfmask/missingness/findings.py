@@ -1,4 +1,4 @@
-"""Findings: what the missingness lab has found, as a file, a table and pictures."""
+"""Findings: what the missingness lab has found, as a file, tables, pictures and a page."""
 
 from __future__ import annotations
 
@@ -8,36 +8,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from rich.table import Column, Table
+from markupsafe import Markup
 
-from cfmask.errors import visible
-from cfmask.files import write_text, write_whole
+from cfmask.files import write_text
+from cfmask.missingness import sections
 from cfmask.missingness.curves import Curve
-from cfmask.reporting.escapes import drawing, drawn
-from cfmask.reporting.svg import LIGHT
+from cfmask.missingness.sections import SHOWN, CurveRow, Group
+from cfmask.reporting import panels
+from cfmask.reporting.rendering import Cell, Column, Table, environment
 
-# Name of a measure -> what it is called in pictures, and the factor to its unit there.
-SHOWN = {
-    "accuracy": ("accuracy, %", 100.0),
-    "kept": ("kept predictions, %", 100.0),
-    "entropy": ("entropy of the classes, nats", 1.0),
-    "similarity": ("WordNet similarity", 1.0),
-}
-TITLES = {"random": "at random", "most": "most relevant first", "least": "least relevant first"}
-
-
-@dataclass(frozen=True)
-class CurveRow:
-    """The curves of a model by one segmentation, order and way of hiding."""
-
-    model: str
-    segments: str
-    order: str
-    hiding: str
-    curves: Mapping[str, Curve]
+# Titles of the tables.
+AREAS = "Mean over the degrees of removal, 0 to 1"
+SHAPE = "Accuracy with the object hidden, and with as much elsewhere"
+LIME = "LIME against the mask of the object, and the model without the highest segments"
+LINEARITY = "Features of an image against the sum of its patches'"
+SIZES = "Change of the cosine of two images' features when they are smaller"
+WINDOWS = "Cosine of the features of a window and of the same window moved"
+# What a table would have no room for; charts and the file have it.
+DRAWN = ("classes", "ablation")
 
 
 @dataclass
@@ -47,118 +35,131 @@ class Findings:
     Attributes:
         protocol: how: images, ways, seed, versions.
         removal: removal curves.
-        tables: other measures, by name: rows of figures by the names of their columns.
+        tables: other measures, by title: rows of figures by the names of their columns.
     """
 
     protocol: dict[str, Any]
     removal: list[CurveRow] = field(default_factory=list)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
-    def save(self, folder: Path) -> list[Path]:
-        """Write `missingness.json` and the pictures; gives all paths."""
-        text = json.dumps(asdict(self), indent=1)
-        write_text(folder / "missingness.json", text)
-        return [folder / "missingness.json", *self._pictures(folder)]
+    def save(self, folder: Path, classes: Sequence[str] = ()) -> list[Path]:
+        """Write `missingness.json`, `missingness.html` and the pictures; gives all paths.
 
-    def _pictures(self, folder: Path) -> Iterator[Path]:
-        models = list(dict.fromkeys(row.model for row in self.removal))
-        for number, model in enumerate(models):
-            rows = [row for row in self.removal if row.model == model]
-            for measure in rows[0].curves:
-                start = f"{number}-" if len(models) > 1 else ""
-                path = folder / f"{start}{measure}.png"
-                draw_curves(path, rows, measure, model if len(models) > 1 else "")
-                yield path
+        Args:
+            folder: where they go.
+            classes: that have bars of their shape bias; see `cfmask.missingness.sections.shape`.
+        """
+        files = {"missingness.json": json.dumps(asdict(self), indent=1)}
+        files["missingness.html"] = self._page(classes)
+        for name, text in files.items():
+            write_text(folder / name, text)
+        made = [folder / name for name in files]
+        for number, (_, groups) in enumerate(self._by_model(classes)):
+            start = f"{number}-" if len(self._models) > 1 else ""
+            for _, group in groups:
+                made.append(folder / f"{start}{group.name}.png")
+                panels.save(made[-1], group.panels, self._ways, group.columns)
+        return made
 
     def printed(self) -> Iterator[Table]:
-        """Tables for a terminal."""
+        """Tables for a terminal or a page."""
         if self.removal:
-            yield _removal_table(self.removal)
-        for name, rows in self.tables.items():
-            yield plain_table(name, rows)
+            yield _areas(self.removal)
+        for title, rows in self.tables.items():
+            yield _table(title, rows)
+
+    @property
+    def _models(self) -> list[str]:
+        return list(dict.fromkeys(row.model for row in self.removal))
+
+    @property
+    def _ways(self) -> list[str]:
+        return list(dict.fromkeys(row.hiding for row in self.removal))
+
+    def _by_model(self, classes: Sequence[str]) -> Iterator[tuple[str, list[tuple[str, Group]]]]:
+        """Each model with its groups of charts, and the section that each belongs to."""
+        for model in self._models:
+            own = {
+                title: [row for row in rows if row["model"] == model]
+                for title, rows in self.tables.items()
+            }
+            curves, ways = [row for row in self.removal if row.model == model], self._ways
+            groups = [("removal", group) for group in sections.removal(curves, ways)]
+            if own.get(SHAPE):
+                groups += [("shape", g) for g in sections.shape(own[SHAPE], ways, classes)]
+            if own.get(LIME):
+                groups += [("lime", group) for group in sections.lime(own[LIME], ways)]
+            if own.get(LINEARITY):
+                groups += [("linearity", g) for g in sections.linearity(own[LINEARITY], ways)]
+            if own.get(SIZES):
+                parts = sections.concordance(own[SIZES], own[WINDOWS], ways)
+                groups += [("concordance", group) for group in parts]
+            yield model, groups
+
+    def _page(self, classes: Sequence[str]) -> str:
+        drawn: dict[str, list[tuple[str, list[tuple[str, Markup]]]]] = {}
+        for model, groups in self._by_model(classes):
+            for section, group in groups:
+                words = [model] if len(self._models) > 1 else []
+                words += [SHOWN[group.name][0]] if section == "removal" else []
+                made = [(panel.title, Markup(panels.svg(panel))) for panel in group.panels]
+                drawn.setdefault(section, []).append((": ".join(words), made))
+        content = [
+            {"name": k, "title": sections.NAMES[k], "words": sections.WORDS[k], "charts": found}
+            for k, found in drawn.items()
+        ]
+        page = environment().get_template("missingness.html")
+        return page.render(
+            models=self._models,
+            about=list(_about(self.protocol)),
+            sections=content,
+            legend=panels.legend(self._ways),
+            tables=list(self.printed()),
+        )
 
 
-def _removal_table(rows: Sequence[CurveRow]) -> Table:
+def _about(protocol: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was measured, in words."""
+    for name, facts in protocol["models"].items():
+        words = f"{name} – {facts['images']:,} images, relevant segments by {facts['relevance']}"
+        yield "model", words
+    if "data" in protocol:
+        yield "data", str(protocol["data"])
+    yield "intervals", f"95 %, by {protocol['samples']:,} bootstrap samples of the images"
+
+
+def _areas(rows: Sequence[CurveRow]) -> Table:
     """Areas of all curves with their intervals."""
     measures = list(rows[0].curves)
-    heads = ["model", "segments", "order", "hidden by", *(SHOWN[m][0] for m in measures)]
-    columns = [Column(head, overflow="fold") for head in heads]
-    table = Table(*columns, title="Mean over the degrees of removal, 0 to 1 (95 % interval)")
-    for row in rows:
-        cells = [_area(row.curves[m], SHOWN[m][1]) for m in measures]
-        table.add_row(visible(row.model), row.segments, row.order, row.hiding, *cells)
-    return table
+    columns = [Column(head, words=True) for head in ("model", "segments", "order", "hidden by")]
+    columns += [Column(SHOWN[measure][0]) for measure in measures]
+    cells = [
+        [
+            *map(Cell, (row.model, row.segments, row.order, row.hiding)),
+            *(_area(row.curves[m], SHOWN[m][1]) for m in measures),
+        ]
+        for row in rows
+    ]
+    return Table(AREAS, columns, [cells])
 
 
-def _area(curve: Curve, unit: float) -> str:
+def _area(curve: Curve, unit: float) -> Cell:
     value, low, high = (unit * part for part in curve.area)
     digits = 1 if unit > 1 else 2
-    return f"{value:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+    return Cell(f"{value:.{digits}f}", below=f"{low:.{digits}f}–{high:.{digits}f}")
 
 
-def plain_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows of figures as they are; numbers with three digits after the point, intervals behind."""
-    heads = [key for key in dict.fromkeys(k for row in rows for k in row) if key != "classes"]
-    table = Table(*(Column(head, overflow="fold") for head in heads), title=name)
-    for row in rows:
-        table.add_row(*(_cell(row.get(head)) for head in heads))
-    return table
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows of figures as they are, with three digits after the point and intervals below."""
+    heads = [head for head in dict.fromkeys(k for row in rows for k in row) if head not in DRAWN]
+    columns = [Column(head, words=isinstance(rows[0][head], str)) for head in heads]
+    return Table(title, columns, [[[_cell(row.get(head)) for head in heads] for row in rows]])
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
+def _cell(value: Any) -> Cell:
     if isinstance(value, list | tuple):
-        middle, low, high = (_cell(part) for part in value)
-        return f"{middle} ({low}–{high})"
-    return f"{value:.3f}" if isinstance(value, float) else visible(value)
-
-
-def draw_curves(path: Path, rows: Sequence[CurveRow], measure: str, title: str) -> None:
-    """Write small multiples of one measure as a PNG: a row a segmentation, a column an order.
-
-    Args:
-        path: the file.
-        rows: of one model.
-        measure: key of their curves.
-        title: above all.
-    """
-    orders = list(dict.fromkeys(row.order for row in rows))
-    kinds = list(dict.fromkeys(row.segments for row in rows))
-    ways = list(dict.fromkeys(row.hiding for row in rows))
-    with drawing(), rc_context(LIGHT.style()):
-        size = (max(4.2, 2.7 * len(orders) + 0.6), 2.3 * len(kinds) + 0.9)
-        figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(len(kinds), len(orders), sharex=True, sharey=True, squeeze=False)
-        for i, kind in enumerate(kinds):
-            for j, order in enumerate(orders):
-                own = [row for row in rows if (row.order, row.segments) == (order, kind)]
-                _draw_panel(grid[i][j], own, measure, ways)
-                grid[i][j].set_title(f"{kind}, {TITLES[order]}", fontsize=9)
-        for axes in grid[-1]:
-            axes.set_xlabel("hidden, %")
-        for axes in grid[:, 0]:
-            axes.set_ylabel(SHOWN[measure][0])
-        handles, names = grid[0][0].get_legend_handles_labels()
-        figure.legend(
-            handles, names, loc="outside upper center", ncols=min(4, len(ways)), frameon=False
-        )
-        if title:
-            figure.suptitle(drawn(title), fontsize=10)
-        write_whole(path, lambda file: figure.savefig(file, dpi=160, format="png"))
-
-
-def _draw_panel(axes: Axes, rows: Sequence[CurveRow], measure: str, ways: Sequence[str]) -> None:
-    unit = SHOWN[measure][1]
-    for row in rows:
-        found, look = row.curves[measure], LIGHT.look(ways.index(row.hiding))
-        x = [100 * k / (len(found.values) - 1) for k in range(len(found.values))]
-        low, middle, high = (
-            [unit * v for v in part] for part in (found.low, found.values, found.high)
-        )
-        axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        axes.plot(x, middle, **look, markersize=3.5, linewidth=1.2, label=row.hiding, clip_on=False)
-    axes.set_xlim(0, 100)
-    # An entropy of nothing is some 1e-7 below 0.
-    axes.set_ylim(0, max(axes.get_ylim()[1], 0.01 * unit))
-    axes.grid(axis="y")
+        middle, low, high = (f"{part:.3f}" for part in value)
+        return Cell(middle, below=f"{low}–{high}")
+    return Cell(
+        "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+    )

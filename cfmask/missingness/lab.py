@@ -21,12 +21,13 @@ from cfmask.inference.inference import eval_mode
 from cfmask.missingness.class_similarity import class_similarity
 from cfmask.missingness.curves import measured
 from cfmask.missingness.features import Concordance, Linearity, concordance, linearity
-from cfmask.missingness.findings import CurveRow, Findings
+from cfmask.missingness.findings import LIME, LINEARITY, SHAPE, SIZES, WINDOWS, Findings
 from cfmask.missingness.hiding import DEFAULT, HIDINGS
 from cfmask.missingness.lime import PLAIN_LIME, Lime
 from cfmask.missingness.lime_quality import LimeQuality, lime_quality
 from cfmask.missingness.per_image import Images, Measure, per_image
 from cfmask.missingness.removal import ORDERS, Removal, check_names
+from cfmask.missingness.sections import CurveRow
 from cfmask.missingness.segments import Cutter, Segmented, cutters
 from cfmask.missingness.shape_bias import ShapeBias, shape_bias
 from cfmask.relevance import Relevance, default_relevance
@@ -35,12 +36,6 @@ from cfmask.version import __version__
 MEASURES = ("shape", "lime", "linearity", "concordance")
 # Those that need masks.
 MASKED = ("shape", "lime")
-# Titles of the tables.
-SHAPE = "Accuracy with the object hidden, and with as much elsewhere"
-LIME = "LIME against the mask of the object, and the model without the highest segments"
-LINEARITY = "Features of an image against the sum of its patches'"
-SIZES = "Change of the cosine of two images' features when they are smaller"
-WINDOWS = "Cosine of the features of a window and of the same window moved"
 
 
 def missingness(
@@ -112,7 +107,8 @@ def missingness(
                 curves = measured(answers["removal"]["/".join(place)], labels, between, samples)
                 found.removal.append(CurveRow(name, *place, curves))
             for title, table in _tables(answers, samples, model.class_names):
-                found.tables.setdefault(title, []).extend({"model": name, **row} for row in table)
+                rows = sorted(table, key=lambda row: _place(row, hidings))
+                found.tables.setdefault(title, []).extend({"model": name, **row} for row in rows)
             about = {"encoder": model.name, "images": len(images), "relevance": _described(by)}
             found.protocol["models"][name] = about
     return found
@@ -177,6 +173,12 @@ def _tables(
         sizes, moved = concordance(answers["concordance"])
         tables += [(SIZES, sizes), (WINDOWS, moved)]
     return tables
+
+
+def _place(row: Mapping[str, Any], hidings: Sequence[str]) -> tuple[list[Any], int]:
+    """Where a row stands in its table: by what was shown, then in the order of the hidings."""
+    named = ("segments", "patch side", "image side", "half side", "moved by")
+    return [row[name] for name in named if name in row], hidings.index(row["hidden by"])
 
 
 def _described(relevance: Relevance | None) -> str:
