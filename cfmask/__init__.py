@@ -44,15 +44,21 @@ if TYPE_CHECKING:
     from cfmask.merging.projection import tpgm
     from cfmask.merging.soups import greedy_soup, model_stock
     from cfmask.methods.base import Method
+    from cfmask.methods.carft import CARFT
+    from cfmask.methods.carot import CaRot
     from cfmask.methods.clipood import CLIPood
     from cfmask.methods.distillation import Distillation
     from cfmask.methods.finetuning import FineTuning
+    from cfmask.methods.flyp import FLYP
     from cfmask.methods.l2sp import L2SP
     from cfmask.methods.linear_probe import LinearProbe
+    from cfmask.methods.lipsum import LipsumFT
     from cfmask.methods.lpft import LPFT
     from cfmask.methods.masked_distillation import MaskedDistillation
     from cfmask.methods.r_adapter import RAdapter
     from cfmask.methods.spd import SPD
+    from cfmask.methods.starft import StarFT
+    from cfmask.methods.tracer import TRACER
     from cfmask.missingness.lime import LimeRelevance
     from cfmask.package_cam import PackageCAM
     from cfmask.relevance import (

@@ -22,6 +22,7 @@ from cfmask.heads import HeadOrigin, empty_head
 from cfmask.images import check_unit
 from cfmask.layer_masking import masked_forward
 from cfmask.spec import Spec
+from cfmask.text import TextTower, Tokenizer
 from cfmask.trust import class_path
 
 Pooling = Literal["token", "prefix", "average", "all", "map", "other"]
@@ -169,6 +170,17 @@ class Classifier(nn.Module, ABC):
         classifier = cls.__new__(cls)
         Classifier.__init__(classifier, cls.architecture(spec), head, spec)
         return classifier
+
+    def text_tower(self) -> tuple[TextTower, Tokenizer]:
+        """The text tower that the encoder was pretrained with, as it was then, and its tokenizer.
+
+        Raises:
+            InputError: there is none.
+        """
+        raise InputError(
+            f"Expected a classifier with a text tower for this method, but {self.name} comes "
+            "without one; use --model open_clip:NAME/TAG, or another method."
+        )
 
     def suit(self, device: torch.device) -> None:
         """Lay out a CNN's weights as its device reads them fastest: channels last.

@@ -12,14 +12,13 @@ object 0.3, context 0.6.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cfmask.errors import InputError
-from cfmask.processes import count, rank
+from cfmask.processes import count, own_rows, rank, rows_of_all
 
 Donors = Literal["device", "all"]
 
@@ -70,7 +69,7 @@ class RandomMask(PatchMask):
     def __call__(self, relevance: Tensor) -> Tensor:
         """See `PatchMask`."""
         h, w = relevance.shape[1:]
-        noise = _own_rows(len(relevance), lambda rows: relevance.new_empty(rows, h, w).uniform_())
+        noise = own_rows(len(relevance), lambda rows: relevance.new_empty(rows, h, w).uniform_())
         kept = self.kept(h * w)
         if kept is None:
             return noise < self.probability
@@ -243,7 +242,7 @@ class ShuffleFill(Fill):
         """See `Fill`."""
         _check_grid(images, replaced)
         (h, w), flat = replaced.shape[1:], replaced.flatten(1)
-        noise = _own_rows(len(flat), lambda rows: torch.rand(rows, h * w, device=images.device))
+        noise = own_rows(len(flat), lambda rows: torch.rand(rows, h * w, device=images.device))
         # Both orders begin with the replaced patches: by position, and at random.
         rest = torch.arange(1, 1 + h * w, device=images.device, dtype=noise.dtype)
         places = torch.where(flat, 0, rest).argsort(dim=1, stable=True)
@@ -322,9 +321,7 @@ def _donors(images: Tensor, donors: Donors) -> tuple[Tensor, Tensor]:
     """
     own = torch.arange(len(images), device=images.device)
     if donors == "all" and count() > 1:
-        shares = [torch.empty_like(images) for _ in range(count())]
-        torch.distributed.all_gather(shares, images.contiguous())
-        images, own = torch.stack(shares, 1).flatten(0, 1), own * count() + rank()
+        images, own = rows_of_all(images), own * count() + rank()
     check_donors(len(images))
     return images, own
 
@@ -332,18 +329,10 @@ def _donors(images: Tensor, donors: Donors) -> tuple[Tensor, Tensor]:
 def _others(own: Tensor, number: int) -> Tensor:
     """For each index in [0, `number`) a uniformly random other one."""
     shape = own.shape[1:]
-    steps = _own_rows(
+    steps = own_rows(
         len(own), lambda rows: torch.randint(1, number, (rows, *shape), device=own.device)
     )
     return (own + steps) % number
-
-
-def _own_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
-    """This device's rows of random numbers for the images of all devices.
-
-    With equal seeds an image gets the same numbers as on a single device.
-    """
-    return draw(rows * count())[rank() :: count()]
 
 
 def _check_grid(images: Tensor, grid: Tensor) -> None:

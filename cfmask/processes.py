@@ -104,6 +104,30 @@ def anywhere(flag: Tensor) -> Tensor:
     return told.bool()
 
 
+def own_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
+    """This device's rows of random numbers for the images of all devices.
+
+    With generators seeded alike, an image gets what it would get on one device alone: device r of W
+    has the images r, r + W, r + 2 W, … of a step.
+    """
+    return draw(rows * count())[rank() :: count()]
+
+
+def rows_of_all(own: Tensor) -> Tensor:
+    """The rows of all devices, equally many each, in the order that they have on one device.
+
+    Their mean gradient over the devices is that of a loss which one device computes of all rows:
+    it flows into each device's own rows, W times there, as W devices divide it.
+    """
+    if count() == 1:
+        return own
+    shares = [torch.empty_like(own) for _ in range(count())]
+    dist.all_gather(shares, own.detach().contiguous())
+    if own.requires_grad:
+        shares[rank()] = own.detach() + count() * (own - own.detach())
+    return torch.stack(shares, 1).flatten(0, 1)
+
+
 def device() -> torch.device:
     """The GPU of this process by LOCAL_RANK, or the CPU."""
     if not torch.cuda.is_available():

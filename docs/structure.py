@@ -19,7 +19,7 @@ internals
 precision attention
 processes files trust terminal decoding layer_masking wordnet digits labels
 heads images weights
-spec
+spec text
 classifier shift tiny_clip
 checkpoint counterfactual relevance
 families saved_relevance package_cam data

@@ -31,6 +31,7 @@ from cfmask.images import Preprocess
 from cfmask.internals import embed, global_pool, need, pool
 from cfmask.layer_masking import masked_forward, unmask
 from cfmask.spec import Spec
+from cfmask.text import TextTower, Tokenizer
 
 # In place of a tag: no weights.
 UNTRAINED = "random"
@@ -102,6 +103,18 @@ class OpenClipClassifier(Classifier):
             options={"pretrained": pretrained, "config": config, "templates": list(templates)},
         )
         super().__init__(tower, layer, spec)
+        self._made_of = model, pretrained
+
+    # Model and weights that the commands were asked for; unknown of what comes from a file, which
+    # may not say what is loaded.
+    _made_of: tuple[str, str | None] | None = None
+
+    def text_tower(self) -> tuple[TextTower, Tokenizer]:
+        """See `Classifier.text_tower`. Weights files and runs hold the image tower alone."""
+        if self._made_of is None:
+            return super().text_tower()
+        clip, _ = load_clip(*self._made_of)
+        return TextTower(clip), tokenizer_of(self._made_of[0], clip)
 
     def encode(self, normalised: Tensor, hidden: Tensor | None) -> Tensor:
         """See `Classifier.encode`. The last block is computed for the class token alone."""

@@ -1,0 +1,375 @@
+"""Methods with the text tower, against slow and obvious versions of what they add up."""
+
+from __future__ import annotations
+
+import math
+
+import open_clip
+import pytest
+import torch
+
+from cfmask import (
+    CARFT,
+    FLYP,
+    TRACER,
+    CaRot,
+    DigitsData,
+    InputError,
+    LipsumFT,
+    OpenClipClassifier,
+    StarFT,
+    digits,
+)
+from cfmask.methods.starft import Around
+from cfmask.text import Captions
+
+KINDS = [CARFT, FLYP, TRACER, CaRot, LipsumFT, StarFT]
+
+
+def moved(module, seed=0, by=0.05):
+    """The same module, its weights a little elsewhere."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(by * p.abs().mean() * torch.randn(p.shape, generator=generator))
+    return module
+
+
+def rows(features):
+    """Unit vectors as lists of float64."""
+    values = features.detach().double()
+    return (values / values.norm(dim=1, keepdim=True)).tolist()
+
+
+def dot(one, other):
+    return math.fsum(a * b for a, b in zip(one, other))
+
+
+def table(scale, images, texts):
+    """Logits, row by row."""
+    return [[float(scale) * dot(f, t) for t in texts] for f in images]
+
+
+def turned(logits):
+    return [list(column) for column in zip(*logits)]
+
+
+def log_softmax(row):
+    top = max(row)
+    total = math.log(math.fsum(math.exp(x - top) for x in row)) + top
+    return [x - total for x in row]
+
+
+def cross_entropy(logits):
+    return -math.fsum(log_softmax(row)[i] for i, row in enumerate(logits)) / len(logits)
+
+
+def contrast(logits):
+    return (cross_entropy(logits) + cross_entropy(turned(logits))) / 2
+
+
+def divergence(teacher, student):
+    """KL(teacher ‖ student), mean over rows."""
+    total = 0.0
+    for t, s in zip(teacher, student):
+        p, q = log_softmax(t), log_softmax(s)
+        total += math.fsum(math.exp(a) * (a - b) for a, b in zip(p, q))
+    return total / len(teacher)
+
+
+def norm(matrix):
+    return math.sqrt(math.fsum(x * x for row in matrix.tolist() for x in row))
+
+
+def close(got, expected):
+    assert got.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.fixture
+def batch(digit_batch):
+    """Eight images, and labels of which two pairs are equal."""
+    images, labels = digit_batch
+    labels = labels.clone()
+    labels[:4] = torch.tensor([3, 5, 3, 5])
+    labels[4:] = torch.tensor([0, 1, 2, 7])
+    return images, labels
+
+
+def seen(method, images, tokens):
+    """Features and scale of the tuned towers."""
+    text = method.text.clip.encode_text(padded(method, tokens))
+    return (
+        rows(method.classifier.features(images)),
+        rows(text),
+        method.text.clip.logit_scale.exp().item(),
+    )
+
+
+def padded(method, tokens):
+    """Tokens at the context length, as open_clip wants them."""
+    return torch.nn.functional.pad(tokens, (0, method.text.clip.context_length - tokens.shape[1]))
+
+
+def drawn(method, labels):
+    """The captions that the next step draws."""
+    torch.manual_seed(5)
+    tokens = method.by_class.of(labels, method.by_class.drawn(labels))
+    torch.manual_seed(5)
+    return tokens
+
+
+def test_captions_are_those_of_the_tokenizer(tiny_clip):
+    method = FLYP(tiny_clip)
+    tokenizer = tiny_clip.text_tower()[1]
+    labels = torch.tensor([3, 3, 7, 0] * 10)
+    tokens = drawn(method, labels)
+    templates = method.by_class.drawn(labels)
+    texts = [
+        digits.TEMPLATES[t].format(digits.CLASS_NAMES[k])
+        for k, t in zip(labels.tolist(), templates.tolist())
+    ]
+    assert torch.equal(padded(method, tokens), tokenizer(texts))
+    assert len(set(texts)) > 10
+    # As long as the longest of the batch.
+    assert (tokens[:, -1] != 0).any() and tokens.shape[1] < 16
+
+
+def test_the_head_is_that_of_open_clip_for_the_tuned_towers(tiny_clip):
+    method = FLYP(tiny_clip)
+    moved(method.text)
+    method.rebuild_head()
+    clip, tokenizer = method.text.clip, tiny_clip.text_tower()[1]
+    makers = [lambda name, t=t: t.format(name) for t in digits.TEMPLATES]
+    weight = open_clip.build_zero_shot_classifier(clip, tokenizer, digits.CLASS_NAMES, makers, 10)
+    expected = clip.logit_scale.exp() * weight.T
+    assert torch.allclose(tiny_clip.head.weight, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_flyp_is_two_cross_entropies(tiny_clip, batch, skip):
+    images, labels = batch
+    method = FLYP(tiny_clip, skip_same_class=skip)
+    moved(method.text)
+    tokens = drawn(method, labels)
+    got = method.losses(images, labels)
+    f, t, scale = seen(method, images, tokens)
+    logits = table(scale, f, t)
+    if skip:
+        kinds = labels.tolist()
+        for i, row in enumerate(logits):
+            for j in range(len(row)):
+                if i != j and kinds[i] == kinds[j]:
+                    row[j] = -1e9
+    close(got["task"], contrast(logits))
+    assert set(got) == {"task"}
+
+
+def test_labels_are_smoothed_over_the_batch(tiny_clip, batch):
+    images, labels = batch
+    method = FLYP(tiny_clip, label_smoothing=0.2, task_weight=0.5)
+    tokens = drawn(method, labels)
+    got = method.losses(images, labels)["task"]
+    f, t, scale = seen(method, images, tokens)
+    logits = table(scale, f, t)
+    total = 0.0
+    for each in (logits, turned(logits)):
+        for i, row in enumerate(each):
+            shares = [0.2 / 8 + 0.8 * (i == j) for j in range(8)]
+            total -= dot(shares, log_softmax(row)) / 8
+    close(got, 0.5 * total / 2)
+
+
+def test_carft_is_the_divergence_of_contexts(tiny_clip, batch):
+    images, labels = batch
+    tower, tokenizer = tiny_clip.text_tower()
+    method = CARFT(tiny_clip, context_weight=1.5)
+    pretrained = rows(tiny_clip.features(images))
+    moved(tiny_clip)
+    got = method.losses(images, labels)
+    contexts = []
+    for template in digits.TEMPLATES:
+        tokens = tokenizer([template.format(name) for name in digits.CLASS_NAMES])
+        features = rows(tower.clip.encode_text(tokens))
+        mean = torch.tensor([math.fsum(column) / 10 for column in zip(*features)]).double()
+        contexts.append((mean / mean.norm()).tolist())
+    scale = tower.clip.logit_scale.exp().item()
+    before, after = (
+        table(scale, f, contexts) for f in (pretrained, rows(tiny_clip.features(images)))
+    )
+    close(got["context"], 1.5 * divergence(before, after))
+    logits = tiny_clip(images).double().tolist()
+    expected = -sum(log_softmax(row)[k] for row, k in zip(logits, labels.tolist())) / 8
+    close(got["task"], expected)
+
+
+def test_lipsum_is_the_distance_of_logits_for_random_texts(tiny_clip, batch):
+    images, labels = batch
+    tower, tokenizer = tiny_clip.text_tower()
+    method = LipsumFT(tiny_clip, lipsum_weight=0.7, texts=6, length=4)
+    pretrained = rows(tiny_clip.features(images))
+    moved(tiny_clip)
+    torch.manual_seed(5)
+    texts = method.drawn()
+    torch.manual_seed(5)
+    got = method.losses(images, labels)["lipsum"]
+    begin, end = tokenizer([""])[0, :2].tolist()
+    assert texts.shape == (6, 6) and (texts[:, 0] == begin).all() and (texts[:, -1] == end).all()
+    assert (texts[:, 1:-1] < begin).all() and texts[:, 1:-1].unique().numel() > 10
+    read = rows(tower.clip.encode_text(torch.nn.functional.pad(texts, (0, 10))))
+    scale = tower.clip.logit_scale.exp().item()
+    after, before = (table(scale, f, read) for f in (rows(tiny_clip.features(images)), pretrained))
+    distances = [
+        sum((a - b) ** 2 for a, b in zip(one, other)) / 12 for one, other in zip(after, before)
+    ]
+    close(got, 0.7 * sum(distances) / 8)
+    assert not tiny_clip.head.bias.requires_grad
+
+
+def taught(method, images, tokens):
+    """Features and scale of the average, moved away from the student."""
+    pair = method.average
+    text = pair.text.clip.encode_text(padded(method, tokens))
+    return rows(pair.image.features(images)), rows(text), pair.text.clip.logit_scale.exp().item()
+
+
+def test_carot_adds_norms_and_the_answers_of_the_average(tiny_clip, batch):
+    images, labels = batch
+    method = CaRot(tiny_clip, distill_weight=1.1, orthogonal_weight=0.3, cross_weight=0.2)
+    moved(method.average)
+    tokens = drawn(method, labels)
+    got = method.losses(images, labels)
+    (f, t, s), (f0, t0, s0) = seen(method, images, tokens), taught(method, images, tokens)
+    own, held = table(s, f, t), table(s0, f0, t0)
+    close(got["task"], contrast(own))
+    total = 0.0
+    for student, teacher in ((own, held), (turned(own), turned(held))):
+        for a, b in zip(student, teacher):
+            total -= sum(math.exp(p) * q for p, q in zip(log_softmax(b), log_softmax(a)))
+    close(got["distill"], 1.1 * total / 8)
+    image = tiny_clip.encoder.proj.double()
+    close(got["orthogonal"], 0.3 * norm(image.T @ image - torch.eye(64).double()))
+    close(got["cross"], 0.2 * norm(image @ method.text.clip.text_projection.double().T))
+    method._held = False
+    assert set(method.losses(images, labels)) == {"task", "orthogonal", "cross"}
+
+
+def test_tracer_adds_four_distances_to_the_average(tiny_clip, batch):
+    images, labels = batch
+    method = TRACER(tiny_clip, distill_weight=0.4, feature_weight=300.0, cross_weight=0.2)
+    moved(method.average)
+    tokens = drawn(method, labels)
+    got = method.losses(images, labels)
+    (f, t, s), (f0, t0, s0) = seen(method, images, tokens), taught(method, images, tokens)
+    own, held = table(s, f, t), table(s0, f0, t0)
+
+    def mse(one, other):
+        return sum((a - b) ** 2 for x, y in zip(one, other) for a, b in zip(x, y)) / (8 * 64)
+
+    features = 300 * (mse(f, f0) + mse(t, t0))
+    crd = (divergence(held, own) + divergence(turned(held), turned(own))) / 2
+    images_among, texts_among = table(s, f, t0), table(s, t, f0)
+    icl = (cross_entropy(images_among) + cross_entropy(texts_among)) / 2
+    crossed = divergence(held, images_among) + divergence(turned(held), texts_among)
+    close(got["distill"], 0.4 * (features + crd + icl + crossed / 2))
+    close(got["task"], contrast(own))
+    projections = tiny_clip.encoder.proj.double(), method.text.clip.text_projection.double()
+    close(got["cross"], 0.2 * norm(projections[0] @ projections[1].T))
+
+
+def test_starft_is_the_divergence_on_captions_with_surroundings(tiny_clip, batch):
+    images, labels = batch
+    method = StarFT(tiny_clip, star_weight=0.6, surroundings=["at night", "in a forest"])
+    moved(method.classifier), moved(method.text)
+    tokens = drawn(method, labels)
+    around = []
+    method.around.register_forward_hook(lambda module, args, out: around.append(out))
+    got = method.losses(images, labels)
+    f, t, s = seen(method, images, tokens)
+    close(got["task"], contrast(table(s, f, t)))
+    tower = method.teacher.text.clip
+    whole = padded(method, around[0])
+    z, z0 = rows(method.text.clip.encode_text(whole)), rows(tower.encode_text(whole))
+    scale = tower.logit_scale.exp().item()
+    f0 = rows(method.teacher.image.features(images))
+    own, held = table(scale, f, z), table(scale, f0, z0)
+    for i, j in ((i, j) for i in range(8) for j in range(8) if labels[i] == labels[j]):
+        own[i][j] = held[i][j] = -1e8
+    close(got["star"], 0.6 * divergence(held, own))
+
+
+def test_captions_with_surroundings_are_those_of_the_tokenizer(tiny_clip):
+    text, tokenizer = tiny_clip.text_tower()
+    names, phrases = ["three", "a b"], ["at night", "in a very long and dark and wide forest"]
+    templates = ["a {}.", "{}", "a photo of a big red {}."]
+    around = Around(text, tokenizer, Captions(text, tokenizer, names, templates), phrases)
+    places = [(k, t, p) for k in range(2) for t in range(3) for p in range(2)]
+    got = around.joined(*(torch.tensor(each) for each in zip(*places)))
+    texts = [f"{templates[t].format(names[k]).rstrip('.')} {phrases[p]}." for k, t, p in places]
+    expected = tokenizer(texts)
+    assert torch.equal(torch.nn.functional.pad(got, (0, 16 - got.shape[1])), expected)
+    # Some of them are cut, some are not.
+    assert expected[:, -1].bool().any() and not expected[:, -1].bool().all()
+
+
+def test_the_average_of_carot_follows_in_jumps(tiny_clip):
+    method = CaRot(tiny_clip, every=5)
+    shares = [method.share(step, 100) for step in range(100)]
+    assert [step for step, share in enumerate(shares) if share] == list(range(0, 100, 5))
+    # What is left rises from 0.05 to 0.9 within the first 20 steps.
+    assert shares[0] == pytest.approx(0.95)
+    assert shares[10] == pytest.approx(1 - (0.05 + 0.85 / 2))
+    assert shares[20] == shares[95] == pytest.approx(0.1)
+
+
+def test_the_average_of_tracer_is_the_weighted_mean_of_all_weights(tiny_clip):
+    from scipy.stats import beta
+
+    method = TRACER(tiny_clip, shape=0.5)
+    steps, generator = 7, torch.Generator().manual_seed(0)
+    points = torch.rand(steps + 1, generator=generator, dtype=torch.float64)
+    mean = points[0].clone()
+    for step in range(steps):
+        mean += method.share(step, steps) * (points[step + 1] - mean)
+    weights = beta(0.5, 0.5).pdf((torch.arange(steps + 1).numpy() + 0.5) / (steps + 1))
+    expected = (torch.tensor(weights) * points).sum() / weights.sum()
+    assert float(mean) == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_classifier_without_a_text_tower_is_refused_in_one_line(kind, small_cnn, tiny_clip):
+    with pytest.raises(InputError, match=f"zero-shot head for {kind.__name__}.*open_clip") as told:
+        kind(small_cnn)
+    assert "\n" not in str(told.value)
+    # What a file holds is the image tower with its head.
+    again = OpenClipClassifier.from_spec(tiny_clip.spec)
+    with pytest.raises(InputError, match=r"text tower for this method.*--model open_clip"):
+        kind(again)
+
+
+def test_what_has_no_meaning_is_refused(tiny_clip):
+    with pytest.raises(InputError, match="no mixup or cutmix for FLYP"):
+        FLYP(tiny_clip, mixup=0.2)
+    with pytest.raises(InputError, match="at least 2 images in a batch for CaRot"):
+        CaRot(tiny_clip).check(DigitsData(batch_size=1))
+    with pytest.raises(InputError, match="1 text of 1 to 14 tokens"):
+        LipsumFT(tiny_clip, length=15)
+    with pytest.raises(InputError, match="every of at least 1"):
+        CaRot(tiny_clip, every=0)
+    with pytest.raises(InputError, match="surroundings"):
+        StarFT(tiny_clip, surroundings=[])
+    single = OpenClipClassifier("tiny-clip", None, ["a", "b"], ["{}"])
+    with pytest.raises(InputError, match="at least 2 templates"):
+        CARFT(single)
+
+
+@pytest.mark.parametrize(("kind", "part"), [(CARFT, "context"), (LipsumFT, "lipsum")])
+def test_mixing_changes_the_task_alone(tiny_clip, batch, kind, part, monkeypatch):
+    methods = kind(tiny_clip), kind(tiny_clip, mixup=0.5)
+    moved(tiny_clip)
+    if kind is LipsumFT:
+        texts = methods[0].drawn()
+        monkeypatch.setattr(kind, "drawn", lambda self: texts)
+    plain, mixed = (method.losses(*batch) for method in methods)
+    close(mixed[part], plain[part].item())
+    assert plain["task"] != mixed["task"]
+    assert methods[1].passes() == 2 * methods[0].passes() - 1 == 7
