@@ -6,7 +6,11 @@ import math
 
 import open_clip
 import pytest
+import pytorch_lightning as pl
 import torch
+from exact_cost import SavedBytes
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from cfmask import (
     CARFT,
@@ -21,6 +25,7 @@ from cfmask import (
     digits,
 )
 from cfmask.methods.starft import Around
+from cfmask.runs.cost import forward_cost, memory, text_cost
 from cfmask.text import Captions
 
 KINDS = [CARFT, FLYP, TRACER, CaRot, LipsumFT, StarFT]
@@ -297,6 +302,16 @@ def test_starft_is_the_divergence_on_captions_with_surroundings(tiny_clip, batch
     close(got["star"], 0.6 * divergence(held, own))
 
 
+def test_the_weight_of_starft_falls_by_the_epoch(tiny_clip, tmp_path):
+    method, seen = StarFT(tiny_clip, star_weight=0.6), []
+    method.on_before_zero_grad = lambda optimizer: seen.append(method.weight.item())
+    data = DigitsData(train_images=4, val_images=2, batch_size=2)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(max_epochs=3, accelerator="cpu", enable_checkpointing=False, **quiet)
+    trainer.fit(method, data)
+    assert seen == pytest.approx([0.4, 0.4, 0.2, 0.2, 0, 0], abs=1e-6)
+
+
 def test_captions_with_surroundings_are_those_of_the_tokenizer(tiny_clip):
     text, tokenizer = tiny_clip.text_tower()
     names, phrases = ["three", "a b"], ["at night", "in a very long and dark and wide forest"]
@@ -373,3 +388,27 @@ def test_mixing_changes_the_task_alone(tiny_clip, batch, kind, part, monkeypatch
     close(mixed[part], plain[part].item())
     assert plain["task"] != mixed["task"]
     assert methods[1].passes() == 2 * methods[0].passes() - 1 == 7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_step_costs_is_counted(tiny_clip, kind, monkeypatch):
+    # As on a device, where all captions are as long as the longest.
+    monkeypatch.setattr("cfmask.text.looks_are_free", lambda values: False)
+    monkeypatch.setattr("cfmask.methods.starft.looks_are_free", lambda values: False)
+    # Texts of a whole step are not counted; one is next to nothing.
+    method = kind(tiny_clip, texts=1, length=1) if kind is LipsumFT else kind(tiny_clip)
+    forward, text = forward_cost(tiny_clip), text_cost(method)
+    images, labels = torch.rand(24, 3, 48, 48), torch.arange(24) % 10
+    weights = [*method.parameters(), *method.buffers()]
+    # As one operation, attention would not be counted.
+    monkeypatch.setattr(torch.backends.mha, "get_fastpath_enabled", lambda: False)
+    math_alone, counter = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
+    with math_alone, counter, SavedBytes(weights) as saved:
+        torch.stack(list(method.losses(images, labels).values())).sum().backward()
+    # Pixels get no gradient.
+    pixels = 2 * tiny_clip.encoder.conv1.weight.numel() * 36
+    estimate = method.passes() * forward.flops + text.flops - pixels
+    assert estimate == pytest.approx(counter.get_total_flops() / 24, rel=0.02)
+    kept = memory(method, 24, forward, text)["activations"]
+    assert kept == pytest.approx(saved.peak, rel=0.25)
+    assert (text.flops > 0) == (kind not in (CARFT, LipsumFT))

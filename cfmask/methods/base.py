@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -136,6 +138,12 @@ class Method(pl.LightningModule, ABC):
         """The weights of `plain`, by name."""
         weights: dict[str, Tensor] = self.classifier.state_dict()
         return weights
+
+    def made_of(self, weights: Mapping[str, Tensor]) -> Classifier:
+        """The classifier that other weights of the names of `tuned` make; some may be left out."""
+        made = copy.deepcopy(self.plain())
+        made.load_state_dict({**made.state_dict(), **weights})
+        return made
 
     def passes(self) -> float:
         """Forward passes of the encoder that a step makes of an image, for the printed cost.

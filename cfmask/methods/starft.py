@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,8 +83,11 @@ class StarFT(ContrastiveMethod):
         self.register_buffer("weight", torch.tensor(star_weight), persistent=False)
         self.around = Around(self.text, classifier.text_tower()[1], self.by_class, surroundings)
 
-    def on_train_epoch_start(self) -> None:
-        """The weight of this epoch; of a run that is limited by steps alone, by these."""
+    def on_train_batch_start(self, *args: Any) -> None:
+        """The weight of this epoch; of a run that is limited by steps alone, by these.
+
+        A run that goes on within an epoch has no start of it.
+        """
         epochs = self.trainer.max_epochs
         done, of = self.current_epoch + 1, epochs or 0
         if of < 1:

@@ -7,6 +7,7 @@ Features are unit vectors, float32.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,9 @@ from cfmask.methods.base import Method
 from cfmask.methods.recipe import Recipe
 from cfmask.methods.teacher import frozen_copy
 from cfmask.text import Captions, TextTower, Tokenizer
+
+# Before the names of the text tower's weights.
+TEXT = "text."
 
 
 class Embedded(NamedTuple):
@@ -183,6 +187,20 @@ class ContrastiveMethod(TextMethod):
         """See `TextMethod.text_passes`."""
         passes = 4.0 if self.grad_checkpointing else 3.0
         return [TextPass(self.text, self.by_class.longest, passes, 1.0)]
+
+    def tuned(self) -> dict[str, Tensor]:
+        """See `Method.tuned`: of both towers, without the head, which the text tower makes."""
+        both = (self.classifier.state_dict(), self.text.state_dict(prefix=TEXT))
+        return {k: v for state in both for k, v in state.items() if k != "head.weight"}
+
+    def made_of(self, weights: Mapping[str, Tensor]) -> Classifier:
+        """See `Method.made_of`."""
+        own = {k: v for k, v in weights.items() if not k.startswith(TEXT)}
+        read = {k.removeprefix(TEXT): v for k, v in weights.items() if k.startswith(TEXT)}
+        made, text = super().made_of(own), copy.deepcopy(self.text)
+        text.load_state_dict({**text.state_dict(), **read})
+        made.head.load_state_dict({**made.head.state_dict(), "weight": self.by_class.head(text)})
+        return made
 
     def rebuild_head(self) -> None:
         """Set the head to that of the text tower as it is."""

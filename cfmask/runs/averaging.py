@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytorch_lightning as pl
@@ -64,8 +63,7 @@ class TrajectoryAverage(Callback):
 
     def classifier(self, method: Method) -> Classifier:
         """The classifier of a method with these weights."""
-        averaged = copy.deepcopy(method.plain())
-        averaged.load_state_dict({**averaged.state_dict(), **self._weights})
+        averaged = method.made_of(self._weights)
         averaged.head_from = "training"
         return averaged
 

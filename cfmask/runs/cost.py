@@ -7,13 +7,14 @@ takes no memory, and nothing of what will be trained takes part in it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +22,7 @@ from cfmask.attention import Attention, Given
 from cfmask.classifier import Classifier
 from cfmask.internals import fake_tensors, internal
 from cfmask.methods import Method
+from cfmask.methods.towers import TextMethod
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,40 @@ def forward_cost(
         precision: as Lightning names it.
         device: type of the device that will run it.
     """
-    try:
-        with isolate_rng():
-            one, two = (_count(classifier, images, precision, device) for images in (1, 2))
-    # No count may stop a run: what is wrong with the encoder itself shows in its first step.
-    except Exception:
-        return None
-    return ForwardCost(two.flops - one.flops, two.kept_bytes - one.kept_bytes)
+    size = classifier.image_size
+
+    def images(count: int) -> Tensor:
+        return torch.empty(count, 3, *size, device=classifier.mean.device)
+
+    return _of_one_more(classifier, images, precision, device)
 
 
-def memory(method: Method, images: int, forward: ForwardCost | None) -> dict[str, int]:
+def text_cost(
+    method: Method, precision: str = "32-true", device: str = "cpu"
+) -> ForwardCost | None:
+    """What a step costs an image beside the passes of its encoder: those of text towers.
+
+    All of them are counted together, captions as long as the longest; None where one runs on values
+    alone.
+
+    Args:
+        method: its weights on the CPU.
+        precision: as Lightning names it.
+        device: type of the device that will run it.
+    """
+    flops, kept = 0.0, 0.0
+    for one in method.text_passes() if isinstance(method, TextMethod) else []:
+        captions = partial(_captions, one.length)
+        cost = _of_one_more(one.text, captions, precision, device)
+        if cost is None:
+            return None
+        flops, kept = flops + one.passes * cost.flops, kept + one.graphs * cost.kept_bytes
+    return ForwardCost(round(flops), round(kept))
+
+
+def memory(
+    method: Method, images: int, forward: ForwardCost | None, text: ForwardCost | None = None
+) -> dict[str, int]:
     """Estimated bytes that a training step needs on a device, by what they hold.
 
     Left out: the driver's own, fragments, and what a layer, or a block that is computed again,
@@ -74,6 +100,7 @@ def memory(method: Method, images: int, forward: ForwardCost | None) -> dict[str
         method: its weights as they are.
         images: on the device at a time.
         forward: cost of its classifier's forward pass; without it the activations are left out.
+        text: what text towers add; see `text_cost`.
     """
     trained = _bytes(p for p in method.parameters() if p.requires_grad)
     height, width = method.classifier.image_size
@@ -84,14 +111,34 @@ def memory(method: Method, images: int, forward: ForwardCost | None) -> dict[str
         "images": 4 * images * 3 * height * width,
     }
     if forward:
-        parts["activations"] = round(images * method.graphs() * forward.kept_bytes)
+        kept = method.graphs() * forward.kept_bytes + (text.kept_bytes if text else 0)
+        parts["activations"] = round(images * kept)
     return parts
 
 
-def _count(classifier: Classifier, images: int, precision: str, kind: str) -> ForwardCost:
+def _of_one_more(
+    network: nn.Module, batch: Callable[[int], Tensor], precision: str, device: str
+) -> ForwardCost | None:
+    """What two inputs cost more than one; `batch` makes so many."""
+    try:
+        with isolate_rng():
+            one, two = (_count(network, partial(batch, n), precision, device) for n in (1, 2))
+    # No count may stop a run: what is wrong with the encoder itself shows in its first step.
+    except Exception:
+        return None
+    return ForwardCost(two.flops - one.flops, two.kept_bytes - one.kept_bytes)
+
+
+def _captions(length: int, count: int) -> Tensor:
+    return torch.zeros(count, length, dtype=torch.int64)
+
+
+def _count(
+    network: nn.Module, batch: Callable[[], Tensor], precision: str, kind: str
+) -> ForwardCost:
     fake = fake_tensors()
-    tensors = [*classifier.parameters(), *classifier.buffers()]
-    twin = copy.deepcopy(classifier, {id(x): fake.from_tensor(x) for x in tensors}).eval()
+    tensors = [*network.parameters(), *network.buffers()]
+    twin = copy.deepcopy(network, {id(x): fake.from_tensor(x) for x in tensors}).eval()
     # Compiled in an earlier run; what is compiled takes no tensors without values.
     vars(twin).pop("encode", None)
     kept: dict[int, torch.UntypedStorage] = {}
@@ -102,16 +149,16 @@ def _count(classifier: Classifier, images: int, precision: str, kind: str) -> Fo
         return tensor
 
     dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.split("-")[0])
-    reduced = torch.autocast(twin.mean.device.type, dtype, enabled=dtype is not None)
+    reduced = torch.autocast(tensors[0].device.type, dtype, enabled=dtype is not None)
     saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     counter = FlopCounterMode(display=False)
     with fake, reduced, torch.enable_grad():
-        batch = torch.empty(images, 3, *twin.image_size, device=twin.mean.device)
+        given = batch()
         # As one operation, attention would not be counted on the CPU.
         with sdpa_kernel(SDPBackend.MATH), counter:
-            twin(batch)
+            twin(given)
         with nullcontext() if kind == "cpu" else _Fused(), saved:
-            twin(batch)
+            twin(given)
     return ForwardCost(counter.get_total_flops(), sum(x.nbytes() for x in kept.values()))
 
 

@@ -17,7 +17,7 @@ from cfmask.files import write_text
 from cfmask.heads import HEAD_ORIGINS
 from cfmask.methods import Method
 from cfmask.runs.averaging import TrajectoryAverage
-from cfmask.runs.cost import forward_cost, memory
+from cfmask.runs.cost import forward_cost, memory, text_cost
 from cfmask.terminal import show_table
 
 SUMMARY = "summary.json"
@@ -45,8 +45,8 @@ class RunSummary:
         steps: optimiser steps in all.
         precision: as Lightning names it.
         why: what decided on it, if it was `auto`.
-        passes: forward passes that a training step makes of an image; see `Method.passes`.
-            None if nobody knows.
+        passes: forward passes that a training step makes of an image; see `Method.passes`. Those
+            of text towers count by their FLOPs. None if nobody knows.
         flops_per_image: about, of a training step, a multiply-add as two; None if encoder or
             passes cannot be counted.
         memory: estimated bytes on a device, by what they hold; without activations if the encoder
@@ -127,7 +127,7 @@ class RunSummary:
                 what = "this encoder does not run on shapes without values"
             return f"not counted: {what}"
         return (
-            f"about {_short(self.flops_per_image)}FLOP an image, {self.passes:g} times a forward "
+            f"about {_short(self.flops_per_image)}FLOP an image, {self.passes:.4g} times a forward "
             f"pass; {_short(self.flops)}FLOP in all"
         )
 
@@ -166,23 +166,26 @@ def summarise(trainer: pl.Trainer, method: Method) -> RunSummary:
     precision = str(trainer.precision)
     device = trainer.strategy.root_device.type
     forward = forward_cost(method.classifier, precision, device)
-    parts = memory(method, data.batch_size, forward)
+    text = text_cost(method, precision, device)
+    parts = memory(method, data.batch_size, forward, text)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, TrajectoryAverage):
             parts["average"] = callback.bytes(method)
-    passes = method.passes() if math.isfinite(method.passes()) else None
+    passes = method.passes() if math.isfinite(method.passes()) and text else None
+    if passes and forward and text:
+        passes += text.flops / forward.flops
     head, origin = method.classifier.head, HEAD_ORIGINS[method.classifier.head_from]
-    student = list(method.classifier.parameters())
+    trained = [p for p in method.parameters() if p.requires_grad]
+    # A text tower that is tuned with its image tower is of the student.
+    student = [*{id(p): p for p in (*method.classifier.parameters(), *trained)}.values()]
     apart = {id(p) for p in student}
     return RunSummary(
         method=type(method).__name__,
         model=method.classifier.name,
         head=f"{type(head).__name__}: {origin}",
         parameters=_numel(student),
-        trainable=_numel(p for p in student if p.requires_grad),
-        teacher=_numel(
-            p for p in method.parameters() if id(p) not in apart and not p.requires_grad
-        ),
+        trainable=_numel(trained),
+        teacher=_numel(p for p in method.parameters() if id(p) not in apart),
         classes=len(method.classifier.class_names),
         train_images=len(data.train_set),
         val_images=len(data.val_set),
