@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class FollowedMethod(ContrastiveMethod):
 
     def text_passes(self) -> list[TextPass]:
         """See `TextMethod.text_passes`. The average makes one."""
-        return [one._replace(passes=one.passes + 1) for one in super().text_passes()]
+        return [replace(one, passes=one.passes + 1) for one in super().text_passes()]
 
 
 def projections(method: ContrastiveMethod) -> tuple[Tensor, Tensor]:

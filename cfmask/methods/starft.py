@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class StarFT(ContrastiveMethod):
     def text_passes(self) -> list[TextPass]:
         """See `TextMethod.text_passes`. Both towers read captions with surroundings."""
         (own,) = super().text_passes()
-        return [own, own._replace(length=self.around.longest, passes=own.passes + 1)]
+        return [own, replace(own, length=self.around.longest, passes=own.passes + 1)]
 
 
 class Around(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -68,7 +69,8 @@ class Pair(nn.Module):
         return embedded(self.image, self.text, images, tokens)
 
 
-class TextPass(NamedTuple):
+@dataclass(frozen=True)
+class TextPass:
     """What a step runs of a text tower, for the printed cost.
 
     Attributes:
