@@ -264,7 +264,7 @@ def test_the_schedule_is_one_cycle_over_all_steps(tiny_clip, tmp_path):
     assert method.optimizers().param_groups[0]["weight_decay"] == 0.1
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", [FineTuning, LinearProbe])
 def test_momentum_runs_against_the_learning_rate(kind, tiny_clip, tmp_path):
     seen = []
 

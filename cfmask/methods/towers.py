@@ -111,6 +111,11 @@ class TextMethod(Method):
         templates = spec.options.get("templates", ["a photo of a {}."])
         return Captions(text, tokenizer, spec.class_names, templates)
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Method.state_dict`. Averages are kept, frozen teachers are not."""
+        state = super().state_dict(*args, **kwargs)
+        return {k: v for k, v in state.items() if not k.startswith("teacher.")}
+
     def text_passes(self) -> list[TextPass]:
         """What a step runs of text towers beside the passes of the encoder."""
         return []
