@@ -52,7 +52,7 @@ def test_every_method_trains_and_its_checkpoint_holds_the_student_alone(kind, ti
     names = torch.load(path, weights_only=True)["state_dict"]
     assert not [name for name in names if "teacher" in name]
     loaded = load_classifier(path).state_dict()
-    tuned, before = method.tuned(), start.state_dict()
+    tuned, before = method.made_of(method.tuned()).state_dict(), start.state_dict()
     assert all(torch.equal(loaded[k], v) for k, v in tuned.items())
     assert any(not torch.equal(loaded[k], v) for k, v in before.items())
 

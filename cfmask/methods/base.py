@@ -135,7 +135,7 @@ class Method(pl.LightningModule, ABC):
         return self.classifier
 
     def tuned(self) -> dict[str, Tensor]:
-        """The weights of `plain`, by name."""
+        """The weights that `plain` is made of, by name; see `made_of`."""
         weights: dict[str, Tensor] = self.classifier.state_dict()
         return weights
 
