@@ -18,6 +18,7 @@ from cfmask.errors import InputError
 from cfmask.internals import is_attached
 from cfmask.methods.base import Method
 from cfmask.methods.distillation import Distillation, Distilling
+from cfmask.methods.photometric import Photometric
 from cfmask.relevance import GradientRelevance, Relevance, default_relevance
 
 
@@ -41,6 +42,8 @@ class MaskedDistillation(Distillation):
             gradients, less memory. Not for FSDP, and without effect outside of a trainer.
         label_weight: weight of a cross-entropy on the counterfactual images of masks that keep the
             label, as `ContextMask` does, mean over these; 0 for none. Beyond the paper.
+        photometric: how far the colours of counterfactual images are changed before student and
+            teacher see them, in [0, 1] as in `Photometric`; 0 for not at all. Beyond the paper.
         **recipe: see `Distillation` and `Method`. Relevance and counterfactuals of mixed images
             stay those of the clean ones; `compile` is true or false.
 
@@ -64,6 +67,7 @@ class MaskedDistillation(Distillation):
         relevance_of: Literal["logit", "loss"] = "logit",
         two_backwards: bool = True,
         label_weight: float = 0.0,
+        photometric: float = 0.0,
         **recipe: Unpack[Distilling],
     ) -> None:
         super().__init__(classifier, **recipe)
@@ -84,6 +88,7 @@ class MaskedDistillation(Distillation):
             )
         self.counterfactuals = several * copies
         self.label_weight = label_weight
+        self.photometric = Photometric(photometric)
         self.relevance = relevance or default_relevance(classifier)
         self.relevance_of = relevance_of
         self.two_backwards = two_backwards
@@ -184,6 +189,7 @@ class MaskedDistillation(Distillation):
             label is not kept.
         """
         masked, replaced = make(images, relevance)
+        masked = self.photometric(masked)
         if is_attached(self):
             self.log("masked_share", replaced.float().mean())
         hidden, visible = None, None
