@@ -241,7 +241,8 @@ def _rgb(
 ) -> Image.Image:
     with _broken(name):
         image.load()
-    shallow = _eight_bits(image, name, as_stored) if _is_deep(image) else image
+    deep = image.mode == "F" or image.mode[:1] == "I"
+    shallow = _eight_bits(image, name, as_stored) if deep else image
     upright: Image.Image = shallow if turn is None else shallow.transpose(turn)
     with _broken(name):
         return upright.convert("RGB") if as_stored else _on_white(upright).convert("RGB")
@@ -333,11 +334,6 @@ def extent(picture: Picture) -> tuple[int, int]:
     if isinstance(picture, Tensor):
         return picture.shape[1], picture.shape[2]
     return picture.height, picture.width
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Whether it has more than 8 bits a value still."""
-    return image.mode == "F" or image.mode[:1] == "I"
 
 
 def _eight_bits(image: Image.Image, name: str, as_stored: bool) -> Image.Image:

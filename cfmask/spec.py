@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
 from typing import Any
 
 from cfmask.errors import InputError
@@ -87,16 +86,23 @@ class Spec:
         path = {"class_path": rest.pop("class_path", rest.pop("family", None))}
         names = _taken(rest, "class_names", "a list of names", are_names)
         kinds = f"one of {', '.join(HEAD_ORIGINS)}"
-        shape = _taken(rest, "head_shape", f"[{len(names)}, width]", partial(_is_shape, len(names)))
+        shape = _taken(
+            rest,
+            "head_shape",
+            f"[{len(names)}, width]",
+            lambda v: _is_size(v) and v[0] == len(names),
+        )
         return cls(
             model=_taken(rest, "model", "a text", _is_text),
             class_names=tuple(names),
             preprocess=_preprocess(rest),
             mean=tuple(_taken(rest, "mean", "three numbers", _are_three)),
-            std=tuple(_taken(rest, "std", "three numbers above 0", _are_positive)),
+            std=tuple(
+                _taken(rest, "std", "three numbers above 0", lambda v: _are_three(v) and min(v) > 0)
+            ),
             head=_taken(rest, "head", "a text", _is_text),
             width=shape[1],
-            head_from=_taken(rest, "head_from", kinds, _is_origin),
+            head_from=_taken(rest, "head_from", kinds, lambda v: v is None or v in [*HEAD_ORIGINS]),
             class_path=_taken(path, "class_path", "a text", _is_text),
             options=rest,
         )
@@ -128,10 +134,6 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
-def _is_origin(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value in HEAD_ORIGINS)
-
-
 def are_names(value: Any) -> bool:
     """Whether a value is a list of at least one text that can be printed."""
     return isinstance(value, list) and len(value) > 0 and all(map(_is_text, value))
@@ -146,20 +148,9 @@ def _are_three(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
 
 
-def _are_positive(value: Any) -> bool:
-    return _are_three(value) and min(value) > 0
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
-
-
 def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_count, value))
-
-
-def _is_shape(classes: int, value: Any) -> bool:
-    return _is_size(value) and value[0] == classes
+    pair = isinstance(value, list) and len(value) == 2
+    return pair and all(type(side) is int and 0 <= side <= LARGEST for side in value)
 
 
 OWN = {each.name for each in fields(Spec)}

@@ -50,8 +50,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def tensors_of(values: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Those values of a dictionary that are tensors with a name."""
-    named = ((k, v) for k, v in values.items() if isinstance(k, str) and isinstance(v, Tensor))
-    return dict(named)
+    return {k: v for k, v in values.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
 def read_header(path: Path) -> dict[str, str]:

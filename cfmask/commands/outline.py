@@ -81,7 +81,9 @@ def checked(name: str, command: str, words: Sequence[str]) -> list[str]:
     made = [_spelled(word, known) for word in words]
     for word in made:
         option = word.partition("=")[0].partition(".")[0].rstrip("+")
-        if word.startswith("--") and word != "--" and not _is_known(option, known):
+        # Parsers allow the beginning of an option too.
+        unknown = not any(name.startswith(option) for name in (*known, "--help", "--help-all"))
+        if word.startswith("--") and word != "--" and unknown:
             raise no_option(option, known, f"cfmask {name} --help")
     alone = [argument for argument in taken if not argument.name.startswith("-")]
     first = next((k for k, word in enumerate(made) if word.startswith("-")), len(made))
@@ -91,11 +93,6 @@ def checked(name: str, command: str, words: Sequence[str]) -> list[str]:
             what = alone[min(k, len(alone) - 1)].words
             raise InputError(f"Expected {what}; but {word} does not exist.")
     return made
-
-
-def _is_known(option: str, known: Sequence[str]) -> bool:
-    """Whether an option is one of these, or the beginning of one, as parsers allow."""
-    return option in ("--help", "--help-all") or any(name.startswith(option) for name in known)
 
 
 def _spelled(word: str, known: Sequence[str]) -> str:
@@ -140,13 +137,10 @@ def _given(call: ast.Call, tree: ast.Module) -> Iterator[Argument]:
 def _value(node: ast.expr, tree: ast.Module) -> str:
     """A text in the source, or the constant of that name."""
     if isinstance(node, ast.Name):
-        named = [n.value for n in tree.body if isinstance(n, ast.Assign) and _names(n, node.id)]
-        return _value(named[0], tree)
+        constants = [n for n in tree.body if isinstance(n, ast.Assign)]
+        named = (n.value for n in constants if ast.unparse(n.targets[0]) == node.id)
+        return _value(next(named), tree)
     return str(ast.literal_eval(node))
-
-
-def _names(node: ast.Assign, name: str) -> bool:
-    return any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
 
 
 def _of(name: str, tree: ast.Module) -> Iterator[Argument]:

@@ -86,7 +86,8 @@ def train(args: Sequence[str]) -> ShiftReport | None:
             with endings(cli.trainer, cli.folder, cli.stopping):
                 cli.begin()
                 cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
-            return _conclude(cli)
+            processes.from_first(lambda: _finish(cli))
+            return _report(cli)
 
 
 def command_line(args: Sequence[str]) -> TrainCLI:
@@ -288,12 +289,6 @@ class TrainCLI(LightningCLI):
             config.pop(key, None)
         text: str = self.parser.dump(config, skip_link_targets=True, skip_unset=False)
         return text
-
-
-def _conclude(cli: TrainCLI) -> ShiftReport:
-    """Weights and pictures of a trained model, then its report, by all processes together."""
-    processes.from_first(lambda: _finish(cli))
-    return _report(cli)
 
 
 def _report(cli: TrainCLI) -> ShiftReport:

@@ -117,7 +117,8 @@ def _of_one_set(
     """Up to half of `count` that the first model has right, then as many of the second."""
     half = (count + 1) // 2
     kept: dict[bool, list[Disagreement]] = {True: [], False: []}
-    look = next(iter(models.values())).preprocess
+    one = next(iter(models.values()))
+    names, look = one.class_names, one.preprocess
     data = Readable(shift.load(look), look.size, "wrong")
     paths = data.paths() if data.files is not None else []
     for index, image, label, hits in _differing(models, shift, data, limit, batch_size):
@@ -126,7 +127,7 @@ def _of_one_set(
             first, second = (
                 _answer(*model, shift, image, label, explainer) for model in models.items()
             )
-            name = _label(next(iter(models.values())), shift, label)
+            name = " / ".join(names[k] for k in _accepted(shift, label))
             file = Path(paths[index]).name if paths else ""
             kind.append(Disagreement(shift.name, index, name, image, first, second, file))
         if all(len(kind) == half for kind in kept.values()):
@@ -208,17 +209,10 @@ def _explained(
 
 def _words(relevance: Relevance) -> str:
     """The class of a relevance with its plain settings."""
-    plain = {k: v for k, v in vars(relevance).items() if k[0] != "_" and v and _is_plain(v)}
+    kept = {k: v for k, v in vars(relevance).items() if k[0] != "_" and v}
+    plain = {k: v for k, v in kept.items() if isinstance(v, str | int | float | dict)}
     return f"{type(relevance).__name__}({', '.join(f'{k}={v}' for k, v in plain.items())})"
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str | int | float | dict)
 
 
 def _accepted(shift: Shift, label: int) -> tuple[int, ...]:
     return (label,) if shift.accepts is None else tuple(shift.accepts[label])
-
-
-def _label(model: Classifier, shift: Shift, label: int) -> str:
-    return " / ".join(model.class_names[k] for k in _accepted(shift, label))

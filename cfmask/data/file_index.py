@@ -162,7 +162,7 @@ def class_folders(root: Path) -> list[str]:
         raise InputError(
             f"Expected one folder a class with images in {root}, but it has no folder."
         )
-    odd = [name for name in names if not _is_text(name)]
+    odd = [name for name in names if name.encode(errors="ignore").decode() != name]
     if odd:
         raise InputError(
             f"Expected names of classes in UTF-8, but {os.path.join(root, odd[0])} has none; "
@@ -204,14 +204,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
             f"{error.strerror}. Mend or remove it."
         ) from error
     return False
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def pictures_below(root: Path) -> list[str]:

@@ -122,7 +122,8 @@ class ShardData(TrainingData):
         if isinstance(class_names, list):
             refuse_one_class(class_names, "class_names")
             self.class_names = tuple(class_names)
-            self.as_stored = _are_imagenet(self.class_names)
+            known = (wordnet.synsets(), wordnet.class_names()) if len(class_names) == 1000 else ()
+            self.as_stored = self.class_names in known
         else:
             self.class_names = named(self._classes(), class_names, str(self.index.folder))
             self.as_stored = wordnet.is_imagenet(self._classes())
@@ -147,11 +148,6 @@ class ShardData(TrainingData):
             return train, ShardImages(self.val_index, preprocess, None, self.as_stored)
         plain = ShardImages(self.index, preprocess, None, self.as_stored)
         return split(train, plain, train.labels, self.val_images, self.seed)
-
-
-def _are_imagenet(names: tuple[str, ...]) -> bool:
-    """Whether names by label are those of the 1000 classes, as WordNet ids or OpenAI's."""
-    return len(names) == 1000 and names in (wordnet.synsets(), wordnet.class_names())
 
 
 def find_shards(where: str, cache: Path) -> ShardIndex:

@@ -151,11 +151,11 @@ class Skipping(Dataset[tuple[Tensor, int]]):
 
     def complaints(self) -> list[str]:
         """A line for each image that was skipped, with its path."""
-        return [str(self._error(i)) for i in self.skipped.nonzero().flatten().tolist()]
-
-    def _error(self, index: int) -> UnreadableImage:
-        try:
-            self.data[index]
-        except UnreadableImage as error:
-            return error
-        return UnreadableImage(f"Image {index} could not be read, and can now.")
+        lines = []
+        for index in self.skipped.nonzero().flatten().tolist():
+            try:
+                self.data[index]
+                lines.append(f"Image {index} could not be read, and can now.")
+            except UnreadableImage as error:
+                lines.append(str(error))
+        return lines

@@ -227,7 +227,7 @@ def _read_timm(file: Path, class_names: Sequence[str] | None, trusted: bool) -> 
             data = resolve_model_data_config(net)
             size = data["input_size"][1:]
             preprocess = Preprocess((size[0], size[1]), data["crop_pct"], data["interpolation"])
-            mean, std = data["mean"], data["std"]
+            scale = [torch.tensor(data[key]).view(3).tolist() for key in ("mean", "std")]
             names = stored.get("label_names") or class_names
             if stored.get("label_names") and not are_names(names):
                 raise ValueError("its label_names are no list of names")
@@ -236,13 +236,14 @@ def _read_timm(file: Path, class_names: Sequence[str] | None, trusted: bool) -> 
         if not isinstance(classifier, TimmClassifier):
             raise InputError(f"Expected a timm model in {file}, but got {classifier.name}.")
         net, names = native_timm(classifier)[0], classifier.class_names
-        preprocess, mean, std = classifier.preprocess, classifier.spec.mean, classifier.spec.std
+        preprocess = classifier.preprocess
+        scale = [list(classifier.spec.mean), list(classifier.spec.std)]
     else:
         raise InputError(f"Expected timm's config.json beside {file}, but it is not there.")
     if not names:
         raise InputError(f"Expected class names for {file}, which has none; give --class_names.")
     load_weights(net, read_tensors(file), file)
-    model = nn.Sequential(Normalize(list(mean), list(std)), net).eval()
+    model = nn.Sequential(Normalize(*scale), net).eval()
     return Predictor(tuple(names), preprocess, model)
 
 

@@ -329,11 +329,8 @@ class RunFolder:
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a config that make the training, flat: `a.b.c` -> value."""
-    return {key: value for key, value in _flat(config) if not _is_free(key)}
-
-
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+    free = tuple(f"{name}." for name in FREE)
+    return {key: value for key, value in _flat(config) if not f"{key}.".startswith(free)}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
