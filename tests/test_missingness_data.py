@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.evaluation import in_processes
-from support.imagenet_trees import Sees
 from support.removal import TINY, fails
 
 from cfmask import InputError, Preprocess, digits
-from cfmask.missingness.findings import SHAPE
-from cfmask.missingness.lab import missingness
 from cfmask.missingness.object_masks import MaskedDigits, find_images
 from cfmask.wordnet import synsets
 
@@ -92,47 +87,6 @@ def test_salient_imagenet_has_the_core_features_of_the_centre(salient):
     with pytest.raises(InputError, match=r"discover_spurious_features.csv"):
         (salient[1] / "discover_spurious_features.csv").unlink()
         find_images(*salient, names, look, 0)
-
-
-@pytest.fixture
-def pixel(tmp_path) -> tuple[Path, Path]:
-    """Ten images whose first pixel, outside of the mask, tells the class; one has no mask."""
-    for k, wnid in enumerate(synsets()[3:8]):
-        for name in ("a", "b"):
-            path = tmp_path / "train" / wnid / f"{name}.png"
-            paint(path, (0, (k + 3) * 20, 7))
-            if (k, name) != (4, "b"):
-                mask(tmp_path / "masks" / wnid / f"{name}.png", (0, 0, 4, 4))
-    return tmp_path / "train", tmp_path / "masks"
-
-
-def test_pixel_imagenet_scores_as_designed_on_two_processes(pixel, tmp_path):
-    model = Sees()
-    data = find_images(*pixel, model.class_names, model.preprocess, 0)
-    assert (len(data), data.masked, data.labelled) == (9, True, True)
-
-    def make(path: Path) -> None:
-        found = missingness(
-            {"m": model}, {"m": data}, ("black", "red"), orders=("most", "least"), side=4, samples=9
-        )
-        shape = found.tables[SHAPE]
-        curves = [[row.order, row.hiding, row.curves["accuracy"].values] for row in found.removal]
-        path.write_text(json.dumps([shape, curves]))
-
-    in_processes(2, tmp_path / "out", make)
-    make(tmp_path / "alone.json")
-    texts = {(tmp_path / "out" / f"{k}.json").read_text() for k in (0, 1)}
-    assert texts == {(tmp_path / "alone.json").read_text()}
-    shape, curves = json.loads(texts.pop())
-    for row in shape:
-        # Black and red are colours of no class here; the rolled mask leaves the pixel alone.
-        assert row["object hidden"] == [0, 0, 0]
-        assert row["as much elsewhere"] == [1, 1, 1]
-        assert (row["ratio"], row["images"]) == ([0, 0, 0], 9)
-    for order, _, values in curves:
-        gone = [int(k * 4 / 10) for k in range(11)]
-        right = [g < (1 if order == "most" else 4) for g in gone]
-        assert values == [float(one) for one in right]
 
 
 def test_digits_are_the_objects_of_their_world():
