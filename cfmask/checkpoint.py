@@ -91,7 +91,7 @@ def plain_spec(classifier: Classifier) -> dict[str, Any]:
 
 
 def check_comes_back(classifier: Classifier) -> None:
-    """Make sure, before hours of training, that a file will give a classifier back.
+    """Make sure, before training, that a classifier can be saved and loaded.
 
     Raises:
         InputError: it would not, or not with the same logits.
@@ -133,7 +133,7 @@ def load_classifier(
         path: run folder, or file.
         weights: which file of a run folder: `weights.safetensors` (tuned) or
             `pretrained.safetensors` (the starting point).
-        trust: import the class that the file names, if nobody has yet.
+        trust: import the class that the file names, if it is not imported yet.
 
     Returns:
         The classifier on the CPU, in eval mode.

@@ -170,7 +170,7 @@ def decode(
         as_stored: leave EXIF and transparency alone and convert as Pillow does, as the codes
             behind published results do.
         border: pixels to crop from each side.
-        misfit: what else is asked of the size, before anything is decoded.
+        misfit: why a size cannot be used; asked before anything is decoded.
 
     Raises:
         UnreadableImage: no readable image, integers of 32 bits, floats outside of [0, 1], or too
@@ -255,7 +255,7 @@ def as_picture(image: object, name: str, misfit: Misfit | None = None) -> Image.
         image: a picture of Pillow's, which may be a file that is not decoded yet; an array uint8
             (H, W) or (H, W, 3); or a tensor (1 or 3, H, W), uint8 or float in [0, 1].
         name: what to call it in an error.
-        misfit: what else is asked of the size.
+        misfit: why a size cannot be used.
 
     Raises:
         UnreadableImage: it cannot be decoded, or has a size that does not fit.

@@ -1,4 +1,4 @@
-"""The one error that bad input raises: a single line that says what came and how to mend it."""
+"""The one error for bad input: a single line that says what came and how to mend it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class InputError(ValueError):
     """What the user gave cannot be used. The commands print its text and exit with code 2.
 
     Args:
-        message: one line. Line breaks and what else does not print, as names of files may have
-            it, become escapes.
+        message: one line. Line breaks and other characters that do not print, which names of files
+            may have, become escapes.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -81,7 +81,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def no_option(option: str, known: Iterable[str], see: str) -> InputError:
-    """Error for an option that there is none of, with the nearest.
+    """Error for an unknown option, with the nearest.
 
     Args:
         option: as it was typed, without its value.

@@ -117,7 +117,7 @@ def _beside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _said(path: Path) -> Iterator[None]:
-    """What keeps a file from being written, as an InputError."""
+    """Errors of writing a file as an InputError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -170,7 +170,7 @@ def read_text(path: Path, most: int = 100 * BYTES) -> str:
             UTF-8.
     """
     try:
-        # Without O_NONBLOCK a pipe that nobody writes would be waited for, for ever.
+        # Without O_NONBLOCK, opening a pipe without a writer never returns.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with open(handle, "rb") as file:
             kind = os.fstat(handle).st_mode

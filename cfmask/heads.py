@@ -17,7 +17,7 @@ from cfmask import processes
 from cfmask.errors import InputError, unknown
 
 HeadOrigin = Literal["text", "weights", "probe", "training", "chance"]
-# Where a head may come from, in words.
+# Where a head may come from.
 HEAD_ORIGINS: dict[HeadOrigin, str] = {
     "text": "made from the class names by the text tower",
     "weights": "the one that the pretrained weights bring",

@@ -1,8 +1,7 @@
 """Images: RGB pictures of any size -> uint8 (3, H, W) as an encoder takes them.
 
-Pictures that the fast decoder made are resized as bytes where torch gives what Pillow gives: 99.7 %
-of the values are the same and the rest are 1 of 255 off, but for about one in three million, which
-is 2 off.
+Pictures of the fast decoder are resized as bytes where torch agrees with Pillow: 99.7 % of the
+values are equal, the rest are off by 1 of 255, and about one in three million by 2.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _WITHOUT_BF16 = ("AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 def bf16_unit(device: str) -> str | None:
-    """What multiplies bf16 matrices faster than fp32 ones on a kind of device.
+    """The unit of a device that multiplies bf16 matrices faster than fp32 ones.
 
     A processor without such instructions computes in bf16 all the same, at a half to a tenth of
     the speed of fp32. `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA` in the environment, which
@@ -29,7 +29,7 @@ def bf16_unit(device: str) -> str | None:
         device: type of a torch device: "cpu", "cuda", …
 
     Returns:
-        Its name, as "AVX512-BF16"; None if there is nothing of the kind.
+        Its name, as "AVX512-BF16"; None if there is none.
     """
     if device == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)

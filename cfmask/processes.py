@@ -54,12 +54,12 @@ def _together() -> bool:
 
 
 def own_part(length: int) -> range:
-    """Which of `length` images are this process's: a stretch of them, empty if they are few."""
+    """This process's stretch of `length` images; empty if there are fewer than processes."""
     return range(rank() * length // count(), (rank() + 1) * length // count())
 
 
 def gathered(make: Callable[[], T]) -> list[T]:
-    """What `make` gives in every process, in their order, in every process.
+    """Results of `make` in all processes, in their order, for every process.
 
     Raises:
         InputError: in all processes, if it was raised in one of them.
@@ -80,7 +80,7 @@ def gathered(make: Callable[[], T]) -> list[T]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` gives in the first process, in every process; it runs in that one alone."""
+    """Result of `make`, which runs in the first process alone, for every process."""
     if count() == 1:
         return make()
 
@@ -96,7 +96,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def anywhere(flag: Tensor) -> Tensor:
-    """Whether it is True in any process, bool () on the device, which is not waited for."""
+    """Whether a flag is True in any process, bool () on the device; the host does not wait."""
     if count() == 1:
         return flag
     told = flag.int()

@@ -1,4 +1,4 @@
-"""Spec: what rebuilds a classifier without its weights, as plain JSON."""
+"""Spec: the description that rebuilds a classifier without its weights, as plain JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Spec:
         width: D, the number of features.
         head_from: where the head's weights come from, a key of `cfmask.heads.HEAD_ORIGINS`; None
             for what the kind of the head says.
-        options: what the classifier's class needs beside, as JSON has it, by names of its own.
+        options: further settings of the classifier's class, by name, as JSON has them.
         class_path: import path of the class; `Classifier` fills it in.
     """
 

@@ -100,7 +100,7 @@ def printing() -> Iterator[None]:
 
 
 def reader_is_gone() -> bool:
-    """Whether a command prints where nobody reads any more, as after ``| head -1``."""
+    """Whether the output of a command has no reader any more, as after ``| head -1``."""
     fault = sys.stdout.fault if isinstance(sys.stdout, _Output) else None
     return fault is not None and fault.errno == errno.EPIPE
 

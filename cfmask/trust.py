@@ -1,4 +1,4 @@
-"""Trust: which code the data of others may name.
+"""Trust: which code may be named by files from elsewhere.
 
 Weights files and run folders name classes by import path. They are data: reading them runs no code
 but what is there already, the classes of this package and those whose module the process has
@@ -106,7 +106,7 @@ def find_named(path: str) -> Any:
     """What an import path names, `module.name`; None if the module has no such name.
 
     Modules are looked for in the working folder too, after all other places. While a file is read,
-    none is imported that nobody trusts, and none from beside the file.
+    untrusted modules are not imported, and none from beside the file.
 
     Raises:
         InputError: there is no such module. An error inside of the module is raised as it is.

@@ -71,7 +71,7 @@ def read_header(path: Path) -> dict[str, str]:
 
 
 def parsed(text: str | bytes, source: Path) -> Any:
-    """What the JSON says that a file holds.
+    """The JSON that a file holds.
 
     Raises:
         InputError: it is damaged.
@@ -114,7 +114,7 @@ def read_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a torch file by the checksums (CRC-32) of all its parts; None if nothing.
+    """What is wrong with a torch file, by the CRC-32 of its parts; None if it is whole.
 
     Torch itself does not compare them when it reads.
     """
@@ -172,7 +172,7 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def _kind(value: Tensor) -> str:
-    """Numbers between which a cast keeps the meaning."""
+    """Kind of numbers; casts within a kind keep the meaning."""
     if value.is_quantized:
         return "quantised"
     if value.is_floating_point():

@@ -100,7 +100,7 @@ OF_THE_COMMAND = ("what", "out", "trust")
 
 
 def _settings(run: str) -> dict[str, object]:
-    """The evaluation of a run's config, but for where its report goes and whom to trust.
+    """The settings of evaluation in a run's config, without its output folder and trust.
 
     Older configs have the alphas under another name.
     """

@@ -192,7 +192,7 @@ def one_line_errors() -> Iterator[None]:
             )
         except OSError as error:
             cause = input_error(error)
-            # Without the name of a file nobody could mend it.
+            # Without the name of a file the line would be of no help.
             if cause is None and (error.filename is None or users_bug(error)):
                 raise
             fail(str(cause or f"Cannot use {error.filename}: {error.strerror}."))

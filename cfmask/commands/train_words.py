@@ -76,7 +76,7 @@ HELP: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
     ],
     "The run": [
         ("--config NAME", (), "a file, or a shipped one by name: demo, folder, imagenet/vit_b32"),
-        ("--run FOLDER", (), "where all of it is kept"),
+        ("--run FOLDER", (), "folder for config, weights, metrics and report"),
         ("--logger NAMES", ("--logger",), "csv, tensorboard, wandb, mlflow"),
         ("--overwrite", (), "replace another run there"),
         ("--resume", (), "go on where a run was stopped"),

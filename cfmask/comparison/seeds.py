@@ -66,7 +66,7 @@ def _settings(folder: Path) -> tuple[str, str]:
 
 
 def _common(names: list[str]) -> str:
-    """What the names of runs begin with, or all of them."""
+    """The common beginning of the names of runs, or all names if there is none."""
     shared = takewhile(lambda letters: len(set(letters)) == 1, zip(*names))
     begins = "".join(letters[0] for letters in shared).rstrip("-_. ")
     return begins.removesuffix("seed").rstrip("-_. ") or " + ".join(names)

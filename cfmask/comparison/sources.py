@@ -1,4 +1,4 @@
-"""Sources: what a command line names -> classifiers.
+"""Sources: models by the names of the command line -> classifiers.
 
 A run folder, a weights file, `open_clip:NAME/TAG`, `timm:NAME`, or a file of answers.
 """

@@ -102,7 +102,7 @@ class TrainingData(pl.LightningDataModule, ABC):
         """Training and validation sets of images uint8 (3, H, W) with labels."""
 
     def prepare(self, preprocess: Preprocess) -> None:
-        """Load the sets, once, as a classifier wants them. Training calls it if nobody has."""
+        """Load the sets, once, as a classifier takes them; training calls it if need be."""
         if self.train_set is None:
             sets = self.load(replace(preprocess, decoder=self.decoder))
             skips = self.unreadable == "skip"

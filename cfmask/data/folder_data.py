@@ -32,8 +32,8 @@ class FolderData(TrainingData):
     Without `train/` the classes lie directly in `root`, and a part of each is held out as the test
     set `id`; see `cfmask.data.holdout`.
 
-    Images are brought upright, as `folders` are evaluated, but for those in all 1000 folders of
-    ImageNet, which are read as stored, as its sets are evaluated.
+    Images are brought upright, as in the evaluation of `folders`. Those in the 1000 folders of
+    ImageNet are read as stored, as in the evaluation of its sets.
 
     Args:
         root: folder with `train/`, or with class folders. Further folders beside it are for

@@ -33,7 +33,7 @@ def check_file(path: str, misfit: Misfit | None = None) -> None:
 
     Args:
         path: of the file.
-        misfit: what is asked of the size in pixels.
+        misfit: why a size in pixels cannot be used.
 
     Raises:
         UnreadableImage: it is damaged, or has a size that does not fit.
@@ -94,7 +94,7 @@ def refuse_unreadable(
         paths: of the pictures.
         workers: processes that read.
         progress: show a bar.
-        misfit: what is asked of their size in pixels.
+        misfit: why a size in pixels cannot be used.
 
     Raises:
         InputError: some cannot be read; the first 20 are named, with how many there are.

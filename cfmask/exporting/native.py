@@ -1,4 +1,4 @@
-"""Native: a classifier as the model that its own library builds, with the tuned weights in it."""
+"""Native: a classifier as a model of open_clip or timm, with the tuned weights."""
 
 from __future__ import annotations
 

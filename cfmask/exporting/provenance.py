@@ -1,4 +1,4 @@
-"""Provenance: what an exported model is and where it comes from, as plain JSON.
+"""Provenance: an exported model's spec, runs, versions and figures, as plain JSON.
 
 It goes into the model's file, and beside it as provenance.json.
 """

@@ -230,7 +230,7 @@ def push(folder: Path, repo: str, api: Any = None) -> str:
         from huggingface_hub import HfApi
 
         api = HfApi()
-    # The library behind the Hub's changes from version to version, and its errors with it.
+    # The HTTP library of huggingface_hub differs between its versions, and so do its errors.
     unreachable: Any = HfHubHTTPError.__bases__
     try:
         address = str(api.create_repo(repo, private=True, exist_ok=True))

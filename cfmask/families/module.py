@@ -1,4 +1,4 @@
-"""Any nn.Module that classifies images, as a classifier."""
+"""Classifiers made of any nn.Module."""
 
 from __future__ import annotations
 

@@ -185,8 +185,8 @@ def local_folder(model: str) -> Path | None:
 
 @contextlib.contextmanager
 def _quietly(what: str) -> Iterator[None]:
-    """Loading without open_clip's log; every failure is one clear line."""
-    # open_clip speaks on the root logger about every step of what it does here.
+    """Context without open_clip's log, in which every failure is one clear line."""
+    # open_clip logs every step on the root logger.
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -21,7 +21,7 @@ class SavedClassifier(Classifier):
         path: run folder, whose tuned weights are taken, .safetensors or .ckpt file.
         class_names: K names, in the order of the labels. The commands take them from the data. With
             other names than its own the classifier gets a fresh linear head.
-        trust: import the class that the file names, if nobody has yet.
+        trust: import the class that the file names, if it is not imported yet.
 
     Raises:
         InputError: see `cfmask.load_classifier`.

@@ -231,7 +231,7 @@ def _last_tokens(net: Any, images: Tensor, kept: Tensor | None = None) -> Tensor
 
 
 def drops_tokens(net: Any) -> bool:
-    """Whether tokens are told apart by nothing but what is added to them before the blocks."""
+    """Whether tokens know their place only by what is added to them before the blocks."""
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
 
@@ -240,7 +240,7 @@ def drops_tokens(net: Any) -> bool:
 
 @contextlib.contextmanager
 def _unchecked(net: Any) -> Iterator[None]:
-    """Without timm's checkpointing where attention is read: it would not be read again."""
+    """Context without timm's checkpointing while attention is read: it is not read twice."""
     again = getattr(net, "grad_checkpointing", False)
     if again and reading():
         net.grad_checkpointing = False
@@ -310,7 +310,7 @@ def _outputs(net: Any, size: Sides, name: str, layer: str | None = None) -> dict
 
 
 def _is_timms(net: Any) -> bool:
-    """Whether a model is timm's in all its parts; an error in one of the user's own stays one."""
+    """Whether all parts of a model are timm's; errors in a user's own part are raised as is."""
     return all(type(m).__module__.partition(".")[0] in ("timm", "torch") for m in net.modules())
 
 

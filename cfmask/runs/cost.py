@@ -1,4 +1,4 @@
-"""Cost: what a training step takes, estimated from one forward pass of the encoder.
+"""Cost: FLOPs and memory of a training step, estimated from a forward pass of the encoder.
 
 The pass is made by a copy of the classifier whose tensors have shapes but no values, so that it
 takes no memory, and nothing of what will be trained takes part in it.

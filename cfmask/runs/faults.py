@@ -72,7 +72,7 @@ def _stop(
 
 
 def smaller_batch(summary: Mapping[str, Any], available: int) -> str:
-    """A batch that fits, in words.
+    """Options for a smaller batch that fits.
 
     Args:
         summary: of the run that did not fit; see `RunSummary`.

@@ -99,7 +99,7 @@ def check_beginning(folder: Path, images: Mapping[str, Any]) -> None:
 
 
 def _difference(begun: Any, now: Mapping[str, Any]) -> str:
-    """In what the images are others than those a run began with, in words; empty if in nothing."""
+    """How the images differ from those that a run began with; empty if they do not."""
     if begun == now:
         return ""
     if not isinstance(begun, dict):

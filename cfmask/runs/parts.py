@@ -25,7 +25,7 @@ class Masking:
     """How a run makes its counterfactual images.
 
     Attributes:
-        relevance: None if the run leaves the choice to its method.
+        relevance: None if the run uses the default of its method.
         counterfactuals: masks and fills; none if the run does not mask.
     """
 

@@ -84,7 +84,7 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Validate as before, where the run did not end after all."""
+        """Put the usual times of validation back, if the run did not end after all."""
         if self._usual:
             trainer.check_val_every_n_epoch, trainer.val_check_batch = self._usual
             self._usual = None
@@ -97,7 +97,7 @@ class BestCheckpoint(ModelCheckpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Have the end of the run validated too: the best epoch is chosen among all."""
+        """Validate at the end of the run too, so that the best epoch is chosen among all."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if _ends_run(trainer) and trainer.enable_validation:
             self._usual = trainer.check_val_every_n_epoch, trainer.val_check_batch
@@ -176,7 +176,7 @@ class StepCheckpoints(Checkpoint):
         self._validated_step = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The first minutes begin."""
+        """Start the clock."""
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(
@@ -187,7 +187,7 @@ class StepCheckpoints(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save if it is time to, but not where a validation or the epoch's end comes next."""
+        """Save if it is due, unless a validation or the end of the epoch comes next."""
         if within_step(trainer, batch_idx) or _validates_next(trainer, batch_idx):
             return
         if not trainer.is_last_batch:
@@ -198,7 +198,7 @@ class StepCheckpoints(Checkpoint):
         self._validated_step = trainer.global_step
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save if it is time to and the epoch was not validated."""
+        """Save if it is due and the epoch was not validated."""
         if self._validated_step != trainer.global_step:
             self._save_if_due(trainer)
 
@@ -218,7 +218,7 @@ class StepCheckpoints(Checkpoint):
 
 
 class Position(Callback):
-    """Makes the order of the images and the random numbers of a step depend on its position alone.
+    """Makes the images and random numbers of a step depend on its position in the run alone.
 
     Torch is seeded before every step by seed, epoch and batch, and masks and fills take their rows
     of what is drawn for all devices. So masks and donors are the same whether the run was

@@ -67,7 +67,7 @@ class RunFolder:
         self._completed = completed
 
     def check(self, config: str, overwrite: bool, resume: bool = False) -> bool:
-        """Refuse a folder that holds another run, an unfinished one, one at work, or other files.
+        """Refuse a folder that holds another run, an unfinished or running one, or other files.
 
         A replacement that was killed is undone first, or ended if the newer run has a checkpoint.
 
@@ -81,7 +81,7 @@ class RunFolder:
 
         Raises:
             InputError: no folder can be there, or it holds files that are not a run's, another
-                run's, or those of an unfinished run that nobody wants to resume.
+                run's, or an unfinished run that is not to be resumed.
         """
         with self._writable():
             if not self._names():
@@ -140,7 +140,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep every other process from running here, until the context or the process ends.
+        """Lock the folder against other runs, until the context or the process ends.
 
         Raises:
             InputError: another process runs here, or nothing can be written here.
@@ -175,7 +175,7 @@ class RunFolder:
         Args:
             config: the YAML text of the settings.
             classifier: the starting point.
-            images: what tells the training images from others; see `TrainingData.identity`.
+            images: identity of the training images; see `TrainingData.identity`.
         """
         if replacement.written(self.path):
             if not is_marked(self.path):
@@ -195,7 +195,7 @@ class RunFolder:
     def settle(self) -> None:
         """End a replacement: the newer run stays if it has a checkpoint, or gives way.
 
-        What a killed run left half-written goes, but for what others write here, such as reports.
+        Half-written files of a killed run are deleted, except those of others, such as reports.
         """
         replacement.remove(replacement.unfinished(self.path, ["checkpoints"]), self.path)
         if (self.path / (MARKER + replacement.ASIDE)).exists() and self._has_weights():
@@ -289,7 +289,7 @@ class RunFolder:
         return content
 
     def _names(self) -> list[str]:
-        """What lies in the folder, but for the lock; nothing if it is not there."""
+        """Names in the folder, without the lock; none if the folder does not exist."""
         if not self.path.exists():
             return []
         return sorted({path.name for path in self.path.iterdir()} - {LOCK, HOLDER})

@@ -1,4 +1,4 @@
-"""Stopping: a training that is told to end does so after the step that is being made."""
+"""Stopping: a training that receives a signal ends after the current step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Stopping(Callback):
     Ctrl-C ends the run at once.
 
     Attributes:
-        reason: what told the run to stop, in words; empty as long as nothing has.
+        reason: the signal or event that told the run to stop; empty if none has.
         code: exit code that goes with it.
         agreed: whether all devices know that they stop after this step.
     """

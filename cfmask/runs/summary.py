@@ -46,7 +46,7 @@ class RunSummary:
         precision: as Lightning names it.
         why: what decided on it, if it was `auto`.
         passes: forward passes that a training step makes of an image; see `Method.passes`. Those
-            of text towers count by their FLOPs. None if nobody knows.
+            of text towers count by their FLOPs. None if unknown.
         flops_per_image: about, of a training step, a multiply-add as two; None if encoder or
             passes cannot be counted.
         memory: estimated bytes on a device, by what they hold; without activations if the encoder
