@@ -65,8 +65,7 @@ def explain(
         trust: import the classes that a run or weights file names.
 
     Raises:
-        InputError: a picture or model that cannot be used, a label that is no class, more samples
-            than memory allows.
+        InputError: a picture, model or label that cannot be used, or too many samples.
     """
     check_names("way of hiding", hidings, HIDINGS)
     drawn = png(out)
@@ -74,8 +73,7 @@ def explain(
     (cutter,) = cutters([segments], side, MOST_SEGMENTS, classifier.preprocess).values()
     raw, names = read_pictures(images, classifier.preprocess), classifier.class_names
     batch = to_unit(raw)
-    with torch.no_grad():
-        shares = classifier(batch).softmax(1)
+    shares = torch.no_grad()(classifier)(batch).softmax(1)
     classes = torch.tensor(labels_for(label, len(raw), names)) if label else shares.argmax(1)
     if by == "relevance":
         maps = (relevance or default_relevance(classifier)).explain(classifier, batch, classes)[1]

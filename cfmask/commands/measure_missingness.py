@@ -47,7 +47,7 @@ def measure(
     bars: tuple[str, ...] = (),
     trust: bool = False,
 ) -> Findings:
-    """Hide parts of images in several ways, and see what models still answer.
+    """Hide parts of images in several ways; find and write what models still answer.
 
     Args:
         what: models, each a run folder, a weights file, open_clip:NAME/TAG or timm:NAME.
@@ -71,9 +71,6 @@ def measure(
         lime: LIME with its parameters.
         bars: classes whose shape bias is drawn, by commas; those that tell most by default.
         trust: import the classes that a run or weights file names.
-
-    Returns:
-        What was found; the first process has written it.
 
     Raises:
         InputError: nothing there, an unknown name, images or masks that cannot be used.
