@@ -25,7 +25,11 @@ PAGE = ROOT / "docs" / "recipes.md"
 MODELS = ("vit_b32", "vit_b16", "vit_l14", "rn50", "timm_vit_b16", "timm_resnet50")
 FINE_TUNING = "fine-tuning"
 GRAD_CAM = "object_single_gradcam"
-METHODS = (FINE_TUNING, *sorted(path.stem for path in (RECIPES / "methods").glob("*.yaml")))
+FILES = {path.stem: path.read_text() for path in sorted((RECIPES / "methods").glob("*.yaml"))}
+CLASSES = {stem: yaml.safe_load(text)["model"]["class_path"] for stem, text in FILES.items()}
+# Of the other methods docs/methods.md says what they cost.
+PAPERS = ("LinearProbe", "Distillation", "MaskedDistillation")
+METHODS = (FINE_TUNING, *(stem for stem, kind in CLASSES.items() if kind in PAPERS))
 IMAGES = 512
 # Share of a GPU's memory that the count may fill; the rest is for what it leaves out.
 USABLE = 0.85

@@ -147,8 +147,9 @@ def test_a_run_that_goes_on_ends_with_the_same_weights(tmp_path):
 def test_the_cost_of_a_step_is_counted(net, tiny_clip):
     method = made(net, tiny_clip.float()).float().train()
     forward = forward_cost(method.classifier, "32-true", "cpu")
-    expected = step_cost(method, 4).flops / forward.flops
-    assert method.passes() == pytest.approx(expected, rel=0.02)
+    step = step_cost(method, 4)
+    assert method.passes() == pytest.approx(step.flops / forward.flops, rel=0.02)
+    assert 4 * method.graphs() * forward.kept_bytes == pytest.approx(step.saved_bytes, rel=0.02)
 
 
 def test_what_cannot_be_adapted_is_refused(tiny_clip):

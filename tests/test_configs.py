@@ -43,6 +43,13 @@ PAPER = {
 }
 
 
+# Learning rate, weight decay, warm-up, and whether the momentum goes up and down, of the source.
+SOURCES = {
+    "linear_probe": (3e-5, 0, 0.02, True),
+    "lp_ft": (1e-5, 0.1, 0.02, False),
+    "clipood": (5e-6, 0.1, 0, False),
+    "r_adapter": (5e-4, 0, 0.02, False),
+}
 # The commands of the README train by the demos.
 TRAINED = [
     pytest.param(path, marks=pytest.mark.slow if "demo" in path.name else ()) for path in CONFIGS
@@ -159,10 +166,10 @@ def test_every_recipe_trains_two_steps(config, imagenet, tmp_path, monkeypatch, 
         assert command[-2:] == ["--run", f"runs/imagenet/{model}_{config.stem}"]
     cli = two_steps([*command, *small(imagenet), *tiny(model), f"--run={tmp_path}"])
     assert cli.datamodule.class_names == wordnet.class_names()
-    probe = config.stem == "linear_probe"
-    assert (cli.model.lr, cli.model.weight_decay) == (3e-5, 0 if probe else 0.1)
-    assert cli.model.betas == (0.9, 0.999) and cli.model.warmup == 0.02
-    assert cli.model.cycle_momentum
+    method = cli.model
+    numbers = method.lr, method.weight_decay, method.warmup, method.cycle_momentum
+    assert numbers == SOURCES.get(config.stem, (3e-5, 0.1, 0.02, True))
+    assert method.betas == (0.9, 0.999)
     assert cli.trainer.gradient_clip_val == 1.0
     if isinstance(cli.model, Distillation):
         assert (cli.model.distill_weight, cli.model.temperature) == (30, 10)

@@ -138,7 +138,10 @@ def _count(
 ) -> ForwardCost:
     fake = fake_tensors()
     tensors = [*network.parameters(), *network.buffers()]
-    twin = copy.deepcopy(network, {id(x): fake.from_tensor(x) for x in tensors}).eval()
+    twin = copy.deepcopy(network, {id(x): fake.from_tensor(x) for x in tensors})
+    for module in twin.modules():
+        # As in training; see `Method.train`.
+        module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
     # Compiled in an earlier run; what is compiled takes no tensors without values.
     vars(twin).pop("encode", None)
     kept: dict[int, torch.UntypedStorage] = {}
