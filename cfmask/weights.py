@@ -43,9 +43,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     # Kinds of numbers that torch lacks are a KeyError.
     except (SafetensorError, OSError, LookupError, ValueError) as error:
-        raise InputError(
-            f"Cannot read weights from {path}: {one_line(error)}. Is it truncated?"
-        ) from error
+        raise _unread(path, error) from error
+
+
+def _unread(path: Path, error: Exception) -> InputError:
+    return InputError(f"Cannot read weights from {path}: {one_line(error)}. Is it truncated?")
 
 
 def tensors_of(values: Mapping[Any, Any]) -> dict[str, Tensor]:
@@ -65,9 +67,7 @@ def read_header(path: Path) -> dict[str, str]:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"Cannot read weights from {path}: {one_line(error)}. Is it truncated?"
-        ) from error
+        raise _unread(path, error) from error
 
 
 def parsed(text: str | bytes, source: Path) -> Any:
@@ -105,9 +105,7 @@ def read_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
             "save its state_dict alone."
         ) from error
     except BROKEN as error:
-        raise InputError(
-            f"Cannot read weights from {path}: {one_line(error)}. Is it truncated?"
-        ) from error
+        raise _unread(path, error) from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"Expected a dictionary of weights in {path}, but got {type(checkpoint)}.")
     return checkpoint

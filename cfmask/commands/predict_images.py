@@ -4,61 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.table import Column, Table
 
-from cfmask import processes
 from cfmask.commands.parser import command
-from cfmask.errors import InputError, at_least, visible
-from cfmask.exporting.predicting import (
-    Prediction,
-    Unreadable,
-    found_pictures,
-    predictions,
-    write_csv,
-)
-from cfmask.exporting.reading import open_model
+from cfmask.errors import InputError, visible
+from cfmask.exporting.predicting import Prediction, predict, write_csv
 from cfmask.terminal import say, show_table
-
-
-def predict(
-    model: str,
-    images: Sequence[str],
-    top: int = 5,
-    class_names: list[str] | None = None,
-    trust: bool = False,
-    batch_size: int = 32,
-    workers: int = 0,
-    unreadable: Unreadable = "stop",
-) -> Iterator[Prediction]:
-    """The likeliest classes of pictures, on the GPU if there is one.
-
-    Args:
-        model: run folder, exported folder or file, training checkpoint.
-        images: picture files, and folders of them.
-        top: how many classes a picture.
-        class_names: names in place of the stored ones; an open_clip folder becomes a zero-shot
-            classifier of them.
-        trust: open .pt2 files, which can execute code; import the class that weights name; ask the
-            network for parts that an open_clip folder lacks.
-        batch_size: pictures at a time.
-        workers: processes that read pictures; 0 reads in this one.
-        unreadable: stop at a picture that cannot be read, or name what is wrong with it.
-
-    Raises:
-        InputError: see `open_model`; a picture that cannot be read; `top` below 1.
-    """
-    if top < 1:
-        raise InputError(f"Expected at least 1 class a picture, but got {top}.")
-    at_least(1, batch_size, "picture at a time (batch_size)")
-    at_least(0, workers, "workers")
-    predictor = open_model(model, class_names, trust).to(processes.device())
-    files = found_pictures(images)
-    bar = len(files) > batch_size and sys.stdout.isatty()
-    yield from predictions(predictor, files, top, batch_size, workers, unreadable, bar)
 
 
 def predict_images(args: Sequence[str]) -> None:

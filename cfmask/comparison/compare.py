@@ -39,6 +39,9 @@ from cfmask.shifts.published import PUBLISHED
 REPORT = "report.json"
 OUT = Path("runs") / "evaluation"
 
+# Fields of `Evaluation` that are `Settings` of the same name.
+READING = ("batch_size", "workers", "precision", "decoder", "unreadable", "fit")
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -98,12 +101,7 @@ class Evaluation:
     def settings(self, folder: Path) -> Settings:
         """How sets are read, with what is kept in the folder of a report."""
         return Settings(
-            batch_size=self.batch_size,
-            workers=self.workers,
-            precision=self.precision,
-            decoder=self.decoder,
-            unreadable=self.unreadable,
-            fit=self.fit,
+            **{name: getattr(self, name) for name in READING},
             store=folder / "answers" if self.reuse else None,
             predictions=folder / "predictions" if self.predictions else None,
             progress=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cfmask import processes
 from cfmask.data.file_index import pictures_below
 from cfmask.decoding import read_image
-from cfmask.errors import InputError, UnreadableImage
-from cfmask.exporting.reading import Predictor
+from cfmask.errors import InputError, UnreadableImage, at_least
+from cfmask.exporting.reading import Predictor, open_model
 from cfmask.files import whole_file
 from cfmask.images import Preprocess
 from cfmask.reporting.escapes import csv_cell
@@ -58,36 +60,46 @@ def found_pictures(places: Sequence[str]) -> list[str]:
     return files
 
 
-def predictions(
-    predictor: Predictor,
-    files: Sequence[str],
+def predict(
+    model: str,
+    images: Sequence[str],
     top: int = 5,
+    class_names: list[str] | None = None,
+    trust: bool = False,
     batch_size: int = 32,
     workers: int = 0,
     unreadable: Unreadable = "stop",
-    progress: bool = False,
 ) -> Iterator[Prediction]:
-    """The answers of a model to pictures, one after the other.
+    """The likeliest classes of pictures, one after the other, on the GPU if there is one.
 
     Args:
-        predictor: the model.
-        files: of the pictures.
+        model: run folder, exported folder or file, training checkpoint.
+        images: picture files, and folders of them.
         top: how many classes a picture.
+        class_names: names in place of the stored ones; an open_clip folder becomes a zero-shot
+            classifier of them.
+        trust: open .pt2 files, which can execute code; import the class that weights name; ask the
+            network for parts that an open_clip folder lacks.
         batch_size: pictures at a time.
         workers: processes that read pictures; 0 reads in this one.
-        unreadable: "stop" at a picture that cannot be read, or "name" what is wrong with it.
-        progress: show a bar.
+        unreadable: stop at a picture that cannot be read, or name what is wrong with it.
 
     Raises:
-        InputError: a picture that cannot be read, if that is to stop.
+        InputError: see `open_model`; a picture that cannot be read; `top` below 1.
     """
+    at_least(1, top, "class a picture")
+    at_least(1, batch_size, "picture at a time (batch_size)")
+    at_least(0, workers, "workers")
+    predictor = open_model(model, class_names, trust).to(processes.device())
+    files = found_pictures(images)
     pictures = _Pictures(files, predictor.preprocess, unreadable)
     loader = DataLoader(pictures, batch_size, num_workers=workers, collate_fn=list)
-    batches = track(loader, "Pictures", disable=not progress, transient=True)
+    bar = len(files) > batch_size and sys.stdout.isatty()
+    batches = track(loader, "Pictures", disable=not bar, transient=True)
     rest = iter(files)
     for batch in batches:
-        images = [image for image in batch if isinstance(image, Tensor)]
-        rows = iter(_best(predictor, images, top) if images else [])
+        read = [image for image in batch if isinstance(image, Tensor)]
+        rows = iter(_best(predictor, read, top) if read else [])
         for image in batch:
             if isinstance(image, Tensor):
                 yield Prediction(next(rest), next(rows))
