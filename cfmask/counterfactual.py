@@ -183,7 +183,11 @@ class MultiFill(_DonorFill):
     def __call__(self, images: Tensor, replaced: Tensor) -> Tensor:
         """See `SingleFill`."""
         pool, own = _donors(images, self.donors)
-        donors = _others(own.view(-1, 1, 1).expand(replaced.shape), len(pool))
+        grid = replaced.shape[1:]
+        steps = own_rows(
+            len(own), lambda rows: torch.randint(1, len(pool), (rows, *grid), device=own.device)
+        )
+        donors = (own.view(-1, 1, 1) + steps) % len(pool)
         given = pool.gather(0, pixels(donors, images).expand_as(images))
         return torch.where(pixels(replaced, images), given, images)
 
@@ -324,15 +328,6 @@ def _donors(images: Tensor, donors: Donors) -> tuple[Tensor, Tensor]:
         images, own = rows_of_all(images), own * count() + rank()
     check_donors(len(images))
     return images, own
-
-
-def _others(own: Tensor, number: int) -> Tensor:
-    """For each index in [0, `number`) a uniformly random other one."""
-    shape = own.shape[1:]
-    steps = own_rows(
-        len(own), lambda rows: torch.randint(1, number, (rows, *shape), device=own.device)
-    )
-    return (own + steps) % number
 
 
 def _check_grid(images: Tensor, grid: Tensor) -> None:

@@ -89,12 +89,8 @@ class SavedAnswers:
                 f"Expected a file of logits or predictions ({', '.join(ENDINGS)}), but got "
                 f"{self.path}{'' if self.path.is_file() else ', which is not there'}."
             )
-        self.name = f"{'logits' if self.has_logits else 'predictions'} in {self.path.name}"
-
-    @property
-    def has_logits(self) -> bool:
-        """Whether the file has logits; else it has predictions alone."""
-        return isinstance(self.content, Mapping) or self.content.logits is not None
+        logits = isinstance(self.content, Mapping) or self.content.logits is not None
+        self.name = f"{'logits' if logits else 'predictions'} in {self.path.name}"
 
     @cached_property
     def content(self) -> Mapping[str, Any] | Rows:

@@ -90,19 +90,24 @@ def trade_off(report: Results) -> Figure | None:
     if not shift or not reference or not points(report, shift, reference):
         return None
     styles = drawn_models(report)
+    draw = _scatter(report, shift, reference, styles, None)
+    return _alone(draw, (4.0, 4.3), styles, linestyle="none")
+
+
+def _alone(draw: Draw, size: tuple[float, float], names: dict[str, int], **style: Any) -> Figure:
+    """A drawing with a legend of names and the numbers of their looks, to stand alone."""
     with drawing(), rc_context(LIGHT.style()):
-        figure = Figure(figsize=(4.0, 4.3), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        _scatter(report, shift, reference, styles, None)(axes, LIGHT)
-        for model, number in styles.items():
-            axes.plot([], [], **LIGHT.look(number), linestyle="none", label=drawn(model))
+        draw(axes, LIGHT)
+        for name, number in names.items():
+            axes.plot([], [], **LIGHT.look(number), **style, label=drawn(name))
         figure.legend(loc="outside upper left", ncols=2, frameon=False)
     return figure
 
 
-def save_trade_off(report: Results, path: Path) -> bool:
-    """Write `trade_off` as a PNG; False if there is none."""
-    figure = trade_off(report)
+def save(figure: Figure | None, path: Path) -> bool:
+    """Write a figure as a PNG; False if there is none."""
     if figure is None:
         return False
     with drawing(), rc_context(LIGHT.style()):
@@ -118,19 +123,10 @@ def fronts(report: Results) -> str:
     return svg_of(_fronts(report), (4.6, 3.4), label)
 
 
-def save_fronts(report: Results, path: Path) -> bool:
-    """Write the fronts as a PNG with a legend; False if there are none."""
-    if not report.fronts:
-        return False
-    with drawing(), rc_context(LIGHT.style()):
-        figure = Figure(figsize=(5.0, 4.2), layout="constrained")
-        axes = figure.add_subplot()
-        _fronts(report)(axes, LIGHT)
-        for k, front in enumerate(report.fronts[:MOST_MODELS]):
-            axes.plot([], [], **LIGHT.look(k), label=drawn(front.model))
-        figure.legend(loc="outside upper left", ncols=2, frameon=False)
-        write_whole(path, lambda file: figure.savefig(file, dpi=160, format="png"))
-    return True
+def fronts_alone(report: Results) -> Figure | None:
+    """The fronts as a matplotlib figure with a legend; None without fronts."""
+    names = {front.model: k for k, front in enumerate(report.fronts[:MOST_MODELS])}
+    return _alone(_fronts(report), (5.0, 4.2), names) if names else None
 
 
 def _fronts(report: Results) -> Draw:
@@ -162,7 +158,9 @@ def _scatter(
         if fit:
             _draw_fit(axes, fit, limits, ink)
         for curve in report.curves:
-            _draw_path(axes, [p for m in curve.models for p in found if p.model == m], ink)
+            path = [p for m in curve.models for p in found if p.model == m]
+            ends = ([100 * p.x.value for p in path], [100 * p.y.value for p in path])
+            axes.plot(*ends, color=ink.muted, linewidth=0.8, zorder=1.5)
         for point in found:
             _draw_point(axes, point, limits, styles.get(point.model), ink)
         across, up = (visible(report.short(name)) for name in (reference, shift))
@@ -286,11 +284,6 @@ def _draw_fit(axes: Axes, fit: Fit, limits: tuple[float, float], ink: Ink) -> No
     least, most = 0.0 if fit.low is None else fit.low, 1.0 if fit.high is None else fit.high
     inside = (share >= 100 * least) & (share <= 100 * most)
     axes.plot(share[inside], y[inside], color=ink.muted, linewidth=1.3)
-
-
-def _draw_path(axes: Axes, path: Sequence[Point], ink: Ink) -> None:
-    across, up = ([100 * row.value for row in rows] for rows in zip(*((p.x, p.y) for p in path)))
-    axes.plot(across, up, color=ink.muted, linewidth=0.8, zorder=1.5)
 
 
 def _draw_point(

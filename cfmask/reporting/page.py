@@ -44,7 +44,7 @@ AT_THE_TOP = ("runs", "date")
 
 def as_html(report: Results, gallery: Sequence[Disagreement] = ()) -> str:
     """The page: tables, charts, facts of the run, and the pictures of a gallery, in one file."""
-    styles = charts.drawn_models(report)
+    styles, mean = charts.drawn_models(report), report.under_shift
     content = {
         "legend": [(m, i, GLYPHS[i]) for m, i in styles.items()],
         "about": list(_about(report)),
@@ -55,7 +55,11 @@ def as_html(report: Results, gallery: Sequence[Disagreement] = ()) -> str:
         "partly": incomplete(report),
         "footnotes": footnotes(report, place=BELOW),
         "scatters": list(_scatters(report, styles)),
-        "curves": list(_curves(report)),
+        "curves": [
+            {"curve": c, "svg": Markup(charts.wise_curve(report, c, mean)), "mean": mean}
+            for c in report.curves
+            if len(c.models) > 2
+        ],
         "fronts": front_tables(report),
         "front_chart": Markup(charts.fronts(report)),
         "front_legend": [
@@ -114,13 +118,6 @@ def _fit_words(fit: Fit | None) -> str:
     words = f"{fit.transform} scale; line: slope {fit.slope:.3g}, intercept {fit.intercept:.3g}"
     words += "" if fit.r2 is None else f", R² {fit.r2:.2f}"
     return plain("; ".join(part for part in (words, fit.source, fit.note) if part))
-
-
-def _curves(report: Results) -> Iterator[dict[str, Any]]:
-    for curve in report.curves:
-        if len(curve.models) > 2:
-            svg = charts.wise_curve(report, curve, report.under_shift)
-            yield {"curve": curve, "svg": Markup(svg), "mean": report.under_shift}
 
 
 # Prefix of logged names -> title and factor of their values.

@@ -63,15 +63,15 @@ class ShiftReport(Results):
             False if there is no reference set or nothing under shift, and so no picture.
         """
         # Matplotlib takes a second to be imported.
-        from cfmask.reporting.charts import save_trade_off
+        from cfmask.reporting.charts import save, trade_off
 
-        return save_trade_off(self, Path(path))
+        return save(trade_off(self), Path(path))
 
     def plot_fronts(self, path: str | os.PathLike[str]) -> bool:
         """Draw the fronts with their bands; False if there are none."""
-        from cfmask.reporting.charts import save_fronts
+        from cfmask.reporting.charts import fronts_alone, save
 
-        return save_fronts(self, Path(path))
+        return save(fronts_alone(self), Path(path))
 
     def __str__(self) -> str:
         return str(self.table())

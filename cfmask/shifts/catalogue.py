@@ -43,7 +43,10 @@ def find_shifts(names: Sequence[str], request: Request) -> list[Shift]:
     found: dict[str, Shift] = {}
     for name in names:
         family, _, single = name.partition("/")
-        shifts = _maker(family, name)(replace(request, only=single))
+        maker = SHIFTS.get(family) or (partial(own_shifts, family) if is_path(family) else None)
+        if maker is None:
+            raise unknown("shift", name, SHIFTS)
+        shifts = maker(replace(request, only=single))
         chosen = [shift for shift in shifts if is_asked_for(single, shift.name, family)]
         if not chosen:
             raise unknown("shift", name, [qualified(family, shift.name) for shift in shifts])
@@ -51,11 +54,3 @@ def find_shifts(names: Sequence[str], request: Request) -> list[Shift]:
             whole = qualified(family, shift.name)
             found.setdefault(whole, replace(shift, name=whole))
     return list(found.values())
-
-
-def _maker(family: str, name: str) -> Callable[[Request], list[Shift]]:
-    if family not in SHIFTS and is_path(family):
-        return partial(own_shifts, family)
-    if family not in SHIFTS:
-        raise unknown("shift", name, SHIFTS)
-    return SHIFTS[family]

@@ -135,19 +135,15 @@ def stored(folder: Path, root: Path) -> Contents:
         InputError: the first image is not of 224 pixels.
     """
     found = by_wordnet_id(folder, root)
-    if found.samples:
-        _refuse_another_side(found.samples[0][0])
+    for path, _ in found.samples[:1]:
+        size = stored_size(path) or CUT.size
+        if size != CUT.size:
+            raise InputError(
+                f"Expected images of {SIDE} x {SIDE} pixels, as ImageNet-C is published, but got "
+                f"{path} of {size[1]} x {size[0]}; get the published images."
+            )
     note = "label = WordNet id of the folder; as stored at 224 pixels, neither resized nor cropped"
     return replace(found, load=partial(AsStored, found.samples), note=note)
-
-
-def _refuse_another_side(path: str) -> None:
-    size = stored_size(path) or CUT.size
-    if size != CUT.size:
-        raise InputError(
-            f"Expected images of {SIDE} x {SIDE} pixels, as ImageNet-C is published, but got "
-            f"{path} of {size[1]} x {size[0]}; get the published images."
-        )
 
 
 def made(folder: Path, root: Path, corruption: str, severity: int) -> Contents:
@@ -166,10 +162,8 @@ def made(folder: Path, root: Path, corruption: str, severity: int) -> Contents:
     )
 
 
-@lru_cache(maxsize=1)
-def _val(folder: Path, root: Path) -> Contents:
-    """Val, listed once for all corruptions."""
-    return imagenet_val.val(folder, root)
+# Val, listed once for all corruptions.
+_val = lru_cache(maxsize=1)(imagenet_val.val)
 
 
 # The five archives unpack into folders of corruptions; some keep a folder for each archive.

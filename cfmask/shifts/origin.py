@@ -87,7 +87,12 @@ class Origin:
             self.expected, classes=self.expected.classes or found.classes
         )
         if not contents.samples or (found != (expected or found) and not allow_incomplete):
-            raise self._another_size(found, expected, folder)
+            size = expected and f"{expected.images} images of {expected.classes} classes"
+            or_set = ", or set allow_incomplete" if found.images else ""
+            raise InputError(
+                f"Expected {size or 'images'} in {folder}, but found {found.images} of "
+                f"{found.classes}; complete it from {self.source}{or_set}."
+            )
         return replace(
             contents,
             name=name,
@@ -96,11 +101,4 @@ class Origin:
             source=self.source,
             licence=self.licence,
             part_of=self.part_of,
-        )
-
-    def _another_size(self, found: Size, expected: Size | None, folder: Path) -> InputError:
-        wanted = f"{expected.images} images of {expected.classes} classes" if expected else "images"
-        return InputError(
-            f"Expected {wanted} in {folder}, but found {found.images} of {found.classes}; complete "
-            f"it from {self.source}{', or set allow_incomplete' if found.images else ''}."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +49,12 @@ def published_shifts(family: str, request: Request) -> list[Shift]:
     found, missing = _asked(family, request.only) if request.only else _there(family, root)
     shifts = [origins[name].shift(name, root, request.allow_incomplete) for name in found]
     there = {qualified(family, name) for name in found}
-    return [replace(shift, missing=missing, part_of=_whole(shift, there)) for shift in shifts]
+    # Sets of a collection that is not all there stand for themselves.
+    alone = {s.part_of for s in shifts if not set(corruption_sets(s.part_of)) <= there}
+    return [
+        replace(shift, missing=missing, part_of="" if shift.part_of in alone else shift.part_of)
+        for shift in shifts
+    ]
 
 
 def is_asked_for(single: str, name: str, family: str) -> bool:
@@ -60,12 +65,6 @@ def is_asked_for(single: str, name: str, family: str) -> bool:
     """
     begins = family in BY_BEGINNING and name.startswith(f"{single}-")
     return single in ("", name) or begins
-
-
-def _whole(shift: Shift, there: Set[str]) -> str:
-    """The collection of a set, if all of it is there; else empty."""
-    whole = set(corruption_sets(shift.part_of)) <= there
-    return shift.part_of if whole else ""
 
 
 def _asked(family: str, single: str) -> tuple[list[str], tuple[str, ...]]:
