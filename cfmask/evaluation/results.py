@@ -168,8 +168,10 @@ class Results:
             f"{first} (in {', '.join(models)})" for first, models in rows.items()
         )
 
-    def worst_classes(self, model: str, shift: str, count: int = 5) -> list[tuple[str, int, int]]:
-        """Name, correct and total of the classes of lowest accuracy, lowest first."""
+    def worst_classes(
+        self, model: str, shift: str, count: int | None = 5
+    ) -> list[tuple[str, int, int]]:
+        """Name, correct and total of the classes of lowest accuracy, lowest first; None for all."""
         classes = self.details[model][shift].get("classes", {})
         rows = list(zip(*(classes.get(key, []) for key in ("names", "correct", "total"))))
         return sorted(rows, key=lambda row: row[1] / row[2])[:count]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import groupby
+from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
@@ -85,38 +85,29 @@ def worst_table(report: Results, styles: dict[str, int]) -> Table:
     columns = [Column("set", words=True), Column("class", words=True), Column("images")]
     groups = []
     for shift in report.columns() if judged else ():
+        counts = {
+            model: report.worst_classes(model, shift, None)
+            if shift in report.details[model]
+            else []
+            for model in models
+        }
+        # Of classes of one name the worst.
+        shares = [{n: right / total for n, right, total in reversed(c)} for c in counts.values()]
+        worst = counts[str(judged)]
+        mean = fmean(right / total for _, right, total in worst) if worst else 0.0
         rows = [
             [
                 Cell(heading(report, shift)),
                 Cell(name),
                 Cell(f"{total:,}"),
-                *(Cell(_of_class(report, model, shift, name)) for model in models),
+                *(Cell(SHARE.text(own[name]) if name in own else "") for own in shares),
             ]
-            for name, total in _worse_than_most(report, str(judged), shift)
+            for name, right, total in worst[:WORST]
+            if right / total < mean
         ]
         groups += [_named(rows)] if rows else []
     columns += [Column(model) for model in models]
     return Table("Accuracy on single classes, %", columns, groups)
-
-
-def _worse_than_most(report: Results, model: str, shift: str) -> Iterator[tuple[str, int]]:
-    """Name and images of the worst classes, of those below the mean of all."""
-    if shift not in report.details[model]:
-        return
-    classes = report.worst_classes(model, shift, count=1_000_000)
-    shares = [correct / total for _, correct, total in classes]
-    for (name, _, total), share in list(zip(classes, shares))[:WORST]:
-        if share < sum(shares) / len(shares):
-            yield name, total
-
-
-def _of_class(report: Results, model: str, shift: str, name: str) -> str:
-    """Accuracy of a model on one class of a set, in per cent."""
-    classes = report.details[model].get(shift, {}).get("classes", {})
-    if name not in classes.get("names", []):
-        return ""
-    place = classes["names"].index(name)
-    return SHARE.text(classes["correct"][place] / classes["total"][place])
 
 
 def sets_table(report: Results) -> Table:
