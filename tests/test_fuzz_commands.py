@@ -147,7 +147,9 @@ def run_command(words: Sequence[str]) -> None:
     """A command as a whole, but for the training itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pl.Trainer, "fit", lambda *args, **options: None)
-        patch.setattr(train_model, "_conclude", lambda cli: None)
+        patch.setattr(train_model, "_finish", lambda cli: None)
+        report = train_model._report
+        patch.setattr(train_model, "_report", lambda cli: report(cli) if cli.finished else None)
         main(list(words))
 
 
