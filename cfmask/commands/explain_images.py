@@ -53,15 +53,15 @@ def explain(
         by: lime, with green for and red against the class, or relevance, a map.
         label: name of the class, one for all pictures or one each; the likeliest by default.
         class_names: classes of a head that is made from text, by commas; the labels by default.
-        hidings: of LIME, ways of hiding, by commas.
-        segments: of LIME: patches, slic, quickshift, a folder of label maps (a PNG for each
-            picture, a colour for each segment), or my_module.my_function.
+        hidings: ways of hiding for LIME, by commas.
+        segments: segments for LIME: patches, slic, quickshift, a folder of label maps (a PNG for
+            each picture, a colour for each segment), or my_module.my_function.
         relevance: method of the map; by default the one that fits the encoder.
-        side: of square patches, in pixels.
+        side: side of square patches, in pixels.
         lime: LIME with its parameters.
-        top: segments that are coloured, those of the largest scores.
+        top: number of segments to colour, those of the largest scores.
         out: PNG file to write.
-        seed: of the samples.
+        seed: seed of the samples.
         trust: import the classes that a run or weights file names.
 
     Raises:

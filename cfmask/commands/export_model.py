@@ -20,7 +20,13 @@ def export_run(args: Sequence[str]) -> None:
     with command("cfmask export", what) as parser:
         parser.add_argument("run", type=str, help="run folder")
         parser.add_function_arguments(export, as_group=False, skip={"run", "average"})
-        parser.add_argument("--average", type=str, nargs="+", default=[], help="take the mean with")
+        parser.add_argument(
+            "--average",
+            type=str,
+            nargs="+",
+            default=[],
+            help="further runs, for the mean of all weights",
+        )
         parser.add_argument("--push", type=str, help="owner/name on the Hugging Face Hub")
         options = parser.parse_args(args).as_dict()
         repo = options.pop("push")

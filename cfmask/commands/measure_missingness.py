@@ -58,15 +58,16 @@ def measure(
         segments: what is hidden as a whole, by commas: patches, slic, quickshift, folders of label
             maps (a PNG for each image, a colour for each segment), my_module.my_function.
         orders: random, or most or least relevant segments first, by commas.
-        relevance: what tells relevant segments; the masks by default, or a model's own relevance.
-        side: of square patches, in pixels.
-        most_segments: an image may have.
-        images: at most, spread evenly over the data; 0 for all.
+        relevance: method that finds relevant segments; the masks by default, or a model's own
+            relevance.
+        side: side of square patches, in pixels.
+        most_segments: most segments of an image.
+        images: most images, spread evenly over the data; 0 for all.
         out: folder for missingness.html and .json, pictures, and answers that an interrupted run
             goes on from.
-        seed: of the random order, and of digits.
-        samples: of the bootstrap.
-        measures: beside the curves, by commas: shape, lime, linearity, concordance.
+        seed: seed of the random order, and of digits.
+        samples: samples of the bootstrap.
+        measures: measures beside the curves, by commas: shape, lime, linearity, concordance.
         wordnet: true insists on the WordNet similarity of the answers, false leaves it out.
         lime: LIME with its parameters.
         bars: classes whose shape bias is drawn, by commas; those that tell most by default.

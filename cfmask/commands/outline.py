@@ -180,11 +180,11 @@ def _handed_on(function: ast.FunctionDef, name: str) -> str:
 
 
 def _plain(default: ast.expr) -> str:
-    """A default as one would type it; empty for what is off."""
+    """A default as one would type it; empty for what is off, or is no literal."""
     try:
         value = ast.literal_eval(default)
     except ValueError:
-        return "" if ast.unparse(default).startswith("field(") else ast.unparse(default)
+        return ""
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     if value is None or value is False:
@@ -196,5 +196,5 @@ def _described(docstring: str) -> dict[str, str]:
     """Help by argument, from a docstring in Google's style."""
     section = re.split(r"\n(?:Args|Attributes):\n", docstring)[-1]
     section = re.split(r"\n(?=\S)", section)[0]
-    found = re.findall(r"^    (\w+): ((?:.|\n(?!    \w))*)", section, re.M)
+    found = re.findall(r"^    (\*{0,2}\w+): ((?:.|\n(?!    [\w*]))*)", section, re.M)
     return {name: " ".join(words.split()) for name, words in found}

@@ -22,7 +22,12 @@ def pack_images(args: Sequence[str]) -> None:
         parser.add_argument("folder", type=Path, help="image folder; or the shards to verify")
         parser.add_argument("--out", type=Path, default=None, help="new folder for the shards")
         parser.add_argument("--shard_size", type=int, default=1000, help="images a shard")
-        parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+        parser.add_argument(
+            "--workers",
+            type=int,
+            default=os.cpu_count() or 1,
+            help="processes; one a core by default",
+        )
         parser.add_argument(
             "--verify", type=bool, default=False, help="read shards against their index"
         )

@@ -48,13 +48,13 @@ def show(
         checkpoint: run folder, .safetensors or .ckpt file, `open_clip:NAME/TAG` or `timm:NAME`.
         classifier: a classifier by its class path, in place of a checkpoint.
         class_names: classes of a zero-shot head that is made from text; the labels by default.
-        relevance: scores patches for the class; a run's own by default, else attention
+        relevance: method that scores patches for the class; a run's own by default, else attention
             relevance for transformers and Grad-CAM for CNNs.
-        mask: chooses the patches; a run's own by default, else `ObjectMask`.
-        fill: replaces them; a run's own by default, else `SingleFill`. It takes from the other
+        mask: what chooses the patches; a run's own by default, else `ObjectMask`.
+        fill: what replaces them; a run's own by default, else `SingleFill`. It takes from the other
             pictures and from training images of the run.
         out: PNG file to write.
-        seed: of the random choices in masks and fills.
+        seed: seed of the random choices in masks and fills.
         trust: import the classes that a checkpoint names, and fetch the data that it names by URL.
 
     Returns:
@@ -137,7 +137,11 @@ def show_images(args: Sequence[str]) -> None:
     with command("cfmask show", show.__doc__, classes=True) as parser:
         parser.add_argument("images", type=str, nargs="+", help="picture files")
         parser.add_argument(
-            "--label", type=str, nargs="+", required=True, help="name of the class, one or one each"
+            "--label",
+            type=str,
+            nargs="+",
+            required=True,
+            help="name of the class, for all or for each",
         )
         parser.add_argument("--class_names", type=str, nargs="+", help="classes for a text head")
         parser.add_function_arguments(show, as_group=False, skip={"images", "label", "class_names"})

@@ -53,12 +53,12 @@ class Evaluation:
         fit: what effective robustness is held against: `builtin` lines through ImageNet models, a
             line through the `models` of this report, `none`, or a CSV file.
         images: number of images of each built-in set.
-        seed: of the built-in sets.
+        seed: seed of the built-in sets.
         batch_size: images at a time.
         workers: processes that decode images.
-        precision: of the encoders; auto is bf16 where the machine has instructions for it, else
-            fp32, and the protocol says which it was.
-        decoder: of image files: "fast", or "pil" for exactly the pixels of Pillow.
+        precision: precision of the encoders; auto is bf16 where the machine has instructions for
+            it, else fp32, and the protocol says which it was.
+        decoder: decoder of image files: "fast", or "pil" for exactly the pixels of Pillow.
         allow_incomplete: evaluate sets whose number of images is not the published one; the
             report says so.
         unreadable: `stop` at an image that cannot be read, or count it as a `wrong` answer; the
@@ -71,7 +71,7 @@ class Evaluation:
             function of `Judged`.
         trust: import what models and runs name and what is not this package's.
         holdout: share of the images of a data_root without train/ that is the set `id`; a run
-            brings the images that it has held out.
+            brings the images that it has held out; 0.2 by default.
 
     Raises:
         InputError: numbers that are too small.

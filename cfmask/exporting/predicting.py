@@ -75,7 +75,7 @@ def predict(
     Args:
         model: run folder, exported folder or file, training checkpoint.
         images: picture files, and folders of them.
-        top: how many classes a picture.
+        top: number of classes a picture.
         class_names: names in place of the stored ones; an open_clip folder becomes a zero-shot
             classifier of them.
         trust: open .pt2 files, which can execute code; import the class that weights name; ask the

@@ -169,7 +169,7 @@ def export(
     Args:
         run: run folder; a weights file will do where `alpha` is not given.
         to: format: `safetensors`, `open_clip`, `timm`, `onnx` or `torch_export`.
-        out: folder to write; it must be new or empty.
+        out: folder to write, new or empty.
         alpha: WiSE-FT weight in [0, 1] of the tuned weights against the starting point.
         average: further runs of the same model; the mean of all their weights is exported.
         overwrite: replace an older export there.
