@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from compare import masked, tune
 from jsonargparse import auto_cli
+from tuning import masked, tune
 
 import cfmask
 from cfmask import digits

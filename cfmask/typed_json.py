@@ -74,7 +74,11 @@ class Typed:
         if is_typeddict(kind):
             needed, made = kind.__required_keys__, dict
         else:
-            needed = {field.name for field in fields(kind) if field.default is MISSING}
+            needed = {
+                field.name
+                for field in fields(kind)
+                if field.default is field.default_factory is MISSING
+            }
             made = kind
         lacking = [name for name in known if name in needed and name not in value]
         more = [] if kind in self.loose else [name for name in value if name not in known]

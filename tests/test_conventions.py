@@ -20,8 +20,9 @@ CATCH_ALL = {
     # No estimate of the cost may stop a run; the encoder's own error shows in its first step.
     "runs/cost.py": 1,
 }
-# Files that open files to write, each within `whole_file` or `whole_folder`, or to nowhere.
+# Files that open files to write: in `whole_file` or `whole_folder`, to nowhere, or a growing log.
 WRITE = {
+    "commands/compare_plan.py": 1,
     "data/file_index.py": 1,
     "data/packing.py": 1,
     "data/shard_fetch.py": 1,

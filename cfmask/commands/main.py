@@ -39,6 +39,11 @@ COMMANDS = {
     "predict": ("predict_images", "predict_images", "name the likeliest classes of pictures"),
     "export": ("export_model", "export_run", "write a run's model in another tool's format"),
     "merge": ("merge_models", "merge_models", "make one model of several runs after training"),
+    "compare": (
+        "compare_plan",
+        "compare_plan",
+        "train methods by settings and seeds as a plan says, and report",
+    ),
     "pack": ("pack_images", "pack_images", "pack an image folder into shards, or verify them"),
 }
 

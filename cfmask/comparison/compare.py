@@ -37,6 +37,7 @@ from cfmask.shifts.catalogue import find_shifts
 from cfmask.shifts.published import PUBLISHED
 
 REPORT = "report.json"
+KEPT = "answers"
 OUT = Path("runs") / "evaluation"
 
 # Fields of `Evaluation` that are `Settings` of the same name.
@@ -102,7 +103,7 @@ class Evaluation:
         """How sets are read, with what is kept in the folder of a report."""
         return Settings(
             **{name: getattr(self, name) for name in READING},
-            store=folder / "answers" if self.reuse else None,
+            store=folder / KEPT if self.reuse else None,
             predictions=folder / "predictions" if self.predictions else None,
             progress=True,
             metrics=own_metrics(self.metrics),
@@ -143,11 +144,13 @@ def compare(
         InputError: what cannot be found, read or compared.
     """
     asked, folder = Evaluation(**how), report_folder(what, out)
-    settings = asked.settings(folder)
     earlier = {name: ShiftReport.load(Path(name)) for name in what if _is_report(name)}
     sources = [name for name in what if name not in earlier]
     if not sources:
         raise InputError("Expected at least one model to evaluate, but got none.")
+    # What a run was evaluated on need not be read again.
+    kept = tuple(Path(name) / KEPT for name in sources if is_run(name))
+    settings = replace(asked.settings(folder), others=kept)
     root, alphas = local_folder(data_root), alphas_of(asked.wise)
     rows = models_of(sources, alphas, lambda: labels_of(shifts, root), asked.trust)
     _move(rows.models)

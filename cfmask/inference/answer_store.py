@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ from cfmask.shift import Shift
 # Part of every key: a new number makes answers of older versions invalid.
 VERSION = 2
 PROBES = 16
+# Length of what the key gives the name of a file.
+ENDING = 16 + len(".safetensors")
 # Fields of a set on which its answers do not depend.
 UNRELATED = ("load", "missing", "source", "licence", "groups", "group_names", "part_of")
 
@@ -32,10 +35,20 @@ class AnswerStore:
 
     Args:
         folder: is made when the first file is written.
+        others: folders of other reports, which are read alone.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, others: Sequence[Path] = ()) -> None:
         self.folder = folder
+        self.others = others
+
+    def find(self, path: Path, key: str) -> Answers | None:
+        """Answers of a file, or of one of another report under the same key; None if none."""
+        # There the model may have another name.
+        ending = path.name[-ENDING:]
+        alike = (file for folder in self.others for file in folder.glob(f"*--{ending}"))
+        found = (self.load(file, key) for file in chain([path], alike))
+        return next((answers for answers in found if answers is not None), None)
 
     def path(self, model: str, shift: str, key: str) -> Path:
         """The file of a model on a set under a key."""

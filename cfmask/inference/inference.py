@@ -108,7 +108,7 @@ class Inference:
         self.settings = settings
         devices = [_device(classifier_of(model)).type for model in self.models.values()]
         self.precision = settled(settings.precision, devices[0] if devices else "cpu")
-        self.store = AnswerStore(settings.store) if settings.store else None
+        self.store = AnswerStore(settings.store, settings.others) if settings.store else None
         self.tally = Tally()
         shown = settings.progress and processes.rank() == 0
         self.bar = Progress(*_COLUMNS, disable=not shown, transient=True)
@@ -251,7 +251,7 @@ class Inference:
             where[name] = self.store.path(name, shift.name, whole), whole
         found = {}
         for name, (path, key) in where.items():
-            answers, file = self.store.load(path, key), self._prediction_file(shift, name)
+            answers, file = self.store.find(path, key), self._prediction_file(shift, name)
             if answers is not None and (file is None or key_in(file) == key):
                 found[name] = answers
         return found

@@ -41,6 +41,7 @@ class Settings:
         fit: what effective robustness is held against: `builtin`, `models`, `none` or a CSV file;
             see `cfmask.evaluation.robustness`.
         store: folder where answers are kept and looked for; None keeps none.
+        others: further folders where answers are looked for.
         predictions: folder for a Parquet file of each model on each set; None writes none.
         progress: show a bar with images a second and the time left over all sets.
         metrics: of one's own, by name, measured beside those of `METRICS`.
@@ -57,6 +58,7 @@ class Settings:
     unreadable: Unreadable = "stop"
     fit: str = "builtin"
     store: Path | None = None
+    others: tuple[Path, ...] = ()
     predictions: Path | None = None
     progress: bool = False
     metrics: Mapping[str, Metric] = field(default_factory=dict)
