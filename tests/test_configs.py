@@ -48,6 +48,13 @@ SOURCES = {
     "lp_ft": (1e-5, 0.1, 0.02, False),
     "clipood": (5e-6, 0.1, 0, False),
     "r_adapter": (5e-4, 0, 0.02, False),
+    **dict.fromkeys(("flyp", "carft", "carot", "tracer", "starft"), (1e-5, 0.1, 0.02, False)),
+    "lipsum_ft": (1e-5, 0, 0.1, False),
+}
+# Least share of the area in the crops of the recipes that crop, and clip no gradient.
+CROPS = {
+    **dict.fromkeys(("flyp", "carft", "carot", "tracer", "starft"), 0.9),
+    "lipsum_ft": 0.08,
 }
 # The commands of the README train by the demos.
 TRAINED = [
@@ -124,7 +131,8 @@ ONE = "--trainer.devices=1"
 def tiny(model: str) -> list[str]:
     """A model of the same kind that runs in no time."""
     if model.startswith("vit"):
-        return ["--model.classifier.model=tiny-clip", "--model.classifier.pretrained=null"]
+        few = "--model.classifier.templates=['a photo of a {}.', 'a sketch of a {}.']"
+        return ["--model.classifier.model=tiny-clip", "--model.classifier.pretrained=null", few]
     name = "test_vit" if "vit" in model else "test_resnet"
     return [
         "--model.classifier=TimmClassifier", f"--model.classifier.model={name}",
@@ -165,11 +173,13 @@ def test_every_recipe_trains_two_steps(config, imagenet, tmp_path, monkeypatch, 
         assert command[-2:] == ["--run", f"runs/imagenet/{model}_{config.stem}"]
     cli = two_steps([*command, *small(imagenet), *tiny(model), f"--run={tmp_path}"])
     assert cli.datamodule.class_names == wordnet.class_names()
-    method = cli.model
+    method, crop = cli.model, CROPS.get(config.stem)
     numbers = method.lr, method.weight_decay, method.warmup, method.cycle_momentum
     assert numbers == SOURCES.get(config.stem, (3e-5, 0.1, 0.02, True))
     assert method.betas == (0.9, 0.999)
-    assert cli.trainer.gradient_clip_val == 1.0
+    assert cli.trainer.gradient_clip_val == (None if crop else 1.0)
+    if crop:
+        assert cli.datamodule.crop.scale == (crop, 1.0)
     if isinstance(cli.model, Distillation):
         assert (cli.model.distill_weight, cli.model.temperature) == (30, 10)
 
