@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -12,7 +14,15 @@ from support.own_datasets import PIXELS, SIDE, TENSOR, Columns, Own, Stream
 from support.training import DEMO
 from torchvision.datasets import FakeData
 
-from cfmask import DatasetData, InputError, RandomCrop, UnreadableImage
+from cfmask import (
+    DatasetData,
+    FolderData,
+    InputError,
+    RandomCrop,
+    ShardData,
+    TrainingData,
+    UnreadableImage,
+)
 from cfmask.commands.train_model import command_line
 from cfmask.images import Preprocess
 
@@ -152,3 +162,13 @@ def test_a_crop_is_for_training_alone():
     data = data_of((TENSOR, 0), crop=RandomCrop((0.1, 0.2)))
     assert not torch.equal(data.train_set[0][0], TENSOR)
     assert torch.equal(data.val_set[0][0], TENSOR)
+
+
+@pytest.mark.parametrize("kind", [FolderData, ShardData, DatasetData])
+def test_arguments_that_are_handed_on_are_those_of_all_training_data(kind):
+    shared = inspect.signature(TrainingData.__init__).parameters
+    shown = inspect.signature(kind.__init__).parameters
+    assert "loading" not in shown
+    for name in ("batch_size", "workers", "seed", "decoder", "crop", "unreadable", "augmentation"):
+        assert shown[name].default == shared[name].default
+        assert get_type_hints(kind.__init__)[name] == get_type_hints(TrainingData.__init__)[name]

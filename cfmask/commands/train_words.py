@@ -17,77 +17,61 @@ from cfmask.commands.outline import help_lines
 from cfmask.commands.shipped import with_shipped_configs
 from cfmask.errors import InputError, no_option, unknown
 
-# Groups of the help: heading, then short option, the long ones it stands for, and what it is.
-HELP: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
-    "What": [
-        (
-            "--model WHAT",
-            (),
-            "timm:NAME, open_clip:NAME/TAG, my_module:MyNet, a run, a weights file",
-        ),
-        ("--method NAME", ("--model",), ", ".join(names_in("methods")[::-1])),
-        (
-            "--teacher WHAT",
-            ("--model.teacher",),
-            "another model than the start to distil from, named as --model is",
-        ),
-        ("--mask NAME", ("--model.counterfactual.mask",), "ObjectMask, ContextMask, RandomMask"),
-        (
-            "--fill NAME",
-            ("--model.counterfactual.fill",),
-            "SingleFill, MultiFill, NoFill, ConstantFill, BlurFill, ShuffleFill",
-        ),
-        (
-            "--relevance NAME",
-            ("--model.relevance",),
-            "AttentionRelevance, GradCAM, HiResCAM, LayerCAM, AttentionRollout",
-        ),
-    ],
-    "How": [
-        ("--lr NUMBER", ("--model.lr",), "peak learning rate"),
-        ("--epochs NUMBER", ("--trainer.max_epochs",), "passes over the training images"),
-        ("--batch-size NUMBER", ("--data.batch_size",), "images a step on a device"),
-        ("--head-lr NUMBER", ("--model.head_lr",), "peak learning rate of the head, if another"),
-        (
-            "--layer-decay NUMBER",
-            ("--model.layer_decay",),
-            "learning rate of a layer as a share of the next one's",
-        ),
-        ("--label-smoothing NUMBER", ("--model.label_smoothing",), "such as 0.1; 0 for none"),
-        ("--augment NAME", ("--data.augmentation",), "randaugment, trivialaugment"),
-        ("--mixup ALPHA", ("--model.mixup",), "such as 0.8, for the images of the task loss"),
-        ("--cutmix ALPHA", ("--model.cutmix",), "such as 1.0, for the images of the task loss"),
-        ("--average NAME", (), "ema, beta: of the weights of all steps, a row of its own"),
-        ("--precision NAME", ("--trainer.precision",), "auto, 32-true, bf16-mixed, 16-mixed"),
-        ("--devices NUMBER", ("--trainer.devices",), "number of GPUs or processes"),
-        ("--seed NUMBER", ("--seed_everything",), "seed of the run"),
-        (
-            "--workers NUMBER",
-            ("--data.workers", "--evaluation.workers"),
-            "processes that decode images",
-        ),
-    ],
-    "Evaluation": [
-        ("--shifts NAMES", ("--evaluation.shifts",), "sets, such as folders or digits,imagenet/v2"),
-        ("--metrics NAMES", ("--evaluation.metrics",), "metrics of your own: my_module.MARGIN,…"),
-        ("--data-root FOLDER", ("--evaluation.data_root",), "folder of these sets"),
-        (
-            "--holdout NUMBER",
-            ("--data.holdout", "--evaluation.holdout"),
-            "share held out as the test set of a FOLDER without train/: 0.2",
-        ),
-        ("--wise NUMBERS", ("--evaluation.wise",), "WiSE-FT weights: 0.5, or 0,0.1,...,1"),
-    ],
-    "The run": [
-        ("--config NAME", (), "a file, or a shipped one by name: demo, folder, imagenet/vit_b32"),
-        ("--run FOLDER", (), "folder for config, weights, metrics and report"),
-        ("--logger NAMES", ("--logger",), "csv, tensorboard, wandb, mlflow"),
-        ("--overwrite", (), "replace another run in that folder"),
-        ("--resume", (), "go on from the last checkpoint"),
-        ("--probe", (), "fit the head first; false leaves a random one as it is"),
-        ("--skip_nonfinite NUMBER", (), "number of steps without a finite gradient to leave out"),
-    ],
-}
+# The help by groups: short option | long options that it stands for | what it is.
+_TABLE = f"""
+What
+--model WHAT | | timm:NAME, open_clip:NAME/TAG, my_module:MyNet, a run, a weights file
+--method NAME | --model | {", ".join(names_in("methods")[::-1])}
+--teacher WHAT | --model.teacher | another model than the start to distil from, named as --model is
+--mask NAME | --model.counterfactual.mask | ObjectMask, ContextMask, RandomMask
+--fill NAME | --model.counterfactual.fill | \
+SingleFill, MultiFill, NoFill, ConstantFill, BlurFill, ShuffleFill
+--relevance NAME | --model.relevance | \
+AttentionRelevance, GradCAM, HiResCAM, LayerCAM, AttentionRollout
+
+How
+--lr NUMBER | --model.lr | peak learning rate
+--epochs NUMBER | --trainer.max_epochs | passes over the training images
+--batch-size NUMBER | --data.batch_size | images a step on a device
+--head-lr NUMBER | --model.head_lr | peak learning rate of the head, if another
+--layer-decay NUMBER | --model.layer_decay | learning rate of a layer as a share of the next one's
+--label-smoothing NUMBER | --model.label_smoothing | such as 0.1; 0 for none
+--augment NAME | --data.augmentation | randaugment, trivialaugment
+--mixup ALPHA | --model.mixup | such as 0.8, for the images of the task loss
+--cutmix ALPHA | --model.cutmix | such as 1.0, for the images of the task loss
+--average NAME | | ema, beta: of the weights of all steps, a row of its own
+--precision NAME | --trainer.precision | auto, 32-true, bf16-mixed, 16-mixed
+--devices NUMBER | --trainer.devices | number of GPUs or processes
+--seed NUMBER | --seed_everything | seed of the run
+--workers NUMBER | --data.workers --evaluation.workers | processes that decode images
+
+Evaluation
+--shifts NAMES | --evaluation.shifts | sets, such as folders or digits,imagenet/v2
+--metrics NAMES | --evaluation.metrics | metrics of your own: my_module.MARGIN,…
+--data-root FOLDER | --evaluation.data_root | folder of these sets
+--holdout NUMBER | --data.holdout --evaluation.holdout | \
+share held out as the test set of a FOLDER without train/: 0.2
+--wise NUMBERS | --evaluation.wise | WiSE-FT weights: 0.5, or 0,0.1,...,1
+
+The run
+--config NAME | | a file, or a shipped one by name: demo, folder, imagenet/vit_b32
+--run FOLDER | | folder for config, weights, metrics and report
+--logger NAMES | --logger | csv, tensorboard, wandb, mlflow
+--overwrite | | replace another run in that folder
+--resume | | go on from the last checkpoint
+--probe | | fit the head first; false leaves a random one as it is
+--skip_nonfinite NUMBER | | number of steps without a finite gradient to leave out
+"""
+
+
+def _rows(lines: Sequence[str]) -> list[tuple[str, tuple[str, ...], str]]:
+    """Short option, long ones and help of some lines of the table."""
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    return [(name, tuple(longs.split()), what) for name, longs, what in cells]
+
+
+_GROUPS = [group.splitlines() for group in _TABLE.strip().split("\n\n")]
+HELP = {heading: _rows(lines) for heading, *lines in _GROUPS}
 SHORT = {name.split()[0]: longs for group in HELP.values() for name, longs, _ in group if longs}
 # torchvision's classes by short name.
 AUGMENTS = {"randaugment": "RandAugment", "trivialaugment": "TrivialAugmentWide"}
