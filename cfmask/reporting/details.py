@@ -85,22 +85,21 @@ def worst_table(report: Results, styles: dict[str, int]) -> Table:
     columns = [Column("set", words=True), Column("class", words=True), Column("images")]
     groups = []
     for shift in report.columns() if judged else ():
-        counts = {
-            model: report.worst_classes(model, shift, None)
-            if shift in report.details[model]
-            else []
-            for model in models
-        }
+        known = [model for model in models if shift in report.details[model]]
+        counts = {model: report.worst_classes(model, shift, None) for model in known}
         # Of classes of one name the worst.
-        shares = [{n: right / total for n, right, total in reversed(c)} for c in counts.values()]
-        worst = counts[str(judged)]
+        shares = {m: {n: right / total for n, right, total in reversed(counts[m])} for m in known}
+        worst = counts.get(str(judged), [])
         mean = fmean(right / total for _, right, total in worst) if worst else 0.0
         rows = [
             [
                 Cell(heading(report, shift)),
                 Cell(name),
                 Cell(f"{total:,}"),
-                *(Cell(SHARE.text(own[name]) if name in own else "") for own in shares),
+                *(
+                    Cell(SHARE.text(shares[m][name]) if name in shares.get(m, {}) else "")
+                    for m in models
+                ),
             ]
             for name, right, total in worst[:WORST]
             if right / total < mean
