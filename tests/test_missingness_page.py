@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import missingness_training as training
 from missingness import OUTLINES, crops, outlined, photograph
 
+from cfmask import AttentionRelevance
 from cfmask.commands.main import main as cfmask
 from cfmask.missingness.hiding import HIDINGS
+from cfmask.missingness.object_masks import MaskedDigits
 
 PAGE = (Path(__file__).parents[1] / "docs" / "missingness.md").read_text()
 LINES = [
@@ -22,6 +25,7 @@ LINES = [
     for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S)
     for line in block.splitlines()
 ]
+TRAINING = "python benchmarks/missingness_training.py --out"
 SMALL = {
     "missingness": ["--images=2", "--orders=random", "--hidings=grey,removed", "--samples=5"],
     "explain": ["--lime.samples=4", "--hidings=grey"],
@@ -42,7 +46,7 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
     ran = 0
     for line in LINES:
         if not line.startswith("cfmask "):
-            assert line == "python benchmarks/missingness.py --out photographs"
+            assert line.startswith(("python benchmarks/missingness.py --", TRAINING))
             continue
         for model in re.findall(r"timm:\S+", line):
             line = line.replace(model, "timm:test_resnet/random")
@@ -72,3 +76,39 @@ def test_a_mask_covers_an_object_of_its_crop(name):
     colours = np.asarray(photograph(name)).reshape(-1, 3)
     inside, outside = colours[whole.ravel()].mean(0), colours[~whole.ravel()].mean(0)
     assert np.abs(inside - outside).max() > 5
+
+
+def test_training_is_told_as_means_with_deviations_and_differences_by_seed():
+    seeds = [
+        {"before": {"kept": 1.0}, "fine-tuning": {"kept": 4.0}, "masked": {"kept": 5.0}},
+        {"before": {"kept": 3.0}, "fine-tuning": {"kept": 8.0}, "masked": {"kept": 9.0}},
+    ]
+    before, tuned, masked = training.table(seeds).splitlines()[2:]
+    assert before == "| before | 2.0 ± 1.4 |" and tuned == "| fine-tuning | 6.0 ± 2.8 |"
+    less, more = training.differences(seeds).splitlines()[2:]
+    assert less == "| before − fine-tuning | -4.0 ± 1.4 |"
+    assert more == "| masked − fine-tuning | +1.0 ± 0.0 |"
+    assert "± " not in training.table(seeds[:1]) and "7.0 ± 2.8" in masked
+
+
+@pytest.mark.slow
+def test_training_is_measured_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "METHODS", {training.PLAIN: training.METHODS[training.PLAIN]})
+    training.main(tmp_path, seeds=1, epochs=1, images=20)
+    shown = capsys.readouterr().out
+    assert "seed 0: fine-tuning" in shown and "| before − fine-tuning |" in shown
+    training.main(tmp_path, seeds=1, epochs=1, images=20)
+    assert capsys.readouterr().out == shown.partition("\n")[2]
+
+
+def test_the_share_of_the_mask_on_the_digit_equals_a_slow_version(tiny_clip):
+    data = MaskedDigits("id", 3, 0)
+    images = data.drawn.images.float() / 255
+    maps = AttentionRelevance().explain(tiny_clip, images, data.drawn.labels)[1]
+    shares = []
+    for k in range(3):
+        taken = {(r, c) for r in range(6) for c in range(6) if maps[k, r, c] > 0.3}
+        rows, columns = data.drawn.digit[k].nonzero(as_tuple=True)
+        digit = set(zip((rows // 8).tolist(), (columns // 8).tolist()))
+        shares.append(len(taken & digit) / len(taken | digit))
+    assert training.covered(tiny_clip, data) == pytest.approx(np.mean(shares))
