@@ -68,6 +68,16 @@ def at_least(least: int, number: int, what: str) -> None:
         raise InputError(f"Expected at least {least} {what}, but got {number}.")
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that Lightning, numpy or torch would not take.
+
+    Raises:
+        InputError: it is below 0 or has more than 32 bits.
+    """
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"Expected a seed from 0 to {(1 << 32) - 1}, but got {seed}.")
+
+
 def listed(names: Sequence[str], most: int = 8) -> str:
     """Names in one line; of many the first."""
     return f"{', '.join(names[:most])}{', …' if len(names) > most else ''}"

@@ -103,6 +103,26 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(older, ignore_errors=True)
 
 
+def obstacle(folder: Path) -> str:
+    """Why a folder cannot be made or written to, in words; empty if nothing is known of it."""
+    if "\0" in str(folder):
+        return "it is no name of a folder"
+    nearest = next(filter(os.path.exists, (folder, *folder.parents)), folder)
+    if not os.path.isdir(nearest):
+        return f"{nearest} is a file"
+    return "" if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} is read-only"
+
+
+def check_out(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, before there is anything to write.
+
+    Raises:
+        InputError: there is a file in its place, or it is read-only.
+    """
+    if why := obstacle(folder):
+        raise InputError(f"Expected {folder} to be a folder to write to, but {why}.")
+
+
 def is_unfinished(path: Path) -> bool:
     """Whether a file is what `whole_file` leaves behind where its process is killed."""
     return bool(_UNFINISHED.fullmatch(path.name))

@@ -117,6 +117,25 @@ def local_folder(root: str | os.PathLike[str] | None) -> Path | None:
     return Path(root) if root else None
 
 
+def check_apart(folder: Path, root: Path | None, shifts: Sequence[str] = ("folders",)) -> None:
+    """Refuse a folder for results among images of one's own, where it would be taken for a class.
+
+    Args:
+        folder: for the results.
+        root: of the images.
+        shifts: sets that are asked for; only those of folders take all that lies below the root.
+
+    Raises:
+        InputError: it lies there.
+    """
+    taken = any(name.partition("/")[0] == "folders" for name in shifts)
+    if root and taken and folder.resolve().is_relative_to(root.resolve()):
+        raise InputError(
+            f"Expected a folder for results outside of {root}, where it would be taken for images, "
+            f"but got {folder}; give another."
+        )
+
+
 def qualified(family: str, name: str) -> str:
     """The name of a set in reports, and what `--shifts` takes for it."""
     return f"{family}/{name}"

@@ -174,6 +174,8 @@ def test_a_run_keeps_its_report_and_its_settings(runs, capsys):
         (["open_clip:tiny-clip", "none.json"], "none.json"),
         (["open_clip:tiny-clip", "--images=0"], "at least 1"),
         (["open_clip:tiny-clip", "--show=[speed]"], "ece"),
+        (["open_clip:tiny-clip", f"--out={__file__}/x"], "py is a file"),
+        (["open_clip:tiny-clip", "--shifts=folders", "--data_root=.", "--out=x"], "outside of"),
     ],
 )
 def test_bad_input_is_one_line(args, said, tmp_path, monkeypatch, capsys):

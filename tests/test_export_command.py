@@ -119,12 +119,14 @@ def test_the_mean_leaves_its_parts_and_whole_numbers_as_they_are():
         (["first", "--to=timm", "--alhpa=1"], ["alhpa", "alpha"]),
         (["nowhere", "--to=timm"], ["nowhere", "does not exist"]),
         (["first", "--to=timm", "--average", "{runs}/clip"], ["one architecture"]),
+        (["first", "--to=timm", "--average", "{runs}/./first/"], ["each run once"]),
+        (["first", "--to=timm", "--out={runs}/first/config.yaml/x"], ["config.yaml is a file"]),
         (["first/weights.safetensors", "--to=timm", "--alpha=0.5"], ["Expected a run folder"]),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(runs, tmp_path, capsys, args, words):
     run, *options = [arg.format(runs=runs) for arg in args]
-    line = fails(capsys, runs / run, *options, f"--out={tmp_path / 'out'}")
+    line = fails(capsys, runs / run, f"--out={tmp_path / 'out'}", *options)
     assert all(word in line for word in words), line
     assert not list(tmp_path.iterdir())
 

@@ -15,6 +15,7 @@ from support.full_disk import TENSORS, WRITERS
 
 from cfmask import InputError
 from cfmask.files import (
+    check_out,
     is_unfinished,
     parse_yaml,
     read_json,
@@ -164,6 +165,20 @@ def test_files_have_the_rights_that_the_user_gives_new_files(tmp_path, mask, mod
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == mode
+
+
+def test_where_no_folder_can_be_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "new" / "folder", Path("new")):
+        check_out(place)
+    for place in (tmp_path / "file", tmp_path / "file" / "x" / "y"):
+        with pytest.raises(InputError, match="file is a file"):
+            check_out(place)
+    with pytest.raises(InputError, match="no name of a folder"):
+        check_out(Path("a\0b"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match="read-only"):
+        check_out(tmp_path / "new")
 
 
 def test_text_is_utf8_whatever_the_machine_speaks(tmp_path, monkeypatch):

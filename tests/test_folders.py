@@ -140,10 +140,14 @@ def test_one_class_alone_is_refused_at_once(tmp_path):
         FolderData(str(tmp_path))
 
 
-@pytest.mark.parametrize("wrong", [{"workers": -1}, {"batch_size": 0}, {"batch_size": -3}])
+@pytest.mark.parametrize(
+    "wrong", [{"workers": -1}, {"batch_size": 0}, {"batch_size": -3}, {"seed": 1 << 70}]
+)
 def test_numbers_below_their_least_are_refused_at_once(tmp_path, wrong):
     plant(tmp_path / "train", {"ant": 2, "bee": 2})
-    with pytest.raises(InputError, match=f"at least [01].*, but got {next(iter(wrong.values()))}"):
+    with pytest.raises(
+        InputError, match=f"(at least|from) [01].*, but got {next(iter(wrong.values()))}"
+    ):
         FolderData(str(tmp_path), **wrong)
 
 

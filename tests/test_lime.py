@@ -266,6 +266,9 @@ def test_the_command_explains_pictures(tmp_path, capsys, monkeypatch):
         ([*model, "--lime.samples=1"], "at least 2 samples"),
         ([*model, "--hidings=refill"], "needs no other image"),
         ([*model, "--side=7"], "patch side that divides"),
+        ([*model, "--seed=-1"], "seed from 0"),
+        ([*model, "--top=-1"], "at least 0 segments"),
+        ([*model, f"--out={files[1]}"], "none of the pictures"),
     ):
         with pytest.raises(SystemExit):
             main(["explain", *files, *words])

@@ -281,6 +281,8 @@ def test_what_cannot_be_merged_is_refused_in_one_line(runs, tmp_path):
     assert "--alpha" in refused([first, second], "uniform", out, alpha=0.5)
     assert "alpha in [0, 1]" in refused([first], "wise", out, alpha=1.5)
     assert "Nearest: greedy" in refused([first, second], "greed", out)
+    assert "seed from 0" in refused([first], "tpgm", out, seed=1 << 32)
+    assert "is a file" in refused([first, second], "uniform", f"{tmp_path}/names.safetensors/x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     assert "other files" in refused([first, second], "uniform", str(tmp_path / "full"))
@@ -289,6 +291,9 @@ def test_what_cannot_be_merged_is_refused_in_one_line(runs, tmp_path):
             json.dumps({"made by": "cfmask 0.1", "images": {"files": files}})
         )
     assert "same training and validation images" in refused([first, second], "greedy", out)
+    # Both had the same images, which are others now.
+    (Path(second) / "cfmask.json").write_bytes((Path(first) / "cfmask.json").read_bytes())
+    assert "images of the run in" in refused([first, second], "greedy", out)
     for folder in (first, second):
         (Path(folder) / "cfmask.json").unlink()
     assert not Path(out).exists()

@@ -308,6 +308,15 @@ def test_wrong_input_is_one_line(tmp_path, capsys, tiny_clip):
     assert "Unknown segmentation" in fails(capsys, TINY, "--data=digits", "--segments=slick")
     assert "Expected --data to be a folder" in fails(capsys, TINY, "--data=nowhere")
     assert "Expected each model once" in fails(capsys, TINY, TINY, "--data=digits")
+    for words, said in (
+        (["--images=-1"], "at least 0 images"),
+        (["--seed=-1", "--images=2"], "seed from 0"),
+        (["--masks=masks"], "Expected no --masks for digits"),
+        ([f"--out={__file__}"], "is a file"),
+        ([f"--data={tmp_path}", f"--out={tmp_path / 'found'}"], "outside of"),
+    ):
+        assert said in fails(capsys, TINY, "--data=digits", out, *words)
+    assert not list(tmp_path.iterdir())
     assert "Unknown class 'elevn'" in fails(capsys, TINY, "--data=digits", "--bars=one,elevn")
     small = [TINY, "--data=digits", "--images=2", "--side=2", out]
     assert "Expected at most 200 segments" in fails(capsys, *small)

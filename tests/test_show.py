@@ -118,6 +118,7 @@ def test_chance_is_that_of_the_seed(pictures, tmp_path):
         (["--label", "one", "two"], ["one label for all", "but got 2"]),
         (["--label", "one", "--mask=ObjectMsk"], ["ObjectMsk", "Nearest: ObjectMask"]),
         (["--label", "one", "--out", "nowhere/x.png"], [".png", "nowhere"]),
+        (["--label", "one", "--seed", "-1"], ["seed from 0", "-1"]),
         ([], ["label"]),
     ],
 )
@@ -125,6 +126,14 @@ def test_what_cannot_be_drawn_is_one_line(args, words, pictures, capsys):
     more = [pictures[1]] if "--out" in args else []
     line = fails(capsys, pictures[0], *more, *TINY, *args)
     assert all(word in line for word in words), line
+
+
+def test_no_picture_is_drawn_over(pictures, capsys, monkeypatch):
+    before = Path(pictures[0]).read_bytes()
+    monkeypatch.chdir(Path(pictures[0]).parent)
+    line = fails(capsys, *pictures, *TINY, "--label", "one", "--out", "./one.png")
+    assert "none of the pictures" in line
+    assert Path(pictures[0]).read_bytes() == before
 
 
 def test_missing_and_unreadable_files_are_named(pictures, tmp_path, capsys):

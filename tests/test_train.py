@@ -293,6 +293,11 @@ def test_what_is_wrong_with_a_folder_is_said_before_training(tmp_path, capsys):
     assert "olive" in fails(capsys, *args)
     (root / "sketches" / "olive").rename(root / "sketches" / "lime")
 
+    # There, the next listing would take the run's pictures for a class.
+    assert f"outside of {root}" in fails(capsys, *args, f"--run={root / 'runs' / 'x'}")
+    plain = [*FOLDER, f"--data.root={root / 'train'}", "--evaluation.shifts=[digits/id]"]
+    assert "outside of" in fails(capsys, *plain, f"--run={root / 'train' / 'x'}")
+
     (root / "train" / "empty").mkdir()
     assert "empty" in fails(capsys, *args)
     (root / "train" / "empty").rmdir()

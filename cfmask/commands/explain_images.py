@@ -14,7 +14,7 @@ from cfmask.classifier import Classifier
 from cfmask.commands.own_pictures import png, read_pictures
 from cfmask.commands.parser import as_lists, command
 from cfmask.comparison.sources import PROMPT, Labels, one_classifier
-from cfmask.errors import InputError
+from cfmask.errors import InputError, at_least, check_seed
 from cfmask.images import to_unit
 from cfmask.labels import labels_for
 from cfmask.missingness.hiding import HIDINGS
@@ -68,7 +68,9 @@ def explain(
         InputError: a picture, model or label that cannot be used, or too many samples.
     """
     check_names("way of hiding", hidings, HIDINGS)
-    drawn = png(out)
+    at_least(0, top, "segments that are coloured (top)")
+    check_seed(seed)
+    drawn = png(out, images)
     classifier = _classifier(model, tuple(class_names or sorted(set(label or ()))), trust)
     (cutter,) = cutters([segments], side, MOST_SEGMENTS, classifier.preprocess).values()
     raw, names = read_pictures(images, classifier.preprocess), classifier.class_names

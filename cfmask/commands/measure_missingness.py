@@ -11,7 +11,8 @@ from cfmask import wordnet as imagenet
 from cfmask.classifier import Classifier
 from cfmask.commands.parser import as_lists, command
 from cfmask.comparison.sources import PROMPT, Labels, one_classifier, short_name
-from cfmask.errors import InputError
+from cfmask.errors import InputError, at_least
+from cfmask.files import check_out
 from cfmask.missingness.findings import Findings
 from cfmask.missingness.hiding import HIDINGS
 from cfmask.missingness.lab import check_choices, missingness
@@ -21,6 +22,7 @@ from cfmask.missingness.per_image import Images
 from cfmask.missingness.removal import check_names
 from cfmask.missingness.segments import SEGMENTATIONS
 from cfmask.relevance import Relevance
+from cfmask.shift import check_apart
 from cfmask.terminal import say, show_table
 
 DIGITS = "digits"
@@ -77,6 +79,9 @@ def measure(
         InputError: nothing there, an unknown name, images or masks that cannot be used.
     """
     check_choices(hidings, orders, measures)
+    at_least(0, images, "images (0 for all)")
+    check_out(Path(out))
+    check_apart(Path(out), Path(data))
     models = _models(what, _labels(data), trust)
     check_names("class", bars, {name for model in models.values() for name in model.class_names})
     sets = {name: _images(data, masks, model, images, seed) for name, model in models.items()}
@@ -110,6 +115,10 @@ def _labels(data: str) -> Labels:
 
 def _images(data: str, masks: str | None, model: Classifier, most: int, seed: int) -> Images:
     if data == DIGITS and not Path(data).exists():
+        if masks:
+            raise InputError(
+                f"Expected no --masks for {DIGITS}, which have their own, got {masks}."
+            )
         if model.image_size != (digits.SIZE, digits.SIZE):
             raise InputError(
                 f"Expected a model of {digits.SIZE} px for the digits world, but {model.name} "
@@ -138,4 +147,4 @@ def measure_missingness(args: Sequence[str]) -> None:
             for table in found.printed():
                 show_table(table)
                 say("")
-            say(f"Everything of this is in {options['out']}/")
+            say(f"Everything of this is in {Path(options['out'])}/")

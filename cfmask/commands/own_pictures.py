@@ -13,12 +13,18 @@ from cfmask.errors import InputError
 from cfmask.images import Preprocess
 
 
-def png(out: str) -> Path:
-    """The file to draw to; an InputError if it is no .png in a folder that exists."""
+def png(out: str, pictures: Sequence[str]) -> Path:
+    """The file to draw to.
+
+    Raises:
+        InputError: no .png in a folder that exists, or one of the pictures themselves.
+    """
     if Path(out).suffix != ".png" or not Path(out).parent.is_dir():
         raise InputError(
             f"Expected --out to be a .png file in a folder that exists, but got {out}."
         )
+    if any(Path(picture).resolve() == Path(out).resolve() for picture in pictures):
+        raise InputError(f"Expected --out to be none of the pictures, but got {out}.")
     return Path(out)
 
 

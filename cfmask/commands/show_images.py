@@ -14,7 +14,7 @@ from cfmask.commands.own_pictures import png, read_pictures
 from cfmask.commands.parser import command
 from cfmask.comparison.sources import PROMPT, Labels, is_run, one_classifier
 from cfmask.counterfactual import Counterfactual, Fill, ObjectMask, PatchMask, SingleFill
-from cfmask.errors import InputError
+from cfmask.errors import InputError, check_seed
 from cfmask.images import to_unit
 from cfmask.labels import labels_for
 from cfmask.relevance import Relevance, default_relevance
@@ -64,7 +64,8 @@ def show(
         InputError: a missing or unreadable picture or checkpoint, a label that is no class, a
             single picture and a refill without a run to take from, a file that cannot be written.
     """
-    drawn = png(out)
+    check_seed(seed)
+    drawn = png(out, images)
     names = Labels(tuple(class_names or sorted(set(label))), PROMPT)
     model = (classifier or one_classifier(checkpoint, names, trust)).eval()
     labels = torch.tensor(labels_for(label, len(images), model.class_names))

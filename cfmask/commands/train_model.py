@@ -26,6 +26,7 @@ from cfmask.commands.train_settings import NOT_OURS, add_settings
 from cfmask.commands.train_words import prepared
 from cfmask.comparison.compare import check_run, compare
 from cfmask.data.datamodule import TrainingData
+from cfmask.data.folder_data import FolderData
 from cfmask.errors import InputError
 from cfmask.methods import MaskedDistillation, Method
 from cfmask.methods.averages import Average
@@ -42,6 +43,7 @@ from cfmask.runs.resume import CheckpointFiles, leads
 from cfmask.runs.run_folder import RunFolder
 from cfmask.runs.stopping import Stopping
 from cfmask.runs.trainer import Trainer
+from cfmask.shift import check_apart, local_folder
 from cfmask.terminal import say
 from cfmask.trust import also_from_here
 from cfmask.weights import read_checkpoint
@@ -236,7 +238,11 @@ class TrainCLI(LightningCLI):
             )
         self.model.check(self.datamodule)
         check_comes_back(self.model.plain())
-        check_run(self.model.classifier, **self.config.evaluation.as_dict())
+        asked = self.config.evaluation
+        check_apart(self.folder.path, local_folder(asked.data_root), asked.shifts)
+        if isinstance(self.datamodule, FolderData) and self.datamodule.undivided:
+            check_apart(self.folder.path, self.datamodule.root)
+        check_run(self.model.classifier, **asked.as_dict())
         self.datamodule.prepare(self.model.classifier.preprocess)
 
     def begin(self) -> None:

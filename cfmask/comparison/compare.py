@@ -18,7 +18,7 @@ from cfmask.errors import InputError, at_least
 from cfmask.evaluation.metrics import own_metrics
 from cfmask.evaluation.protocol import protocol_of
 from cfmask.evaluation.spreads import spreads_of
-from cfmask.files import read_text
+from cfmask.files import check_out, read_text
 from cfmask.inference.inference import Model, classes_of
 from cfmask.inference.predictions import parquet
 from cfmask.inference.readable import Unreadable
@@ -32,7 +32,7 @@ from cfmask.runs.marker import held_out
 from cfmask.runs.parts import masking_of
 from cfmask.runs.record import run_facts, training_curves
 from cfmask.runs.run_folder import CONFIG, RunFolder
-from cfmask.shift import HOLDOUT, Request, Shift, local_folder
+from cfmask.shift import HOLDOUT, Request, Shift, check_apart, local_folder
 from cfmask.shifts.catalogue import find_shifts
 from cfmask.shifts.published import PUBLISHED
 
@@ -144,6 +144,7 @@ def compare(
         InputError: what cannot be found, read or compared.
     """
     asked, folder = Evaluation(**how), report_folder(what, out)
+    check_out(folder)
     earlier = {name: ShiftReport.load(Path(name)) for name in what if _is_report(name)}
     sources = [name for name in what if name not in earlier]
     if not sources:
@@ -152,6 +153,7 @@ def compare(
     kept = tuple(Path(name) / KEPT for name in sources if is_run(name))
     settings = replace(asked.settings(folder), others=kept)
     root, alphas = local_folder(data_root), alphas_of(asked.wise)
+    check_apart(folder, root, shifts)
     rows = models_of(sources, alphas, lambda: labels_of(shifts, root), asked.trust)
     _move(rows.models)
     # Read before time is spent: a file of a run may be damaged.

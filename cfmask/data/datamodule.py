@@ -25,7 +25,7 @@ from cfmask import digits, processes
 from cfmask.data.epochs import EpochLoader, EpochSampler, Seeded, run_seed, start_worker
 from cfmask.data.unreadable import Skipping, Unreadable
 from cfmask.decoding import Decoder
-from cfmask.errors import InputError, at_least, unknown
+from cfmask.errors import InputError, at_least, check_seed, unknown
 from cfmask.images import Preprocess, RandomCrop, augmented, check_unit, to_unit
 from cfmask.signatures import spell_out
 
@@ -80,6 +80,7 @@ class TrainingData(pl.LightningDataModule, ABC):
         super().__init__()
         at_least(1, batch_size, "images a step (batch_size)")
         at_least(0, workers, "workers")
+        check_seed(seed)
         if unreadable not in get_args(Unreadable):
             raise unknown("choice of unreadable", unreadable, ("stop", "skip"))
         self.decoder = decoder

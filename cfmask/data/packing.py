@@ -21,7 +21,7 @@ from cfmask.data.shards import ShardImages
 from cfmask.data.unreadable import complaints, refuse_unreadable
 from cfmask.decoding import image_file
 from cfmask.errors import InputError, at_least
-from cfmask.files import whole_folder
+from cfmask.files import check_out, whole_folder
 from cfmask.images import Preprocess
 
 
@@ -42,7 +42,8 @@ def pack(folder: Path, out: Path, shard_size: int = 1000, workers: int = 0) -> S
     """
     at_least(1, shard_size, "image a shard (shard_size)")
     at_least(0, workers, "workers")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    check_out(out)
+    if out.exists() and any(out.iterdir()):
         raise InputError(f"Expected a new or empty folder for the shards, but {out} holds files.")
     files = FileIndex.of(folder)
     paths = [files.path(i) for i in range(len(files))]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -37,7 +38,7 @@ from cfmask.exporting.reading import HEAD, MAIN_FILES, ONNX, OPEN_CLIP, PT2, TIM
 from cfmask.families.openclip import OpenClipClassifier
 from cfmask.families.pretrained import local_folder
 from cfmask.families.timm import TimmClassifier
-from cfmask.files import whole_folder, write_text, write_whole
+from cfmask.files import check_out, whole_folder, write_text, write_whole
 from cfmask.weights import BROKEN
 
 # Relative to the largest logit, or absolute where all logits are below 1.
@@ -188,6 +189,8 @@ def export(
     folder = Path(out)
     check_folder(folder, overwrite)
     runs = [Path(run), *map(Path, average)]
+    if len(set(map(os.path.abspath, runs))) < len(runs):
+        raise InputError(f"Expected each run once, but got {' '.join(map(str, runs))}.")
     classifier = _weights(runs, alpha, trust)
     _check_family(classifier, to)
     return write_export(classifier, describe(classifier, to, runs, alpha), out)
@@ -313,9 +316,10 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     """Refuse a folder that holds anything but, with `overwrite`, an older export.
 
     Raises:
-        InputError: it does.
+        InputError: it does, or it cannot be written to.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    check_out(folder)
+    if not folder.exists() or not any(folder.iterdir()):
         return
     if not (folder / FILE).is_file():
         raise InputError(f"Expected a new or empty folder, but {folder} holds other files.")

@@ -18,7 +18,7 @@ from cfmask import processes
 from cfmask.checkpoint import PRETRAINED, WEIGHTS, average, interpolate, load_classifier
 from cfmask.classifier import Classifier
 from cfmask.comparison.sources import is_run
-from cfmask.errors import InputError, at_least, unknown
+from cfmask.errors import InputError, at_least, check_seed, unknown
 from cfmask.exporting.provenance import Provenance, describe
 from cfmask.exporting.writing import check_folder, write_export
 from cfmask.images import to_unit
@@ -26,7 +26,7 @@ from cfmask.inference.inference import Inference
 from cfmask.inference.settings import Settings
 from cfmask.merging.projection import Batch, tpgm
 from cfmask.merging.soups import greedy_soup, model_stock
-from cfmask.runs.marker import noted_images
+from cfmask.runs.marker import check_images, noted_images
 from cfmask.runs.parts import training_data_of
 from cfmask.runs.run_folder import RunFolder
 from cfmask.shift import Shift
@@ -182,6 +182,7 @@ def merge(
     _check_words(what, by, alpha)
     at_least(1, batch_size, "images at a time (batch_size)")
     at_least(0, workers, "workers")
+    check_seed(seed)
     check_folder(Path(out), overwrite)
     models = {name: load_classifier(name, trust=trust) for name in what}
     first = next(iter(models))
@@ -282,5 +283,6 @@ def _held_out(what: Sequence[str], model: Classifier, trust: bool) -> Dataset[tu
         )
     data = training_data_of(RunFolder(runs[0]), trust)
     data.prepare(model.preprocess)
+    check_images(Path(runs[0]), data.identity())
     assert data.val_set is not None
     return data.val_set

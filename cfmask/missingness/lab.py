@@ -15,7 +15,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from cfmask.classifier import Classifier
-from cfmask.errors import InputError, at_least
+from cfmask.errors import InputError, at_least, check_seed
 from cfmask.inference.answer_store import key_of, model_key
 from cfmask.inference.inference import eval_mode
 from cfmask.missingness.class_similarity import class_similarity
@@ -86,6 +86,7 @@ def missingness(
     at_least(1, len(models), "model")
     at_least(1, samples, "samples of the bootstrap")
     check_choices(hidings, orders, measures)
+    check_seed(seed)
     kept = Path(store) if store else None
     found = Findings({"version": __version__, "seed": seed, "samples": samples, "models": {}})
     with eval_mode(models.values()):

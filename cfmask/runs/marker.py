@@ -98,6 +98,22 @@ def check_beginning(folder: Path, images: Mapping[str, Any]) -> None:
         )
 
 
+def check_images(folder: Path, images: Mapping[str, Any]) -> None:
+    """Refuse images that are not those of a run; one of an older version has noted none.
+
+    Args:
+        folder: of the run.
+        images: see `TrainingData.identity`.
+
+    Raises:
+        InputError: other classes or images, or a damaged marker.
+    """
+    begun = noted_images(folder)
+    wrong = _difference(begun, images) if begun else ""
+    if wrong:
+        raise InputError(f"Expected the images of the run in {folder}, but {wrong}; put them back.")
+
+
 def _difference(begun: Any, now: Mapping[str, Any]) -> str:
     """How the images differ from those that a run began with; empty if they do not."""
     if begun == now:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from cfmask.checkpoint import AVERAGE, PRETRAINED, WEIGHTS, load_classifier, save_classifier
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
-from cfmask.files import read_json, read_text, read_yaml, write_text
+from cfmask.files import obstacle, read_json, read_text, read_yaml, write_text
 from cfmask.runs import replacement
 from cfmask.runs.marker import MARKER, is_marked, mark
 from cfmask.runs.resume import checkpoints_of, leads, newest
@@ -85,7 +84,8 @@ class RunFolder:
         """
         with self._writable():
             if not self._names():
-                self._check_parent()
+                if why := obstacle(self.path):
+                    raise OSError(why)
                 return False
             if not self._is_ours():
                 raise InputError(
@@ -293,14 +293,6 @@ class RunFolder:
         if not self.path.exists():
             return []
         return sorted({path.name for path in self.path.iterdir()} - {LOCK, HOLDER})
-
-    def _check_parent(self) -> None:
-        """Raise an OSError where the folder could not be made or be written to."""
-        nearest = next(path for path in (self.path, *self.path.parents) if path.exists())
-        if not nearest.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is a file")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, f"{nearest} is read-only")
 
     def _is_ours(self) -> bool:
         """Whether this project made the folder; older versions left no marker."""
