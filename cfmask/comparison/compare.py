@@ -51,7 +51,7 @@ class Evaluation:
     Attributes:
         wise: WiSE-FT weights in [0, 1] of run folders, each a row: `0.5`, `0,0.1,...,1`. The
             report marks the one with the best accuracy on the in-distribution set.
-        fit: what effective robustness is held against: `builtin` lines through ImageNet models, a
+        fit: what effective robustness is measured from: `builtin` lines through ImageNet models, a
             line through the `models` of this report, `none`, or a CSV file.
         images: number of images of each built-in set.
         seed: seed of the built-in sets.

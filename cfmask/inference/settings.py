@@ -38,13 +38,13 @@ class Settings:
         decoder: of image files; "pil" is Pillow alone, slower and exactly as in published figures.
         unreadable: "stop" at an image that cannot be read, which is named, or count it as a
             "wrong" answer, marked in the report.
-        fit: what effective robustness is held against: `builtin`, `models`, `none` or a CSV file;
-            see `cfmask.evaluation.robustness`.
+        fit: line that effective robustness is measured from: `builtin`, `models`, `none` or a CSV
+            file; see `cfmask.evaluation.robustness`.
         store: folder where answers are kept and looked for; None keeps none.
         others: further folders where answers are looked for.
         predictions: folder for a Parquet file of each model on each set; None writes none.
         progress: show a bar with images a second and the time left over all sets.
-        metrics: of one's own, by name, measured beside those of `METRICS`.
+        metrics: your own, by name, measured beside those of `METRICS`.
 
     Raises:
         InputError: numbers that are too small, an unknown choice, or a metric that has the name of
