@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.strategies import FSDPStrategy
 from support.small_methods import fit
 
 from cfmask import (
@@ -17,12 +19,16 @@ from cfmask import (
     SPD,
     CLIPood,
     DigitsData,
+    Distillation,
     FineTuning,
     InputError,
+    RAdapter,
     TimmClassifier,
     digits,
     load_classifier,
 )
+from cfmask.methods.averages import Average
+from cfmask.runs.averaging import TrajectoryAverage
 
 
 class Seen(pl.Callback):
@@ -77,8 +83,7 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("kind", RULES)
-@pytest.mark.parametrize("net", ["clip", "cnn"])
+@pytest.mark.parametrize(("kind", "net"), [(L2SP, "cnn"), (SPD, "clip")])
 def test_steps_are_those_of_the_slow_version(kind, net, tiny_clip, tmp_path):
     options, rule, decay = RULES[kind]
     torch.manual_seed(0)
@@ -178,3 +183,18 @@ def test_the_head_from_text_is_frozen_and_has_to_be_there(tiny_clip, tmp_path):
 def test_numbers_without_meaning_are_refused(kind, wrong, tiny_clip):
     with pytest.raises(InputError, match="of at least 0, but got -1"):
         kind(tiny_clip, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(SPD, {}), (RAdapter, {}), (Distillation, {"teacher_average": "ema"}), (None, {})],
+)
+def test_weights_in_parts_are_refused(kind, options, tiny_clip):
+    sharded = SimpleNamespace(strategy=FSDPStrategy(), precision="32-true")
+    method = (kind or FineTuning)(tiny_clip, **options)
+    method.trainer = sharded
+    with pytest.raises(InputError, match=r"another strategy than FSDP for .*; use ddp"):
+        if kind:
+            method.on_fit_start()
+        else:
+            TrajectoryAverage(Average("ema")).setup(sharded, method, "fit")

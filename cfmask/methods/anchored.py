@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from cfmask.classifier import Classifier
-from cfmask.errors import InputError
+from cfmask.methods.averages import need_whole_weights
 from cfmask.methods.base import Method
 from cfmask.methods.recipe import Recipe
 from cfmask.methods.teacher import frozen_copy
@@ -54,6 +53,4 @@ class Anchored(Method):
     def on_fit_start(self) -> None:
         """See `Method.on_fit_start`."""
         super().on_fit_start()
-        if isinstance(self.trainer.strategy, FSDPStrategy):
-            name = type(self).__name__
-            raise InputError(f"Expected another strategy than FSDP for {name}, but got that.")
+        need_whole_weights(self.trainer, type(self).__name__)

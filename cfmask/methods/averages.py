@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor
 
 from cfmask.errors import InputError
@@ -85,6 +87,20 @@ def _beta_shares(updates: int, shape: float) -> list[float]:
     density = (places * (1 - places)) ** (shape - 1)
     shares: list[float] = (density / density.cumsum(0)).tolist()
     return shares
+
+
+def need_whole_weights(trainer: pl.Trainer, what: str) -> None:
+    """Refuse a strategy whose devices hold parts of the weights.
+
+    Args:
+        trainer: with the strategy.
+        what: that compares weights, or averages them.
+
+    Raises:
+        InputError: FSDP.
+    """
+    if isinstance(trainer.strategy, FSDPStrategy):
+        raise InputError(f"Expected another strategy than FSDP for {what}, but got that; use ddp.")
 
 
 @torch.no_grad()

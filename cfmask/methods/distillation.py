@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.losses import feature_mse, logit_kl, relative_feature_mse
-from cfmask.methods.averages import Average, move
+from cfmask.methods.averages import Average, move, need_whole_weights
 from cfmask.methods.base import Method
 from cfmask.methods.encoders import compile_encoder
 from cfmask.methods.recipe import Recipe
@@ -97,6 +97,8 @@ class Distillation(Method):
     def on_fit_start(self) -> None:
         """See `Method.on_fit_start`. The teacher takes the precision it is to have."""
         super().on_fit_start()
+        if self.teacher_average:
+            need_whole_weights(self.trainer, "teacher_average")
         mixed = self.trainer.precision == "bf16-mixed" and not self.teacher_average
         if self.bf16_teacher or mixed:
             to_bf16(self.teacher)

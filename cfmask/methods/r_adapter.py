@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.methods.adapters import adapt, follow, taken_out
+from cfmask.methods.averages import need_whole_weights
 from cfmask.methods.finetuning import FineTuning
 from cfmask.methods.recipe import Recipe
 
@@ -60,6 +61,11 @@ class RAdapter(FineTuning):
         super().__init__(classifier, **recipe)
         self.rank, self.drop, self.rescale, self.decay = rank, drop, rescale, decay
         self.adapted, self.cost = adapt(classifier, rank, drop, rescale)
+
+    def on_fit_start(self) -> None:
+        """See `Method.on_fit_start`."""
+        super().on_fit_start()
+        need_whole_weights(self.trainer, type(self).__name__)
 
     def passes(self) -> float:
         """See `Method.passes`. Of the frozen weights none has a gradient of its own."""

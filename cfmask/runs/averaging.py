@@ -6,13 +6,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor
 
 from cfmask.classifier import Classifier
-from cfmask.errors import InputError
 from cfmask.methods import Method
-from cfmask.methods.averages import Average, move
+from cfmask.methods.averages import Average, move, need_whole_weights
 
 
 class TrajectoryAverage(Callback):
@@ -36,8 +34,7 @@ class TrajectoryAverage(Callback):
         Raises:
             InputError: a strategy whose devices hold parts of the weights.
         """
-        if isinstance(trainer.strategy, FSDPStrategy):
-            raise InputError("Expected another strategy than FSDP for --average, but got that.")
+        need_whole_weights(trainer, "--average")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The starting point is the average of no step."""
