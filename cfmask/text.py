@@ -92,8 +92,11 @@ class TextTower(nn.Module):
         # What comes before the end is not read: norm and projection act on each token alone.
         end = self.ends(tokens) - 1
         pooled: Tensor = tower.ln_final(known[torch.arange(len(end), device=end.device), end])
-        projection = self.projection
-        return pooled if projection is None else pooled @ projection
+        given = tower.text_projection
+        if isinstance(given, nn.Linear):
+            projected: Tensor = given(pooled)
+            return projected
+        return pooled if given is None else pooled @ given
 
 
 def looks_are_free(values: Tensor) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from exact_cost import SavedBytes
+from open_clip.model import CLIP, CustomTextCLIP
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,7 +27,7 @@ from cfmask import (
 )
 from cfmask.methods.starft import Around
 from cfmask.runs.cost import forward_cost, memory, text_cost
-from cfmask.text import Captions
+from cfmask.text import Captions, TextTower
 
 KINDS = [CARFT, FLYP, TRACER, CaRot, LipsumFT, StarFT]
 
@@ -148,6 +149,36 @@ def test_the_head_is_that_of_open_clip_for_the_tuned_towers(tiny_clip):
     weight = open_clip.build_zero_shot_classifier(clip, tokenizer, digits.CLASS_NAMES, makers, 10)
     expected = clip.logit_scale.exp() * weight.T
     assert torch.allclose(tiny_clip.head.weight, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "is_causal"),
+    [
+        (CLIP, {}, True),
+        (CustomTextCLIP, {"proj_bias": True}, True),
+        (CustomTextCLIP, {"pool_type": "eos", "eos_id": 49}, True),
+        # As CoCa's and SigLIP's are: what follows the end is read.
+        (CustomTextCLIP, {"embed_cls": True}, False),
+        (CustomTextCLIP, {"no_causal_mask": True, "pool_type": "last"}, False),
+    ],
+)
+def test_features_of_short_captions_are_those_of_open_clip(kind, options, is_causal):
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "patch_size": 16, "layers": 1, "width": 32, "head_width": 16}
+    text = {"context_length": 12, "vocab_size": 50, "width": 32, "heads": 2, "layers": 2, **options}
+    clip = kind(16, vision, text).eval()
+    if options.get("proj_bias"):
+        clip.text.text_projection.bias.data.normal_()
+    tokens = torch.zeros(3, 12, dtype=torch.long)
+    for row, words in zip(tokens, (2, 4, 6)):
+        row[: words + 2] = torch.tensor([48, *torch.randint(1, 48, (words,)), 49])
+    expected = clip.encode_text(tokens, normalize=True)
+    tower = TextTower(clip)
+    assert tower.is_causal == is_causal
+    assert tower.ends(tokens).tolist() == ([4, 6, 8] if is_causal else [12] * 3)
+    got = tower(tokens[:, :8] if is_causal else tokens)
+    assert torch.allclose(got, expected, atol=1e-6)
+    assert not [name for name, _ in tower.named_parameters() if "visual" in name]
 
 
 @pytest.mark.parametrize("skip", [False, True])

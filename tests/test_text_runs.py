@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.mortal import train_together
 from support.training import DEMO
 
 from cfmask import ShiftReport, digits, load_classifier
@@ -90,3 +91,23 @@ def test_a_run_ends_as_an_ordinary_classifier_and_goes_on_bit_by_bit(tmp_path):
 def test_every_method_goes_on_bit_by_bit(method, tmp_path):
     train(words(tmp_path / "run", method, "--checkpoints.keep=9"))
     goes_on_to_the_same(tmp_path / "run", method, tmp_path / "copy", "--checkpoints.keep=9")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["FLYP", "TRACER", "StarFT", "LipsumFT"])
+def test_two_processes_contrast_as_one_does(method, tmp_path):
+    runs = []
+    for world in (1, 2):
+        runs.append(tmp_path / str(world))
+        args = words(runs[-1], method, "--trainer.max_epochs=1", f"--data.batch_size={8 // world}")
+        assert train_together(args, world) == [0] * world
+    (one, other), start = (
+        map(load_classifier, runs),
+        load_classifier(runs[0], "pretrained.safetensors"),
+    )
+    weights = [
+        torch.cat([p.detach().flatten() for p in classifier.parameters()])
+        for classifier in (one, other, start)
+    ]
+    moved = (weights[0] - weights[2]).norm()
+    assert moved > 0.01 and (weights[0] - weights[1]).norm() < 1e-3 * moved
