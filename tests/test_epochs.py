@@ -183,6 +183,11 @@ def test_a_resumed_run_goes_on_with_the_order_of_its_epoch(tmp_path, workers, mo
     assert rest.seen == {epoch: whole.seen[epoch] for epoch in (1, 2)}
 
 
+@pytest.fixture(autouse=True)
+def no_seed_of_another_test(monkeypatch):
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
 class SecondOfTwo(SingleDeviceStrategy):
     """One device that says it is the second of two."""
 
