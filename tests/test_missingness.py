@@ -300,7 +300,7 @@ def test_a_model_that_answers_one_class_to_everything_is_drawn(tmp_path, recwarn
     assert path.name == "entropy.png" and path.stat().st_size > 1000
 
 
-def test_wrong_input_is_one_line(tmp_path, capsys, tiny_clip):
+def test_wrong_input_is_one_line(tmp_path, capsys, monkeypatch):
     out = f"--out={tmp_path / 'out'}"
     assert "Unknown way of hiding 'gray'. Nearest: grey" in fails(
         capsys, TINY, "--data=digits", "--hidings=gray"
@@ -321,6 +321,13 @@ def test_wrong_input_is_one_line(tmp_path, capsys, tiny_clip):
     small = [TINY, "--data=digits", "--images=2", "--side=2", out]
     assert "Expected at most 200 segments" in fails(capsys, *small)
     assert "patch side that divides" in fails(capsys, *small, "--side=5")
+    lime = ("--side=16", "--hidings=refill", "--measures=lime")
+    with monkeypatch.context() as patch:
+        # Nothing is computed before it is refused.
+        patch.setattr(Removal, "__call__", None)
+        assert "need no other image for LIME" in fails(capsys, *small, *lime)
+        said = fails(capsys, *small, "--side=16", "--wordnet=true")
+        assert "which have WordNet ids" in said
     assert "Expected a CNN" in fails(capsys, *small, "--side=16", "--hidings=no_padding")
     with pytest.raises(InputError, match="at least 1 model"):
         missingness({}, {})

@@ -17,11 +17,9 @@ from cfmask.comparison.sources import PROMPT, Labels, one_classifier
 from cfmask.errors import InputError, at_least, check_seed
 from cfmask.images import to_unit
 from cfmask.labels import labels_for
-from cfmask.missingness.hiding import HIDINGS
-from cfmask.missingness.lime import MOST_SEGMENTS, PLAIN_LIME, Lime
+from cfmask.missingness.lime import MOST_SEGMENTS, PLAIN_LIME, Lime, check_hidings
 from cfmask.missingness.object_masks import Example
 from cfmask.missingness.painting import painted
-from cfmask.missingness.removal import check_names
 from cfmask.missingness.segments import Labels as Cut
 from cfmask.missingness.segments import as_array, cutters
 from cfmask.relevance import Relevance, default_relevance
@@ -67,7 +65,7 @@ def explain(
     Raises:
         InputError: a picture, model or label that cannot be used, or too many samples.
     """
-    check_names("way of hiding", hidings, HIDINGS)
+    check_hidings(hidings)
     at_least(0, top, "segments that are coloured (top)")
     check_seed(seed)
     drawn = png(out, images)

@@ -94,6 +94,7 @@ def missingness(
             cuts = cutters(segments, side, most_segments, model.preprocess)
             images = Segmented(data[name], [cutter for cutter in cuts.values() if cutter.own])
             by = relevance or (None if images.masked else default_relevance(model))
+            between = _similarity(model, images, wordnet)
             wanted = [m for m in measures if images.masked or m not in MASKED]
             makes = _makes(wanted, model, hidings, cuts, orders, side, by, lime, seed)
             told = (hidings, list(cuts), orders, side, most_segments, _described(by), seed)
@@ -102,13 +103,12 @@ def missingness(
                 kind: _arrays(per_image(make, images, key_of(key, kind), kept, kind, progress))
                 for kind, make in makes.items()
             }
-            between = _similarity(model, images, wordnet)
             labels = answers["removal"]["labels"] if images.labelled else None
             for place in itertools.product(cuts, orders, hidings):
                 curves = measured(answers["removal"]["/".join(place)], labels, between, samples)
                 found.removal.append(CurveRow(name, *place, curves))
-            for title, table in _tables(answers, samples, model.class_names):
-                rows = sorted(table, key=lambda row: _place(row, hidings))
+            for title, rows in _tables(answers, samples, model.class_names):
+                rows.sort(key=lambda row: _place(row, hidings))
                 found.tables.setdefault(title, []).extend({"model": name, **row} for row in rows)
             about = {"encoder": model.name, "images": len(images), "relevance": _described(by)}
             found.protocol["models"][name] = about

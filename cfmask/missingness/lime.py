@@ -8,6 +8,7 @@ Source: Ribeiro et al. 2016 (arXiv 1602.04938), as arXiv 2211.14646 has it for i
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +112,16 @@ class Lime:
 PLAIN_LIME = Lime()
 
 
+def check_hidings(hidings: Sequence[str]) -> None:
+    """Raise an InputError for a name that is no way of hiding, or one that needs other images."""
+    check_names("way of hiding", hidings, HIDINGS)
+    if "refill" in hidings:
+        raise InputError(
+            "Expected ways of hiding that need no other image for LIME, but got refill; use "
+            "removed."
+        )
+
+
 def _free_memory() -> float:
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -132,10 +143,6 @@ def answers_to(
         way: key of `HIDINGS`.
         k: class of the head.
     """
-    if way == "refill":
-        raise InputError(
-            "Expected a way of hiding that needs no other image for LIME; use removed."
-        )
     places = torch.from_numpy(labels).to(image.device)
     found = []
     for part in torch.from_numpy(shown == 0).to(image.device).split(BATCH):
@@ -174,7 +181,7 @@ class LimeRelevance(Relevance):
         keep: float = 0.5,
         ridge: float = 1.0,
     ) -> None:
-        check_names("way of hiding", [hiding], HIDINGS)
+        check_hidings([hiding])
         self.hiding = hiding
         self.segments = segments
         self.lime = Lime(samples, width, keep, ridge)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cfmask.classifier import Classifier
 from cfmask.missingness.curves import curve, resampled
-from cfmask.missingness.lime import Array, Lime
+from cfmask.missingness.lime import Array, Lime, check_hidings
 from cfmask.missingness.object_masks import Example
 from cfmask.missingness.removal import known_labels, stacked
 from cfmask.missingness.segments import Cutter, Labels
@@ -36,6 +36,9 @@ class LimeQuality:
         cutters: by the names of their segmentations.
         lime: with its parameters.
         seed: of the samples, which all ways of hiding share.
+
+    Raises:
+        InputError: a way of hiding that needs other images.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class LimeQuality:
         lime: Lime,
         seed: int,
     ) -> None:
+        check_hidings(hidings)
         self.model = model
         self.hidings = hidings
         self.cutters = cutters
