@@ -29,13 +29,11 @@ def list_file(folder: Path) -> Path | None:
     return next((folder / name for name in LISTS if (folder / name).is_file()), None)
 
 
-def image_list(
-    folder: Path, classes: Sequence[str], split: str, as_stored: bool = False
-) -> Contents:
-    """Read the list of a folder.
+def image_list(file: Path, classes: Sequence[str], split: str, as_stored: bool = False) -> Contents:
+    """Read a list of images.
 
     Args:
-        folder: of the list; its paths are relative to the folder, or to `images/` in it.
+        file: the list; its paths are relative to its folder, or to `images/` in that.
         classes: names in the order of the labels; the list has names or numbers.
         split: which one to read; a list without splits is read whole.
         as_stored: leave EXIF rotation and transparency alone.
@@ -44,7 +42,6 @@ def image_list(
         InputError: a damaged list or one without the columns, a class that is not among `classes`,
             or an image that is not there.
     """
-    file = _file(folder)
     rows = listed_rows(file)
     columns = list(rows[0])
     path, label = _column(PATHS, columns, file), _column(LABELS, columns, file)
@@ -64,13 +61,12 @@ def image_list(
     )
 
 
-def listed_classes(folder: Path) -> list[str]:
-    """Names of the classes in the list of a folder, sorted.
+def listed_classes(file: Path) -> list[str]:
+    """Names of the classes in a list of images, sorted.
 
     Raises:
-        InputError: no or a damaged list, or one that has numbers for names.
+        InputError: a damaged list, or one that has numbers for names.
     """
-    file = _file(folder)
     rows = listed_rows(file)
     label = _column(LABELS, list(rows[0]), file)
     names = sorted({row[label].strip() for row in rows})
@@ -80,13 +76,6 @@ def listed_classes(folder: Path) -> list[str]:
             "brings none, but got numbers; write names, or evaluate a classifier that has them."
         )
     return names
-
-
-def _file(folder: Path) -> Path:
-    file = list_file(folder)
-    if file is None:
-        raise InputError(f"Expected {LISTS[0]} in {folder}, but it is not there.")
-    return file
 
 
 def listed_rows(file: Path) -> list[dict[str, str]]:

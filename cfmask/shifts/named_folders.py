@@ -38,8 +38,8 @@ def folder_shifts(request: Request) -> list[Shift]:
     root = request.data_root
     if root is None or not root.is_dir():
         raise InputError(f"Expected data_root to be a folder of test folders, but got {root}.")
-    if list_file(root):
-        return _splits(root, request.class_names)
+    if file := list_file(root):
+        return _splits(file, request.class_names)
     train, parts = root / "train", undivided(root)
     folders = list(parts.classes) if parts else _folders_of(train) if train.is_dir() else None
     where = root if parts else train
@@ -108,8 +108,8 @@ def own_class_names(root: Path) -> tuple[str, ...]:
         InputError: nothing there, or a list that numbers its classes.
     """
     train, parts = root / "train", undivided(root)
-    if list_file(root):
-        names = listed_classes(root)
+    if file := list_file(root):
+        names = listed_classes(file)
     elif parts:
         names = list(parts.classes)
     elif train.is_dir():
@@ -121,8 +121,8 @@ def own_class_names(root: Path) -> tuple[str, ...]:
 
 def _classes_of(folder: Path) -> list[str]:
     """Names of the classes of a set: its folders, or those inside its group folders."""
-    if list_file(folder):
-        return listed_classes(folder)
+    if file := list_file(folder):
+        return listed_classes(file)
     if shards_in(folder):
         return _folders_of(folder)
     inner = class_folders(folder)
@@ -160,10 +160,10 @@ def _held_out(
 
 
 def _set(folder: Path, classes: Sequence[str], reference: bool, note: str, stored: bool) -> Shift:
-    if list_file(folder):
-        listed = image_list(folder, classes, "test", stored)
-        _refuse_nothing(listed.samples, folder)
-        return replace(listed, name=folder.name, in_distribution=reference)
+    if file := list_file(folder):
+        found = image_list(file, classes, "test", stored)
+        _refuse_nothing(found.samples, file)
+        return replace(found, name=folder.name, in_distribution=reference)
     index = shards_in(folder)
     if index is not None:
         return _packed(folder.name, index, classes, reference, note, stored)
@@ -215,20 +215,20 @@ def _samples(place: Path, classes: Sequence[str]) -> Samples:
     return list(found.samples)
 
 
-def _splits(root: Path, class_names: Sequence[str]) -> list[Shift]:
+def _splits(file: Path, class_names: Sequence[str]) -> list[Shift]:
     """The test and validation images of a list; both are clean sets, in no mean of shifts."""
-    lists = {split: image_list(root, class_names, split) for split in ("test", "val")}
+    lists = {split: image_list(file, class_names, split) for split in ("test", "val")}
     if lists["val"].samples == lists["test"].samples:
         # A list without a column of splits is read whole each time.
         del lists["val"]
-    _refuse_nothing([sample for of in lists.values() for sample in of.samples], root)
+    _refuse_nothing([sample for of in lists.values() for sample in of.samples], file)
     sets = {split: of for split, of in lists.items() if of.samples}
     return [replace(of, name=split, in_distribution=True) for split, of in sets.items()]
 
 
-def _refuse_nothing(samples: Samples, folder: Path) -> None:
+def _refuse_nothing(samples: Samples, file: Path) -> None:
     if not samples:
         raise InputError(
-            f"Expected images of the test or val split in {list_file(folder)}, but it has none; "
-            "0 is train, 1 is val, 2 is test."
+            f"Expected images of the test or val split in {file}, but it has none; 0 is train, 1 "
+            "is val, 2 is test."
         )
