@@ -18,7 +18,7 @@ from cfmask import InputError, ShiftReport, save_classifier
 from cfmask.checkpoint import WEIGHTS
 from cfmask.commands import compare_plan
 from cfmask.commands.main import main
-from cfmask.comparison.collected import chosen_of, is_done, mark_done
+from cfmask.comparison.collected import chosen_of, is_done, mark_done, tuned_row
 from cfmask.comparison.plan import Plan, Run
 
 SETS = ["digits/id", "digits/sketch", "digits/counter"]
@@ -209,6 +209,15 @@ def test_a_run_of_other_words_is_not_taken_for_done(tmp_path, _tiny_clip):
     assert not is_done(other)
 
 
+def test_rows_are_named_as_the_report_names_them_where_folders_are_links(tmp_path):
+    runs = Plan.read(written(tmp_path)).tuning()[:2]
+    (tmp_path / "disk" / "moved").mkdir(parents=True)
+    runs[0].folder.parent.mkdir(parents=True)
+    runs[0].folder.symlink_to(tmp_path / "disk" / "moved")
+    assert [tuned_row(run, runs) for run in runs] == ["moved: tuned", "plain-tuning-1-1: tuned"]
+    assert tuned_row(runs[0], runs[:1]) == "tuned"
+
+
 def test_without_a_log_of_the_validation_no_setting_is_chosen(tmp_path, _tiny_clip):
     plan = Plan.read(written(tmp_path))
     for run in plan.tuning():
@@ -259,8 +268,9 @@ def test_real_trainings_of_a_plan(tmp_path, cluster, capsys):
     assert [front.model for front in report.fronts] == ["plain-0", "clean-0"]
     # The answers are those of the runs' own evaluations.
     assert report.run["images"] == 0
+    capsys.readouterr()
     main(["compare", str(file)])
-    assert "to go" not in capsys.readouterr().out.split("2 of 2")[-1]
+    assert "to go" not in capsys.readouterr().out
 
 
 PLANS = sorted((Path(__file__).parents[1] / "benchmarks" / "plans").glob("*.yaml"))

@@ -17,6 +17,7 @@ import numpy as np
 from cfmask.checkpoint import WEIGHTS
 from cfmask.comparison.compare import compare
 from cfmask.comparison.plan import Plan, Run
+from cfmask.comparison.sources import short_name
 from cfmask.errors import InputError
 from cfmask.evaluation.fronts import holm, paired_t
 from cfmask.evaluation.metrics import Metric
@@ -113,9 +114,10 @@ def _check_done(plan: Plan, runs: Sequence[Run]) -> None:
         )
 
 
-def tuned_row(run: Run, alone: bool) -> str:
-    """Name of the row of a run's tuned model."""
-    return "tuned" if alone else f"{run.folder.name}: tuned"
+def tuned_row(run: Run, runs: Sequence[Run]) -> str:
+    """Name of the row of a run's tuned model in the report of all runs."""
+    name = short_name(str(run.folder), [str(other.folder) for other in runs])
+    return f"{name}: tuned" if len(runs) > 1 else "tuned"
 
 
 def tables_of(
@@ -159,7 +161,7 @@ def _costs(
 def _differences(report: ShiftReport, runs: Sequence[Run]) -> Table:
     """Differences of tuned models paired by seed: mean, t interval, Holm's p."""
     sets = [name for name in (report.reference, report.under_shift) if name]
-    rows = {(run.method, run.seed): tuned_row(run, False) for run in runs}
+    rows = {(run.method, run.seed): tuned_row(run, runs) for run in runs}
     methods, seeds = list(dict.fromkeys(m for m, _ in rows)), sorted({s for _, s in rows})
     pairs = list(combinations(methods, 2))
     found = [
@@ -198,7 +200,7 @@ def results_csv(report: ShiftReport, runs: Sequence[Run]) -> str:
     made_by = (protocol, report.run.get("hardware", ""), versions)
     curves = {curve.models[-1]: curve for curve in report.curves}
     for run in runs:
-        curve = curves[tuned_row(run, len(runs) == 1)]
+        curve = curves[tuned_row(run, runs)]
         command = " ".join(["cfmask train", *run.words])
         for alpha, model in zip(curve.alphas, curve.models):
             for row in report.of("accuracy"):
