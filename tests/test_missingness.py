@@ -196,6 +196,9 @@ def test_the_interval_of_a_share_is_nearly_the_normal_one():
     reach = 1.96 * math.sqrt(0.25 * 0.75 / 400)
     assert found.low[0] == pytest.approx(0.25 - reach, abs=0.005)
     assert found.high[0] == pytest.approx(0.25 + reach, abs=0.005)
+    # Samples whose mean is below the value push their upper end beyond what a share can be.
+    few = np.array([[0.9], [0.5], [1.0], [1.0], [0.6]])
+    assert curve(few, 1).high[0] == curve(few, 1).area[2] == 1 < curve(few).high[0]
     one_class = np.zeros((400, 1), dtype=int)
     assert np.abs(entropies(one_class, weights[:3])).max() < 1e-6
 

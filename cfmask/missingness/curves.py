@@ -83,7 +83,7 @@ def resampled(images: int, samples: int, seed: int = 0) -> Array:
     return np.concatenate([np.ones((1, images)), draws.astype(np.float64)])
 
 
-def curve(values: Array) -> Curve:
+def curve(values: Array, most: float = np.inf) -> Curve:
     """The curve of a measure.
 
     Its interval is that of the percentiles, moved so that the mean of the samples lies on the
@@ -91,17 +91,18 @@ def curve(values: Array) -> Curve:
 
     Args:
         values: float (1 + R, T): of the data set, then of its samples.
+        most: that the measure can be; the least is 0.
     """
     areas = values.mean(1)
-    (low, high), (least, most) = _ends(values), _ends(areas)
-    area = float(areas[0]), float(least), float(most)
+    (low, high), (first, last) = _ends(values, most), _ends(areas, most)
+    area = float(areas[0]), float(first), float(last)
     return Curve(values[0].tolist(), low.tolist(), high.tolist(), area)
 
 
-def _ends(values: Array) -> Array:
+def _ends(values: Array, most: float) -> Array:
     """Both ends of the interval, float (2, …), of a value and its samples (1 + R, …)."""
     ends = np.percentile(values[1:], [2.5, 97.5], axis=0)
-    return np.asarray(np.maximum(ends + values[0] - values[1:].mean(0), 0))
+    return np.asarray(np.clip(ends + values[0] - values[1:].mean(0), 0, most))
 
 
 def measured(
@@ -120,8 +121,8 @@ def measured(
     each = {"kept": kept(predictions, predictions[:, 0])}
     if labels is not None:
         each = {"accuracy": shares(predictions, labels), **each}
-    found = {name: curve(weights @ values / size) for name, values in each.items()}
+    found = {name: curve(weights @ values / size, 1) for name, values in each.items()}
     found["entropy"] = curve(entropies(predictions, weights))
     if labels is not None and between is not None:
-        found["similarity"] = curve(weights @ similarity(predictions, labels, between) / size)
+        found["similarity"] = curve(weights @ similarity(predictions, labels, between) / size, 1)
     return found

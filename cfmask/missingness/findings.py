@@ -66,7 +66,8 @@ class Findings:
         if self.removal:
             yield _areas(self.removal)
         for title, rows in self.tables.items():
-            yield _table(title, rows)
+            if rows:
+                yield _table(title, rows)
 
     @property
     def _models(self) -> list[str]:
@@ -144,8 +145,9 @@ def _areas(rows: Sequence[CurveRow]) -> Table:
 
 
 def _area(curve: Curve, unit: float) -> Cell:
-    value, low, high = (unit * part for part in curve.area)
     digits = 1 if unit > 1 else 2
+    # An entropy of nothing is some 1e-7 below 0.
+    value, low, high = (round(unit * part, digits) + 0.0 for part in curve.area)
     return Cell(f"{value:.{digits}f}", below=f"{low:.{digits}f}–{high:.{digits}f}")
 
 

@@ -132,15 +132,15 @@ def lime_quality(found: Mapping[str, Array], samples: int) -> list[dict[str, Any
         own = found[place][right]
         rivals = np.stack([found[p][right][:, 0] for p in places if p.startswith(f"{kind}/")])
         means = weights @ own / weights.sum(1, keepdims=True)
-        ablation = curve(means[:, 2:])
+        ablation = curve(means[:, 2:], 1)
         rows.append(
             {
                 "segments": kind,
                 "hidden by": way,
                 "images": len(own),
                 # Intervals are kept above 0, which cosines need not be.
-                "coverage": [value - 1 for value in curve(means[:, :1] + 1).area],
-                "Jaccard": list(curve(means[:, 1:2]).area),
+                "coverage": [value - 1 for value in curve(means[:, :1] + 1, 2).area],
+                "Jaccard": list(curve(means[:, 1:2], 1).area),
                 "highest coverage": float((own[:, 0] >= rivals.max(0)).mean()),
                 f"right without {TOP}": float(means[0, 2 + ABLATED.index(TOP)]),
                 "area": list(ablation.area),

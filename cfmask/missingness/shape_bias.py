@@ -117,7 +117,7 @@ def shape_bias(
 
 
 def _interval(values: Array) -> list[float]:
-    return list(curve(values[:, None]).area)
+    return list(curve(values[:, None], 1).area)
 
 
 def _ratio(inside: Array, outside: Array) -> list[float] | None:
