@@ -136,12 +136,12 @@ def test_lp_ft_is_fine_tuning_from_the_probed_head(tiny_clip, tmp_path):
     assert (tiny_clip(images).argmax(1) == labels).float().mean() > 0.95
     assert (probed(images).argmax(1) == labels).float().mean() < 0.95
     plain = FineTuning(copy.deepcopy(tiny_clip), lr=1e-3)
-    for one in (method, plain):
+    for one in (plain, method):
         pl.seed_everything(0, verbose=False)
-        fit(one, tmp_path, 2)
+        trainer = fit(one, tmp_path, 2)
     for own, other in zip(method.classifier.parameters(), plain.classifier.parameters()):
         assert torch.equal(own, other)
-    fit(method, tmp_path, 1).save_checkpoint(tmp_path / "x.ckpt")
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
     loaded = load_classifier(tmp_path / "x.ckpt")
     assert torch.equal(loaded(images[:2]), tiny_clip.eval()(images[:2]))
 
