@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -80,12 +81,9 @@ def explain(
         columns = {"relevance": F.interpolate(maps.detach().unsqueeze(1), batch.shape[2:])}
     else:
         examples = [Example(*row, None) for row in zip(images, raw, classes.tolist())]
-        columns = {
-            f"LIME, {way}": torch.stack(
-                [_lime(lime, classifier, one, cutter(one), way, seed, top) for one in examples]
-            )
-            for way in hidings
-        }
+        cuts = [(example, cutter(example)) for example in examples]
+        how = (lime, classifier, cuts, seed, top)
+        columns = {f"LIME, {way}": _lime(way, *how) for way in hidings}
     titles = [f"{names[k]} {100 * share[k]:.0f} %" for k, share in zip(classes.tolist(), shares)]
     draw(drawn, {"image": batch, **columns}, titles)
     return drawn
@@ -101,12 +99,19 @@ def _classifier(model: str, names: tuple[str, ...], trust: bool) -> Classifier:
 
 
 def _lime(
-    lime: Lime, model: Classifier, example: Example, cut: Cut, way: str, seed: int, top: int
+    way: str,
+    lime: Lime,
+    model: Classifier,
+    cuts: Sequence[tuple[Example, Cut]],
+    seed: int,
+    top: int,
 ) -> Tensor:
-    """The picture with the segments that speak for and against its class, float (3, H, W)."""
-    scores = lime.scores(model, to_unit(example.image), cut, way, example.label, seed)
-    made = painted(as_array(example.image), cut, scores, top)
-    return torch.from_numpy(made).permute(2, 0, 1).float()
+    """Pictures with the segments that speak for and against their class, float (N, 3, H, W)."""
+    made = []
+    for example, cut in cuts:
+        scores = lime.scores(model, to_unit(example.image), cut, way, example.label, seed)
+        made.append(painted(as_array(example.image), cut, scores, top))
+    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float()
 
 
 def explain_images(args: Sequence[str]) -> None:

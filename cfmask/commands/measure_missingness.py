@@ -60,13 +60,11 @@ def measure(
         segments: what is hidden as a whole, by commas: patches, slic, quickshift, folders of label
             maps (a PNG for each image, a colour for each segment), my_module.my_function.
         orders: random, or most or least relevant segments first, by commas.
-        relevance: method that finds relevant segments; the masks by default, or a model's own
-            relevance.
+        relevance: method that finds relevant segments; by default the masks, else the model's own.
         side: side of square patches, in pixels.
         most_segments: most segments of an image.
         images: most images, spread evenly over the data; 0 for all.
-        out: folder for missingness.html and .json, pictures, and answers that an interrupted run
-            goes on from.
+        out: folder for missingness.html and .json, pictures, and answers to go on from.
         seed: seed of the random order, and of digits.
         samples: samples of the bootstrap.
         measures: measures beside the curves, by commas: shape, lime, linearity, concordance.
