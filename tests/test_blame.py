@@ -13,7 +13,7 @@ from support.training import DEMO, FAST, fails
 from cfmask import InputError
 from cfmask.commands import config_files
 from cfmask.commands.parser import OneLineParser, one_line_errors
-from cfmask.commands.train_model import command_line
+from cfmask.commands.train_model import command_line, train
 
 OWN = '''
 from cfmask import FineTuning, InputError
@@ -61,6 +61,14 @@ def test_a_bug_of_ones_own_keeps_its_traceback(own, kind, place):
     assert not isinstance(error.value, InputError)
     last = [f for f in traceback.extract_tb(error.value.__traceback__) if "own_" in f.filename]
     assert last[-1].line == BUGS[kind]
+
+
+@pytest.mark.filterwarnings("ignore:\\s*Instantiating a subclass spec")
+def test_a_wrong_shape_in_ones_own_encoder_is_a_bug_of_it(own):
+    shapes = "lambda images, hidden=None: torch.zeros(2) @ torch.zeros(3)"
+    words = own(in_init=f"import torch; classifier.encode = {shapes}")
+    with pytest.raises(RuntimeError, match=r"size|shape|inconsistent"):
+        train(words)
 
 
 def test_input_that_ones_own_code_refuses_is_one_line(own, capsys):

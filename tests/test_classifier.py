@@ -213,6 +213,21 @@ def test_images_of_another_size_are_refused(tiny_clip):
         tiny_clip(torch.rand(2, 3, 32, 32))
 
 
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (torch.zeros(2, 3, 48, 48, dtype=torch.uint8), "float images.*torch.uint8"),
+        (torch.rand(2, 3, 48, 48) * 255, "values from 0.* to 25"),
+        (torch.randn(2, 3, 48, 48) * 2, "values from -"),
+    ],
+)
+def test_images_of_another_range_are_refused(tiny_clip, images, said):
+    # Of a second batch as well.
+    tiny_clip(torch.rand(1, 3, 48, 48))
+    with pytest.raises(InputError, match=said):
+        tiny_clip(images)
+
+
 def test_the_tiny_clip_is_small_and_as_good_as_documented(tiny_clip):
     assert (TINY_CLIP / "open_clip_model.safetensors").stat().st_size < 2.5e6
     documented = {"id": 70.5, "sketch": 35.6}

@@ -238,6 +238,7 @@ def test_the_recipe_is_the_papers():
     for config in MODELS:
         content = yaml.safe_load(config.read_text())
         assert content["trainer"]["max_epochs"] == 10
+        assert content["model"]["init_args"]["cycle_momentum"] is True
         classifier = content["model"]["init_args"]["classifier"]["init_args"]
         if classifier["pretrained"] == "openai":
             assert open_clip.get_pretrained_cfg(classifier["model"], "openai")["quick_gelu"]

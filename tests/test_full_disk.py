@@ -24,6 +24,13 @@ COMMANDS = {
     "show": ["show", "0.png", "1.png", "--label=three", "--checkpoint=run", "--out=show.png"],
     "eval": ["eval", "run", "--images=4", "--pictures=0"],
     "eval elsewhere": ["eval", "run", "--images=4", "--pictures=0", "--out=out", "--predictions"],
+    "merge": ["merge", "run", "--by=wise", "--alpha=0.5", "--out=out"],
+    "explain": ["explain", "0.png", "--model=run", "--lime.samples=4", "--side=12", "--out=x.png"],
+    "missingness": [
+        *("missingness", "run", "--data=photos/ant", "--images=2", "--samples=2", "--side=12"),
+        *("--orders=random", "--hidings=grey", "--out=out"),
+    ],
+    "predict": ["predict", "run", "photos/ant", "--out=out.csv"],
 }
 
 

@@ -6,6 +6,7 @@ import csv
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -289,6 +290,17 @@ def test_runs_share_a_database_of_mlflow_unless_there_is_a_server(tmp_path, monk
     LOGGERS["mlflow"](tmp_path / "runs" / "c")
     beside = f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert [k["tracking_uri"] for k in given] == [beside, beside, "http://here:5000"]
+
+
+def test_a_run_warns_of_nothing(tmp_path):
+    with warnings.catch_warnings(record=True) as seen:
+        # What Python shows a user, and Lightning adds to it.
+        warnings.simplefilter("default")
+        for unseen in (DeprecationWarning, PendingDeprecationWarning, ImportWarning):
+            warnings.filterwarnings("ignore", category=unseen)
+        warnings.filterwarnings("default", ".*treespec.*")
+        train(arguments(tmp_path / "run"))
+    assert not [str(warning.message) for warning in seen]
 
 
 def test_loggers_by_short_name(tmp_path, capsys, monkeypatch):

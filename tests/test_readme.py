@@ -72,6 +72,12 @@ def test_the_two_lines_stand_at_the_top():
     ]
 
 
+def test_every_time_is_said_with_its_processor():
+    texts = re.sub(r"^```.*?^```", "", README, flags=re.M | re.S).split("\n\n")
+    timed = [text for text in texts if re.search(r"\d s\b|\bminutes?\b|\bseconds\b", text)]
+    assert timed and all("EPYC" in text for text in timed), timed
+
+
 def test_every_command_runs_in_the_order_of_the_text(tmp_path, monkeypatch, capsys, everything):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
