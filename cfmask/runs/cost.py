@@ -141,7 +141,7 @@ def _count(
     twin = copy.deepcopy(network, {id(x): fake.from_tensor(x) for x in tensors})
     for module in twin.modules():
         # As in training; see `Method.train`.
-        module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        module.training = not isinstance(module, internal("batch_norm"))
     # Compiled in an earlier run; what is compiled takes no tensors without values.
     vars(twin).pop("encode", None)
     kept: dict[int, torch.UntypedStorage] = {}
