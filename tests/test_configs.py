@@ -140,6 +140,10 @@ def tiny(model: str) -> list[str]:
     ]  # fmt: skip
 
 
+def random_rows(captions, dimension):
+    return torch.randn(captions.tokens.shape[dimension], 64)
+
+
 @pytest.fixture
 def no_text_tower(monkeypatch):
     """Zero-shot heads of 1000 classes at random: their text is tested elsewhere, and slow here."""
@@ -149,6 +153,8 @@ def no_text_tower(monkeypatch):
         return torch.randn(len(class_names), clip.visual.output_dim)
 
     monkeypatch.setattr("cfmask.families.openclip.zero_shot_weight", random_head)
+    monkeypatch.setattr("cfmask.text.Captions.head", lambda self, text: random_rows(self, 0))
+    monkeypatch.setattr("cfmask.text.Captions.contexts", lambda self, text: random_rows(self, 1))
 
 
 def two_steps(args: list[str]) -> TrainCLI:
