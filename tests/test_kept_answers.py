@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import signal
@@ -29,7 +30,11 @@ from support.evaluation import (
 from support.imagenet_trees import Sees as SeesTheColour
 from support.imagenet_trees import find
 
-from cfmask import InputError, ShiftReport, evaluate
+from cfmask import InputError, ShiftReport, evaluate, interpolate
+from cfmask.inference.answer_store import model_key
+from cfmask.inference.inference import Inference
+from cfmask.inference.settings import Settings
+from cfmask.inference.wise import Blend, WeightLine
 from cfmask.shift import Shift
 
 
@@ -280,3 +285,18 @@ def test_predictions_need_pyarrow(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="pip install 'cfmask") as caught:
         evaluate(models(), odd_sets(), predictions=tmp_path / "p")
     assert "\n" not in str(caught.value)
+
+
+def test_points_of_a_line_are_kept_under_keys_of_their_own(tmp_path, small_cnn):
+    """Each is found again by its weights, also under another name, and no other one is."""
+    tuned = copy.deepcopy(small_cnn)
+    with torch.no_grad():
+        for weight in tuned.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    line = WeightLine(small_cnn, tuned)
+    models = {f"at {alpha}": Blend(line, alpha) for alpha in (0.25, 0.5, 0.75)}
+    keys = Inference(models, Settings(store=tmp_path))._model_keys()
+    assert [keys[name] for name in models] == [
+        model_key(interpolate(small_cnn, tuned, alpha)) for alpha in (0.25, 0.5, 0.75)
+    ]
+    assert len(set(keys.values())) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,16 @@ PLANS = sorted((Path(__file__).parents[1] / "benchmarks" / "plans").glob("*.yaml
 def test_the_plans_that_come_with_the_project_would_run(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     compare_plan._check(Plan.read(file))
+
+
+def test_the_plan_of_the_page_is_one_and_the_plans_that_it_names_are_there(tmp_path):
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "comparing.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    (tmp_path / "plan.yaml").write_text(example)
+    plan = Plan.read(tmp_path / "plan.yaml")
+    assert (plan.count, len(plan.tuning()), plan.slurm["timeout_min"]) == (2, 4, 600)
+    pages = page + (root / "docs" / "results.md").read_text()
+    named = set(re.findall(r"^`?cfmask compare (\S+\.yaml)", pages, re.M))
+    assert {Path(name).name for name in named} == {file.name for file in PLANS}
+    assert all((root / name).is_file() for name in named)

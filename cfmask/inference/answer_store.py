@@ -22,7 +22,7 @@ from cfmask.inference.readable import Readable
 from cfmask.shift import Shift
 
 # Part of every key: a new number makes answers of older versions invalid.
-VERSION = 2
+VERSION = 3
 PROBES = 16
 # Length of what the key gives the name of a file.
 ENDING = 16 + len(".safetensors")

@@ -145,8 +145,12 @@ class Inference:
         """Key of each model; empty for any code but a classifier's, whose answers are not kept."""
         if self.store is None or processes.rank():
             return dict.fromkeys(self.models, "")
-        found = {name: classifier_of(model) for name, model in self.models.items()}
-        return {n: model_key(m) if isinstance(m, Classifier) else "" for n, m in found.items()}
+        keys = {}
+        for name, model in self.models.items():
+            # Points of one line share an object, which holds the weights of the last one asked for.
+            own = classifier_of(model)
+            keys[name] = model_key(own) if isinstance(own, Classifier) else ""
+        return keys
 
     def _one_set(self, shift: Shift, keys: Mapping[str, str]) -> dict[str, Answers]:
         """Answers of all models; the set is read once for each preprocessing."""
