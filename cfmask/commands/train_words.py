@@ -17,11 +17,14 @@ from cfmask.commands.outline import help_lines
 from cfmask.commands.shipped import with_shipped_configs
 from cfmask.errors import InputError, no_option, unknown
 
+# The method of the paper, which is the default, then the others by name.
+_METHODS = sorted(names_in("methods"), key=lambda n: (n != "MaskedDistillation", n.lower()))
+
 # The help by groups: short option | long options that it stands for | what it is.
 _TABLE = f"""
 What
 --model WHAT | | timm:NAME, open_clip:NAME/TAG, my_module:MyNet, a run, a weights file
---method NAME | --model | {", ".join(names_in("methods")[::-1])}
+--method NAME | --model | {", ".join(_METHODS)}
 --teacher WHAT | --model.teacher | another model than the start to distil from, named as --model is
 --mask NAME | --model.counterfactual.mask | ObjectMask, ContextMask, RandomMask
 --fill NAME | --model.counterfactual.fill | \
