@@ -58,6 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 EVAL = ("--images=4", "--pictures=1")
+FEW = ("--lime.samples=4", "--hidings=grey")
 COMMANDS = (
     ("eval", "run", *EVAL),
     ("eval", "new", *EVAL),
@@ -73,6 +74,11 @@ COMMANDS = (
     ("export", "new", "--to=safetensors", "--out=out", "--alpha=0.5"),
     ("export", "run", "--to=open_clip", "--out=open_clip", "--overwrite"),
     ("export", "new", "--average", "run", "--to=safetensors", "--out=out"),
+    ("merge", "run", "--by=wise", "--alpha=0.5", "--out=out"),
+    ("merge", "new", "new/pretrained.safetensors", "--by=greedy", "--out=out"),
+    ("explain", "0.png", "--model=run", "--label=three", "--side=12", *FEW, "--out=out.png"),
+    ("missingness", "run", "--data=photos/ant", "--images=2", "--side=12", *FEW[1:], "--out=out"),
+    ("predict", "run", "photos", "--out=out.csv"),
     ("train", "--config=new/config.yaml", "--run=other"),
     ("train", "--config=new/config.yaml", "--run=new"),
     ("train", "--config=new/config.yaml", "--run=new", "--resume"),
@@ -91,6 +97,10 @@ OPTIONS = {
     "trainer.precision trainer.devices trainer.max_epochs evaluation.shifts evaluation.wise "
     "evaluation.images evaluation.workers evaluation.batch_size checkpoints.every_steps "
     "skip_nonfinite probe seed_everything",
+    "merge": "by out alpha start batch_size workers seed overwrite",
+    "explain": "by label class_names hidings relevance side lime.samples top out seed",
+    "missingness": "data masks hidings orders relevance side most_segments images out seed "
+    "samples measures",
     "pack": "out shard_size verify",
     "check": "data_root shifts verify",
 }

@@ -27,6 +27,7 @@ from cfmask import (
 )
 from cfmask.checkpoint import PRETRAINED, WEIGHTS
 from cfmask.commands.eval_models import evaluate_run
+from cfmask.commands.main import main
 from cfmask.commands.predict_images import predict_images
 from cfmask.commands.show_images import show
 from cfmask.commands.train_model import train
@@ -203,6 +204,9 @@ def commands(run: Path):
     yield lambda: show([picture], ["one"], str(run), out=f"{out}.png")
     yield lambda: predict_images([str(run), picture])
     yield lambda: evaluate_run([str(run), "--out", out])
+    yield lambda: main(["merge", str(run), "--by=wise", "--alpha=0.5", f"--out={out}"])
+    yield lambda: main(["explain", picture, f"--model={run}", f"--out={out}.png"])
+    yield lambda: main(["missingness", str(run), "--data=digits", f"--out={out}"])
 
 
 @pytest.mark.parametrize("path", ["planted.Classifier", "subprocess.Popen", "os.system", "x.Y"])
