@@ -97,13 +97,14 @@ def test_digits_are_the_objects_of_their_world():
 
 
 def test_what_is_wrong_with_masks_is_one_line(tmp_path, capsys):
-    paint(tmp_path / "three" / "a.jpg", (9, 9, 9), (48, 48))
-    run = [TINY, f"--data={tmp_path}", "--orders=random", f"--out={tmp_path / 'out'}"]
-    mask(tmp_path / "three" / "a.png", (0, 0, 4, 4), (48, 40))
+    data = tmp_path / "data"
+    paint(data / "three" / "a.jpg", (9, 9, 9), (48, 48))
+    run = [TINY, f"--data={data}", "--orders=random", f"--out={tmp_path / 'out'}"]
+    mask(data / "three" / "a.png", (0, 0, 4, 4), (48, 40))
     assert "48 x 48 pixels as its image, but got 48 x 40" in fails(capsys, *run)
-    mask(tmp_path / "three" / "a.png", (0, 0, 0, 0), (48, 48))
+    mask(data / "three" / "a.png", (0, 0, 0, 0), (48, 48))
     assert "all of it is black" in fails(capsys, *run)
-    mask(tmp_path / "three" / "a.png", (0, 0, 4, 4), (48, 48))
+    mask(data / "three" / "a.png", (0, 0, 4, 4), (48, 48))
     assert "WordNet" in fails(capsys, *run, "--wordnet=true")
     assert "folder of images or masks" in fails(capsys, *run, f"--masks={tmp_path / 'no'}")
-    assert np.asarray(Image.open(tmp_path / "three" / "a.png")).max() == 1
+    assert np.asarray(Image.open(data / "three" / "a.png")).max() == 1

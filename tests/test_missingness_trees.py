@@ -24,10 +24,11 @@ Box = tuple[int, int, int, int]
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """A model that reads the class from the first pixel, two images a stretch, no pictures."""
+    """A model that reads the class from the first pixel, two images a stretch, charts as text."""
     monkeypatch.setattr(measure_missingness, "one_classifier", lambda *_: Sees())
     monkeypatch.setattr(per_image, "STRETCH", 2)
     monkeypatch.setattr(panels, "save", lambda *_: None)
+    monkeypatch.setattr(panels, "svg", repr)
 
 
 def mask(path: Path, box: Box, size: int, kind: str) -> None:

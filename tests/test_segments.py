@@ -16,6 +16,7 @@ from cfmask.commands.main import main
 from cfmask.missingness.lab import missingness
 from cfmask.missingness.object_masks import Example, find_images
 from cfmask.missingness.segments import cutters
+from cfmask.reporting import panels
 
 FUNCTION = """
 import numpy as np
@@ -63,7 +64,9 @@ def test_label_maps_are_cropped_as_their_images(pictures):
     assert cut.name == "the bands"
 
 
-def test_both_commands_take_maps_and_functions(pictures):
+def test_both_commands_take_maps_and_functions(pictures, monkeypatch):
+    monkeypatch.setattr(panels, "save", lambda *_: None)
+    monkeypatch.setattr(panels, "svg", repr)
     main(["missingness", TINY, "--data=photos", "--hidings=grey", "--orders=random", "--images=1",
           "--samples=5", "--segments=the bands,own_cuts.thirds", "--out=out"])  # fmt: skip
     found = json.loads(Path("out", "missingness.json").read_text())["removal"]
