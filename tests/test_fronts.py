@@ -158,7 +158,7 @@ def test_fronts_of_several_seeds_are_paired_and_averaged():
     )
     assert gap.adjusted == gap.p_value == pytest.approx(ends.pvalue)
     plain = fronts[0]
-    assert plain.levels == pytest.approx([0.7, 0.75, 0.8, 0.85, 0.9])
+    assert plain.levels == pytest.approx(np.linspace(0.7, 0.9, 11))
     heights = np.array([[0.9 - 0.5 * x + 0.05 * s for s in range(4)] for x in plain.levels])
     assert plain.values == pytest.approx(heights.mean(1))
     assert plain.sds == pytest.approx(heights.std(1, ddof=1))

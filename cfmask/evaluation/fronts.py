@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 Bits = npt.NDArray[np.bool_]
 
 # Levels of a table at most; draws of images.
-LEVELS, DRAWS = 6, 1000
+LEVELS, DRAWS = 10, 1000
 STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 
@@ -228,7 +228,7 @@ def _levels(fronts: Sequence[Envelope]) -> list[float]:
     if shared is None:
         return []
     low, high = shared
-    step = next((s for s in STEPS if (high - low) / s <= LEVELS), STEPS[-1])
+    step = next((s for s in STEPS if (high - low) / s <= LEVELS + 1e-9), STEPS[-1])
     places = range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)
     return [round(k * step, 6) for k in places]
 
