@@ -192,7 +192,7 @@ def test_bad_input_is_one_line(args, said, tmp_path, monkeypatch, capsys):
 
 
 def test_a_classifier_of_other_classes_is_refused(runs, tmp_path):
-    root = plant(tmp_path, {"train": {"ant": 1, "bee": 1}, "test": {"ant": 1, "bee": 1}})
+    root = plant(tmp_path / "images", {"train": {"ant": 1, "bee": 1}, "test": {"ant": 1, "bee": 1}})
     save = tmp_path / "other.safetensors"
     save_classifier(
         named_classifier("timm:test_resnet/random", Labels(tuple(map(str, range(1000))))), save
