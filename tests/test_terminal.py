@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
+from cfmask.commands.main import main
 from cfmask.errors import visible
 from cfmask.terminal import complain, printing, say, show_table
 
@@ -115,6 +116,17 @@ def test_a_reader_that_has_ended_leaves_the_work_to_end(monkeypatch):
         done.append("work")
     assert (end.value.code, done) == (141, ["work"])
     sys.stdout.close()
+
+
+def test_a_folder_that_was_deleted_under_the_command_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SystemExit) as end:
+        main(["check", "--data_root", str(tmp_path)])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has been deleted" in line
 
 
 HELP = [sys.executable, "-m", "cfmask", "--help"]

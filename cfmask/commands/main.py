@@ -71,6 +71,10 @@ def _run(words: list[str]) -> None:
 
 def _command(name: str, words: list[str]) -> None:
     """Run a command; help and typos are answered before torch is imported."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        fail("The folder in which this runs has been deleted; go to another.")
     module, function, what = COMMANDS[name]
     if name == "eval" and "--check" in words:
         module, _, what = COMMANDS["check"]
