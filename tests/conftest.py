@@ -20,6 +20,11 @@ from cfmask import OpenClipClassifier, TimmClassifier, digits
 torch.set_num_threads(1)
 
 
+# A job in the background ignores what is sent to it from the terminal, and so would its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no GPU here")

@@ -107,7 +107,7 @@ def test_the_greedy_soup_is_that_of_the_slow_version():
     # Best alone: 1.0 (0.75 away), then the other 1.0, which changes nothing and is not added; 3.0
     # makes 2.0, 0.25 away, and is added; 0.0 makes 4/3 and is not; 4.0 makes 8/3 and is not.
     assert kept == [2, 3]
-    assert float(soup.head.bias[0]) == 2.0
+    assert soup.head.bias[0].item() == 2.0
     assert alone == [-abs(value - 1.75) for value in values]
     assert len(asked) == 9
     means = asked[5:]
