@@ -196,8 +196,9 @@ def test_a_killed_worker_is_one_line(tmp_path):
         )
         process.start()
         process.join(60)
-        assert process.exitcode == 2
-    (line,) = (tmp_path / "errors").read_text().strip().splitlines()
+    said = (tmp_path / "errors").read_text()
+    assert process.exitcode == 2, said
+    (line,) = said.strip().splitlines()
     assert line.startswith("error: A process that reads images ended")
     assert "DataLoader worker" in line
     assert "fewer workers" in line
