@@ -177,6 +177,7 @@ def assert_same(found, expected, **tolerance) -> None:
         torch.testing.assert_close(found[name], value, **tolerance)
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_other_commands_read(runs, tmp_path, capsys):
     names = [str(runs / name) for name in ("first", "second", "third run")]
     out = tmp_path / "soup one"
