@@ -15,6 +15,8 @@ from cfmask.images import Preprocess
 
 # Share of the images of a folder without `train/` that is held out for testing.
 HOLDOUT = 0.2
+# Label of an image for which no class of the head is right.
+UNKNOWN = -1
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Shift:
         groups: number of the group of each image, in the order of the dataset, for worst-group
             accuracy; None if the set has no groups.
         group_names: names of the groups by number.
+        unknown: True for images of classes that the head lacks: all labels are `UNKNOWN`, there is
+            no accuracy, and the set is in no mean; see `cfmask.evaluation.novelty`.
         part_of: name of the collection of which this set is one of many ("c" for a corruption at
             one severity); tables then show the collection's combinations alone.
     """
@@ -71,6 +75,16 @@ class Shift:
     groups: tuple[int, ...] | None = None
     group_names: tuple[str, ...] = ()
     part_of: str = ""
+    unknown: bool = False
+
+    def __post_init__(self) -> None:
+        if self.unknown:
+            object.__setattr__(self, "accepts", {UNKNOWN: ()})
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the set is in the mean of shifts."""
+        return not (self.in_distribution or self.part_of or self.unknown)
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,7 @@ class Request:
         holdout: share of the images of a `data_root` without `train/` that is the set `id`.
         held_out: paths below `data_root` of the images that a run has held out as that set; empty
             chooses them anew.
+        unknown: folders or import paths of images of unknown classes, each a further set.
     """
 
     data_root: Path | None = None
@@ -98,6 +113,7 @@ class Request:
     only: str = ""
     holdout: float = HOLDOUT
     held_out: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data_root", local_folder(self.data_root))

@@ -33,7 +33,7 @@ def evaluate_run(args: Sequence[str]) -> ShiftReport | None:
     Returns:
         The report; None if sets were only checked.
     """
-    args = as_lists(args, "--shifts", "--show", "--metrics")
+    args = as_lists(args, "--shifts", "--show", "--metrics", "--unknown")
     if "--check" in args:
         check_data(args)
         return None
@@ -72,7 +72,7 @@ SHOW = "measures to print, such as accuracy,nll,ece, beside those of one's own"
 
 
 # Settings that may hold import paths.
-OF_CODE = ("shifts", "metrics")
+OF_CODE = ("shifts", "metrics", "unknown")
 
 
 def _check_named(options: dict[str, Any], args: Sequence[str], source: Path) -> None:
@@ -82,7 +82,9 @@ def _check_named(options: dict[str, Any], args: Sequence[str], source: Path) -> 
         InputError: it is not trusted.
     """
     for setting in OF_CODE:
-        names = [str(name).partition("/")[0] for name in options[setting]]
+        names = [str(name) for name in options[setting]]
+        # Of sets, the family is the code; a folder is none.
+        names = [name.partition("/")[0] for name in names] if setting == "shifts" else names
         said = [word for option, word in itertools.pairwise(args) if option == f"--{setting}"]
         for path in filter(is_path, names):
             if any(path in word for word in said):

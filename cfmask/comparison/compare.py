@@ -71,6 +71,8 @@ class Evaluation:
         metrics: import paths of metrics of one's own (`my_module.MARGIN`), each a `Metric` or a
             function of `Judged`.
         trust: import what models and runs name and what is not this package's.
+        unknown: folders of images of classes that the models do not have, of any depth, or import
+            paths of such data sets, to be told from the in-distribution set.
         holdout: share of the images of a data_root without train/ that is the set `id`; a run
             brings the images that it has held out; 0.2 by default.
 
@@ -94,6 +96,7 @@ class Evaluation:
     metrics: list[str] = field(default_factory=list)
     trust: bool = False
     holdout: float = HOLDOUT
+    unknown: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         at_least(1, self.images, "image of each built-in set (images)")
@@ -114,7 +117,7 @@ class Evaluation:
     ) -> Request:
         """What is asked of the families of sets, for classes of these names."""
         drawn = self.images, self.seed, self.allow_incomplete
-        return Request(root, names, *drawn, "", self.holdout, held_out)
+        return Request(root, names, *drawn, "", self.holdout, held_out, tuple(self.unknown))
 
 
 def compare(
@@ -236,7 +239,8 @@ def _write(
     report.plot_trade_off(folder / "trade_off.png")
     report.plot_fronts(folder / "fronts.png")
     explainers = _explainers(rows, asked.trust)
-    publish(report, folder, gallery(rows.models, shifts, asked.pictures, explainers))
+    labelled = [shift for shift in shifts if not shift.unknown]
+    publish(report, folder, gallery(rows.models, labelled, asked.pictures, explainers))
 
 
 def _series(

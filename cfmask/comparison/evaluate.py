@@ -164,7 +164,10 @@ def report_of(
     table = inference.answer(shifts)
     classes = {name: classes_of(model) for name, model in models.items()}
     details = {
-        name: {s.name: counts_of(s, own[s.name], classes[name]) for s in shifts}
+        name: {
+            s.name: counts_of(s, own[s.name], classes[name], own.get(reference or ""))
+            for s in shifts
+        }
         for name, own in table.items()
     }
     rows = _rows(table, shifts, details, classes, reference, settings.measured)
@@ -212,13 +215,19 @@ def checked_reference(models: int, shifts: Sequence[Shift], fit: str) -> str | N
         fit: see `evaluate`.
 
     Raises:
-        InputError: none of models or of sets, names that cannot stand in a report, or a fit that
-            cannot be made.
+        InputError: none of models or of sets, names that cannot stand in a report, unknown classes
+            without a reference set, or a fit that cannot be made.
     """
     if not models or not shifts:
         raise InputError("Expected at least one model and one shift set to evaluate, but got none.")
     names = _names(shifts)
     reference = next((shift.name for shift in shifts if shift.in_distribution), None)
+    strangers = [shift.name for shift in shifts if shift.unknown]
+    if strangers and reference is None:
+        raise InputError(
+            f"Expected a set of known classes for {strangers[0]} to be told from, in distribution, "
+            "but got none; add one, such as digits/id, imagenet/val or a folder id, test or val."
+        )
     check_fit(fit, models, names, reference)
     return reference
 

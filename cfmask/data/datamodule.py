@@ -261,7 +261,11 @@ def digits_tensors(name: str, count: int, seed: int, size: tuple[int, int]) -> T
     if count < 1:
         raise InputError(f"Expected at least 1 image of the digits world, but got {count}.")
     drawn = digits.digit_set(name, count, seed)
-    images = drawn.images
-    if size != (digits.SIZE, digits.SIZE):
-        images = F.interpolate(images, size, mode="bilinear", align_corners=False)
-    return Tensors(images, drawn.labels)
+    return Tensors(resized(drawn.images, size), drawn.labels)
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images uint8 (N, 3, S, S) of the digits world at the size (H, W)."""
+    if size == (digits.SIZE, digits.SIZE):
+        return images
+    return F.interpolate(images, size, mode="bilinear", align_corners=False)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cfmask.errors import InputError
+from cfmask.shift import UNKNOWN
 
 BEST = 5
 
@@ -72,7 +73,8 @@ class LabelRule:
     Args:
         heads: number K of classes of the head.
         classes: those that compete; None for all.
-        accepts: label -> classes that are right; None where the label itself is.
+        accepts: label -> classes that are right; None where the label itself is. Only of `UNKNOWN`
+            none may be.
         name: of the set, for messages.
 
     Raises:
@@ -95,7 +97,7 @@ class LabelRule:
             )
         self.own = accepts is None
         for label, right in (accepts or {}).items():
-            if not set(right) & set(competing):
+            if label != UNKNOWN and not set(right) & set(competing):
                 raise InputError(
                     f"Expected a class that is right for label {label} of the set {name} among the "
                     f"{len(competing)} that compete, but got {list(right)}."

@@ -112,14 +112,6 @@ def selective(confidence: Tensor, correct: Tensor) -> tuple[int, int]:
     return int(correct[kept].sum()), total
 
 
-def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Probability that a score (N,) of one set is above one (M,) of another; ties count half."""
-    from sklearn.metrics import roc_auc_score
-
-    truth = torch.cat([torch.ones(len(inside)), torch.zeros(len(outside))])
-    return float(roc_auc_score(truth.numpy(), torch.cat([inside, outside]).numpy()))
-
-
 def paired_difference(only_first: int, only_second: int, total: int) -> tuple[float, float, float]:
     """Accuracy of a second model minus that of a first on `total` images: value, low, high.
 

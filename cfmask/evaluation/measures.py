@@ -21,6 +21,7 @@ from cfmask.evaluation.estimates import (
 )
 from cfmask.evaluation.figures import HARMONIC, MEAN, Difference, Row
 from cfmask.evaluation.metrics import METRICS, Counts, Judged, Metric, Value
+from cfmask.evaluation.novelty import oscr_curve
 from cfmask.shift import Shift
 from cfmask.shifts.combinations import COMBINATIONS, Combination, mean_of
 
@@ -28,13 +29,22 @@ from cfmask.shifts.combinations import COMBINATIONS, Combination, mean_of
 Table = Mapping[str, Mapping[str, Answers]]
 
 
-def counts_of(shift: Shift, answers: Answers, names: Sequence[str]) -> Counts:
+def counts_of(
+    shift: Shift, answers: Answers, names: Sequence[str], reference: Answers | None = None
+) -> Counts:
     """What a report's `details` hold of one model on one set; `names` are of the head's classes.
+
+    Of unknown classes that is the curve of OSCR by the maximum logit against the `reference`.
 
     Labels with several right classes count as classes, named after the first, if no class is right
     for two of them; otherwise (ReaL) the set has no counts by class.
     """
     counts: Counts = {}
+    if shift.unknown:
+        if reference and reference.max_logit is not None and answers.max_logit is not None:
+            known = reference.max_logit, answers.max_logit, reference.correct
+            counts["oscr"] = oscr_curve(*known)
+        return counts
     if answers.confidence is not None:
         counts["bins"] = calibration_bins(answers.confidence, answers.correct)
     accepts = shift.accepts or {}
@@ -65,12 +75,15 @@ def _shares(numbers: Tensor, correct: Tensor, titles: Mapping[int, str]) -> dict
 def rows_of(model: str, judged: Judged, metrics: Mapping[str, Metric] = METRICS) -> list[Row]:
     """All figures of one model on one set; metrics computed from others are left out.
 
+    Unknown classes have those alone that need no right class.
+
     Raises:
         InputError: a figure that is not finite.
     """
     rows = []
     for name, metric in metrics.items():
         asked = not metric.needs_logits or judged.answers.logits is not None
+        asked &= metric.unlabelled or not judged.shift.unknown
         found = metric.of(judged) if metric.of and asked else None
         if found is not None:
             own = found if isinstance(found, Value) else Value(float(found))
@@ -117,7 +130,7 @@ def combinations(shifts: Sequence[Shift]) -> dict[str, Combination]:
     """
     names = {shift.name for shift in shifts}
     found = {name: of for name, of in COMBINATIONS.items() if set(of.weights) <= names}
-    whole = [shift.name for shift in shifts if not shift.in_distribution and not shift.part_of]
+    whole = [shift.name for shift in shifts if shift.averaged]
     return found | ({MEAN: mean_of(*whole)} if len(whole) > 1 else {})
 
 
@@ -131,7 +144,7 @@ def differences(
     top, *others = table
     pairs = [(first, k) for k in others for first in dict.fromkeys((top, starts.get(k, top)))]
     for first, second in pairs:
-        for shift in shifts:
+        for shift in (shift for shift in shifts if not shift.unknown):
             a, b = (table[model][shift.name].correct for model in (first, second))
             lost, won = int((a & ~b).sum()), int((b & ~a).sum())
             ends = paired_difference(lost, won, len(a))

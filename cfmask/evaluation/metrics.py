@@ -16,13 +16,13 @@ from torch import Tensor
 from cfmask.errors import InputError
 from cfmask.evaluation.answers import BEST, Answers
 from cfmask.evaluation.estimates import (
-    auroc,
     combined,
     expected_calibration_error,
     interval,
     mean_with_interval,
     selective,
 )
+from cfmask.evaluation.novelty import Figure, auroc, average_precision, fpr, oscr
 from cfmask.shift import Shift
 from cfmask.trust import find_named, is_path
 
@@ -97,6 +97,8 @@ class Metric:
         signed: True shows a plus before gains.
         needs_logits: True keeps the logits of all images for `of`, N · C floats; a model without
             logits has no figure then.
+        unlabelled: True for a figure that needs no right class, so that sets of unknown classes
+            have it too.
 
     Examples:
         >>> def third(judged):
@@ -115,6 +117,7 @@ class Metric:
     better: int = 1
     signed: bool = False
     needs_logits: bool = False
+    unlabelled: bool = False
 
     @property
     def heading(self) -> str:
@@ -182,10 +185,59 @@ def _selective_accuracy(judged: Judged) -> Value | None:
     return None if confidence is None else Value.share(*selective(confidence, correct))
 
 
-def _auroc_max_logit(judged: Judged) -> float | None:
-    inside = judged.reference.max_logit if judged.reference else None
-    outside = judged.answers.max_logit
-    return None if inside is None or outside is None else auroc(inside, outside)
+def _apart(
+    score: str, of: Callable[..., Figure], unknown: bool = True, correct: bool = False
+) -> Callable[[Judged], Value | None]:
+    """How well a score of the answers tells the images of a set from those of the reference.
+
+    Args:
+        score: name of a column of the answers.
+        of: see `cfmask.evaluation.novelty`.
+        unknown: of sets of unknown classes alone.
+        correct: `of` takes which answers to the reference are right.
+    """
+
+    def figure(judged: Judged) -> Value | None:
+        inside, outside = judged.reference, getattr(judged.answers, score)
+        known = getattr(inside, score, None)
+        if inside is None or known is None or outside is None or unknown > judged.shift.unknown:
+            return None
+        return Value.between(*of(known, outside, *[inside.correct] * correct))
+
+    return figure
+
+
+def _apart_metrics(score: str, words: str) -> dict[str, Metric]:
+    """How well a score tells unknown classes from the reference, by names that end in its own."""
+    name = "max_logit" if score == "max_logit" else "softmax"
+    return {
+        f"auroc_{name}": Metric(
+            f"AUROC of the {words} against the reference",
+            _apart(score, auroc, unknown=score != "max_logit"),
+            f"probability that an image of the reference set has a higher {words}",
+            unlabelled=True,
+        ),
+        f"fpr95_{name}": Metric(
+            f"FPR95 by the {words}",
+            _apart(score, fpr),
+            f"share of unknown images whose {words} reaches what 95 % of the reference set reach",
+            better=-1,
+            unlabelled=True,
+        ),
+        f"aupr_{name}": Metric(
+            f"AUPR by the {words}, unknown positive",
+            _apart(score, average_precision),
+            f"average precision in finding the unknown images by a low {words}",
+            unlabelled=True,
+        ),
+        f"oscr_{name}": Metric(
+            f"OSCR by the {words}",
+            _apart(score, oscr, correct=True),
+            f"probability that a reference image is answered right with a higher {words} than an "
+            "unknown one",
+            unlabelled=True,
+        ),
+    }
 
 
 def _effective_robustness(transform: str) -> Metric:
@@ -243,11 +295,8 @@ METRICS: Mapping[str, Metric] = {
         _selective_accuracy,
         "accuracy on the 90 % of images with the highest confidence",
     ),
-    "auroc_max_logit": Metric(
-        "AUROC of the maximum logit against the reference",
-        _auroc_max_logit,
-        "probability that an image of the reference set has a higher maximum logit",
-    ),
+    **_apart_metrics("max_logit", "maximum logit"),
+    **_apart_metrics("confidence", "maximum softmax"),
     "effective_robustness_logit": _effective_robustness("logit"),
     "effective_robustness_probit": _effective_robustness("probit"),
 }

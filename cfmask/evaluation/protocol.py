@@ -39,7 +39,8 @@ def protocol_of(
     return {
         "metric": "top-1 accuracy, every image counted once",
         "metrics": {name: metric.described() for name, metric in metrics.items()},
-        "interval": "95 % Clopper-Pearson; of means: normal, from the sets' binomial variances",
+        "interval": "95 % Clopper-Pearson; of means: normal, from the sets' binomial variances; of "
+        "AUROC and OSCR: DeLong's",
         "comparison": "exact McNemar test on the same images; interval of the difference: "
         "Bonett-Price",
         "means": {name: list(of.weights) for name, of in combinations(shifts).items()},
@@ -59,7 +60,9 @@ def set_protocol(shift: Shift) -> dict[str, Any]:
     }
     if shift.found is not None:
         facts["images"] = shift.found.images
-    if shift.accepts is not None:
+    if shift.unknown:
+        facts["unknown"] = True
+    elif shift.accepts is not None:
         several = sum(len(classes) > 1 for classes in shift.accepts.values())
         facts["one_to_many"] = (
             f"{len(shift.accepts)} classes of the set, {several} of them with several of the "

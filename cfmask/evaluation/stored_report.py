@@ -32,6 +32,7 @@ class SetRule(TypedDict, total=False):
     in_distribution: bool
     size: SizeRule
     unreadable: list[str]
+    images: int
     part_of: str
 
 
@@ -73,12 +74,20 @@ class Bins(TypedDict):
     correct: list[int]
 
 
+class Oscr(TypedDict):
+    """Shares of unknown images, and of known ones answered right, above falling scores."""
+
+    fpr: list[float]
+    ccr: list[float]
+
+
 class Details(TypedDict, total=False):
     """Counts behind the figures of a model on a set."""
 
     classes: Shares
     groups: Shares
     bins: Bins
+    oscr: Oscr
 
 
 PARTS: dict[str, Any] = {

@@ -27,7 +27,10 @@ PROBES = 16
 # Length of what the key gives the name of a file.
 ENDING = 16 + len(".safetensors")
 # Fields of a set on which its answers do not depend.
-UNRELATED = ("load", "missing", "source", "licence", "groups", "group_names", "part_of")
+UNRELATED = (
+    *("load", "missing", "source", "licence", "groups", "group_names", "part_of"),
+    *("unknown",),
+)
 
 
 class AnswerStore:

@@ -111,7 +111,8 @@ def worst_table(report: Results, styles: dict[str, int]) -> Table:
 
 def sets_table(report: Results) -> Table:
     """Size, rules, source and licence of each set; empty columns are left out."""
-    totals = {row.shift: row.total for row in report.of("accuracy") if row.total}
+    totals = {name: rule["images"] for name, rule in report.sets.items() if rule.get("images")}
+    totals |= {row.shift: row.total for row in report.of("accuracy") if row.total}
     partly = incomplete(report)
     facts = {name: _set_facts(rule, partly.get(name, "")) for name, rule in report.sets.items()}
     keys = ("rule", "source", "licence")

@@ -16,6 +16,7 @@ from cfmask.shifts.digits_world import digits_shifts
 from cfmask.shifts.named_folders import folder_shifts
 from cfmask.shifts.own_sets import own_shifts
 from cfmask.shifts.published import PUBLISHED, is_asked_for, published_shifts
+from cfmask.shifts.unknown import unknown_shifts
 from cfmask.trust import is_path
 
 SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
@@ -29,7 +30,8 @@ def find_shifts(names: Sequence[str], request: Request) -> list[Shift]:
     """Sets by name: a family (`digits`) or part of it (`digits/sketch`), each set once.
 
     The import path of a maker of your own sets (`my_module.my_sets`) is a family too; see
-    `own_shifts`. The sets returned have qualified names (`family/name`).
+    `own_shifts`. The sets returned have qualified names (`family/name`). Those of
+    `request.unknown` come last.
 
     Raises:
         InputError: an unknown name (the nearest are named), or sets whose images are not there.
@@ -53,4 +55,4 @@ def find_shifts(names: Sequence[str], request: Request) -> list[Shift]:
         for shift in chosen:
             whole = qualified(family, shift.name)
             found.setdefault(whole, replace(shift, name=whole))
-    return list(found.values())
+    return unknown_shifts([*found.values()], request)

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+import zlib
+from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cfmask import digits
-from cfmask.data.datamodule import digits_tensors
+from cfmask.data.datamodule import Tensors, digits_tensors, resized
 from cfmask.errors import InputError
 from cfmask.images import Preprocess
-from cfmask.shift import Request, Shift, Size
+from cfmask.shift import UNKNOWN, Request, Shift, Size
+
+# Sets of no digits, which come only if they are asked for, and what they show.
+NO_DIGITS = {
+    "mirrored": "the images of id, mirrored, of those digits whose mirror image is none",
+    "photographs": "the images of id without their digit",
+}
+# Digits whose mirror image is no digit.
+ONE_SIDED = (2, 3, 4, 5, 6, 7, 9)
+
+
+def no_digits(name: str, count: int, seed: int, size: tuple[int, int]) -> Tensors:
+    """Images of one of the sets `NO_DIGITS` at the size that the encoder takes."""
+    sampling, start = digits.SETS["id"], zlib.crc32(f"{name}/{seed}".encode())
+    if name == "photographs":
+        images = digits.draw(replace(sampling, opacity=(0, 0)), count, start).images
+    else:
+        # Seven of ten are one-sided, up to rounding.
+        drawn = digits.draw(sampling, 2 * count + 10, start)
+        kept = torch.isin(drawn.labels, torch.tensor(ONE_SIDED))
+        images = drawn.images[kept][:count].flip(-1)
+    return Tensors(resized(images, size), torch.full((count,), UNKNOWN))
 
 
 def digits_shifts(request: Request) -> list[Shift]:
-    """The sets of the digits world; in all but `id` the background does not predict the class."""
+    """The sets of the digits world; in all but `id` the background does not predict the class.
+
+    Those of `NO_DIGITS` come only if they are asked for.
+    """
     if tuple(request.class_names) != digits.CLASS_NAMES:
         raise InputError(
             f"Expected a classifier of {', '.join(digits.CLASS_NAMES[:3])}, … for the digits, but "
@@ -24,8 +51,14 @@ def digits_shifts(request: Request) -> list[Shift]:
     digits.check_count(request.images)
 
     def load(name: str, preprocess: Preprocess) -> Dataset[tuple[Tensor, int]]:
+        if name in NO_DIGITS:
+            return no_digits(name, request.images, request.seed, preprocess.size)
         return digits_tensors(name, request.images, request.seed, preprocess.size)
 
     names = ("id", "v2", "counter", "sketch", "rendition", "corruption")
     size, note = Size(request.images, min(10, request.images)), f"drawn with seed {request.seed}"
+    if words := NO_DIGITS.get(request.only):
+        found, note = Size(request.images, 0), f"{words}; {note}"
+        name = request.only
+        return [Shift(name, partial(load, name), found=found, note=note, unknown=True)]
     return [Shift(name, partial(load, name), name == "id", found=size, note=note) for name in names]
