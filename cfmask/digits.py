@@ -13,18 +13,21 @@ Letters: N images, S = 48 px side, K = 10 classes.
 
 from __future__ import annotations
 
+import colorsys
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cfmask.digit_styles import OTHER_STYLES as OTHER_STYLES
+from cfmask.digit_styles import SIZE as SIZE
+from cfmask.digit_styles import STYLES as STYLES
 from cfmask.errors import InputError
 
-SIZE = 48
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = (
     "a photo of a {}",
@@ -50,6 +53,19 @@ BACKGROUNDS = (
     "china",
     "flower",
 )
+# Of the held-out world, seen neither in pretraining nor in fine-tuning.
+OTHER_PHOTOGRAPHS = (
+    "astronaut",
+    "camera",
+    "checkerboard",
+    "rocket",
+    "clock",
+    "text",
+    "colorwheel",
+    "microaneurysms",
+)
+# Side of a mark in pixels; in a corner of an image it is one patch of the tiny CLIP.
+MARK = 8
 POOLS = {"pretrain": (0, 900), "train": (900, 1300), "val": (1300, 1420), "test": (1420, 1797)}
 
 
@@ -61,8 +77,9 @@ class DigitSet:
         images: uint8 (N, 3, S, S).
         labels: int64 (N,), the digit.
         digit: bool (N, S, S), True on pixels of the digit.
-        backgrounds: int64 (N,), index into `BACKGROUNDS`.
-        styles: int64 (N,), index into the keys of `STYLES`.
+        backgrounds: int64 (N,), index into `Sampling.photographs`.
+        styles: int64 (N,), index into the keys of `STYLES`, or of `OTHER_STYLES` after these.
+        marks: int64 (N,), the class that the mark's colour stands for; -1 without a mark.
     """
 
     images: Tensor
@@ -70,6 +87,7 @@ class DigitSet:
     digit: Tensor
     backgrounds: Tensor
     styles: Tensor
+    marks: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,23 +100,28 @@ class Sampling:
     Attributes:
         pool: key of `POOLS`.
         crops: "train" (left 65 % of the photographs) or "test" (right 35 %).
-        styles: keys of `STYLES`, drawn uniformly.
-        tied: probability of the background that is tied to the class; -1 never draws it, 0.1 makes
-            the background independent of the class.
-        backgrounds: how many of `BACKGROUNDS` are in use.
+        styles: keys of `STYLES` and `OTHER_STYLES`, drawn uniformly.
+        tied: probability of the background that is tied to the class; -1 never draws it, 1 by the
+            number of backgrounds makes the background independent of the class.
+        photographs: what the backgrounds are cut out of.
+        backgrounds: how many of `photographs` are in use.
         opacity: range of the digit's opacity in [0, 1].
         height: range of the digit's height as a fraction of S.
         colourful: range of the colour saturation of the digit in [0, 1].
+        mark: probability that a coloured mark, in a corner of the background, has the colour that
+            is tied to the class; 0.1 makes its colour independent of it. None draws no mark.
     """
 
     pool: str
     crops: str = "test"
     styles: tuple[str, ...] = ("photo",)
     tied: float = 0.1
+    photographs: tuple[str, ...] = BACKGROUNDS
     backgrounds: int = 10
     opacity: tuple[float, float] = (0.3, 0.7)
     height: tuple[float, float] = (0.46, 0.62)
     colourful: tuple[float, float] = (0.0, 0.25)
+    mark: float | None = None
 
 
 SETS = {
@@ -112,6 +135,28 @@ SETS = {
     "corruption": Sampling("test", styles=("blurry", "noisy")),
 }
 
+# A second shortcut beside the background; a set for each of them that tells nothing, and for both.
+MARKED = {
+    "id": Sampling("test", tied=0.95, mark=0.95),
+    "no-background": Sampling("test", mark=0.95),
+    "no-mark": Sampling("test", tied=0.95, mark=0.1),
+    "neither": Sampling("test", mark=0.1),
+}
+# Photographs and styles on which no choice was made; the law of `id` is that of the first world.
+HELD_OUT = {
+    "id": Sampling("test", tied=0.95),
+    "places": Sampling(
+        "test",
+        tied=1 / len(OTHER_PHOTOGRAPHS),
+        photographs=OTHER_PHOTOGRAPHS,
+        backgrounds=len(OTHER_PHOTOGRAPHS),
+    ),
+    "chalk": Sampling("test", styles=("chalk",)),
+    "duotone": Sampling("test", styles=("duotone",)),
+    "weather": Sampling("test", styles=("fog", "waves")),
+}
+WORLDS = {"digits": SETS, "digits-marked": MARKED, "digits-held-out": HELD_OUT}
+
 
 # Most images of a set; each takes 7 kB of memory.
 MOST_IMAGES = 1_000_000
@@ -123,21 +168,25 @@ def check_count(count: int) -> None:
         raise InputError(f"Expected at most {MOST_IMAGES:,} images of digits, but got {count:,}.")
 
 
-def digit_set(name: str, count: int, seed: int) -> DigitSet:
-    """Draw one of the `SETS`.
+def digit_set(name: str, count: int, seed: int, world: str = "digits", **changed: Any) -> DigitSet:
+    """Draw a set of one of the `WORLDS`.
 
     Args:
-        name: key of `SETS`.
+        name: of the set.
         count: number of images, 1 to `MOST_IMAGES`.
         seed: determines the images, whatever else has been drawn.
+        world: key of `WORLDS`.
+        **changed: fields of its `Sampling` that are changed.
 
     Raises:
         ValueError: unknown name, or too many images.
     """
     check_count(count)
-    if name not in SETS:
-        raise ValueError(f"Expected a digits set among {', '.join(SETS)}, but got {name!r}.")
-    return draw(SETS[name], count, zlib.crc32(f"{name}/{seed}".encode()))
+    sets = WORLDS[world]
+    if name not in sets:
+        raise ValueError(f"Expected a digits set among {', '.join(sets)}, but got {name!r}.")
+    key = name if world == "digits" else f"{world}/{name}"
+    return draw(replace(sets[name], **changed), count, zlib.crc32(f"{key}/{seed}".encode()))
 
 
 def draw(sampling: Sampling, count: int, seed: int) -> DigitSet:
@@ -145,24 +194,29 @@ def draw(sampling: Sampling, count: int, seed: int) -> DigitSet:
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 10
     labels = labels[torch.randperm(count, generator=rng)]
-    backgrounds = _draw_backgrounds(labels, sampling, rng)
+    backgrounds = _draw_others(labels, sampling.tied, sampling.backgrounds, rng)
     styles = torch.randint(len(sampling.styles), (count,), generator=rng)
 
-    photos = _crop(backgrounds, sampling.crops, rng)
+    photos = _crop(backgrounds, sampling.photographs, sampling.crops, rng)
+    marks = torch.full_like(labels, -1)
+    if sampling.mark is not None:
+        marks = _draw_others(labels, sampling.mark, len(CLASS_NAMES), rng)
+        photos = _marked(photos, marks, rng)
     alpha = _place(_draw_digits(labels, sampling.pool, rng), sampling.height, rng)
     ink = _uniform(sampling.opacity, count, rng).view(-1, 1, 1, 1) * alpha
     images = photos * (1 - ink) + _ink_colours(photos, alpha, sampling.colourful, rng) * ink
 
     for i, style in enumerate(sampling.styles):
         rows = (styles == i).nonzero().flatten()
-        images[rows] = STYLES[style](images[rows], rng)
-    order = list(STYLES)
+        images[rows] = {**STYLES, **OTHER_STYLES}[style](images[rows], rng)
+    order = [*STYLES, *OTHER_STYLES]
     return DigitSet(
         images=(images.clamp(0, 1) * 255).round().to(torch.uint8),
         labels=labels,
         digit=alpha[:, 0] > 0.5,
         backgrounds=backgrounds,
         styles=torch.tensor([order.index(style) for style in sampling.styles])[styles],
+        marks=marks,
     )
 
 
@@ -170,12 +224,23 @@ def _uniform(bounds: tuple[float, float], count: int, rng: torch.Generator) -> T
     return bounds[0] + (bounds[1] - bounds[0]) * torch.rand(count, generator=rng)
 
 
-def _draw_backgrounds(labels: Tensor, sampling: Sampling, rng: torch.Generator) -> Tensor:
-    """Background of each image (N,): the class's own with probability `tied`, else another."""
+def _draw_others(labels: Tensor, tied: float, among: int, rng: torch.Generator) -> Tensor:
+    """Cue of each image (N,): the class's own with probability `tied`, else another of `among`."""
     count = len(labels)
-    shift = torch.randint(1, sampling.backgrounds, (count,), generator=rng)
-    own = torch.rand(count, generator=rng) < sampling.tied
-    return torch.where(own, labels, (labels + shift) % sampling.backgrounds)
+    shift = torch.randint(1, among, (count,), generator=rng)
+    own = torch.rand(count, generator=rng) < tied
+    return (labels + torch.where(own, 0, shift)) % among
+
+
+def _marked(photos: Tensor, marks: Tensor, rng: torch.Generator) -> Tensor:
+    """Photographs with a square in one of their corners, whose hue stands for a class."""
+    hues = [colorsys.hsv_to_rgb(k / len(CLASS_NAMES), 1.0, 1.0) for k in range(len(CLASS_NAMES))]
+    colours = torch.tensor(hues)[marks].view(-1, 3, 1, 1)
+    low, right = (torch.randint(2, (len(marks), 1, 1, 1), generator=rng) for _ in range(2))
+    near = torch.arange(SIZE) < MARK
+    rows = torch.where(low > 0, near.flip(0).view(1, 1, -1, 1), near.view(1, 1, -1, 1))
+    columns = torch.where(right > 0, near.flip(0).view(1, 1, 1, -1), near.view(1, 1, 1, -1))
+    return torch.where(rows & columns, colours, photos)
 
 
 def _draw_digits(labels: Tensor, pool: str, rng: torch.Generator) -> Tensor:
@@ -244,13 +309,15 @@ def _photograph(name: str) -> Tensor:
     return F.interpolate(image, (160, width), mode="bilinear", antialias=True, align_corners=False)
 
 
-def _crop(backgrounds: Tensor, side: str, rng: torch.Generator) -> Tensor:
+def _crop(
+    backgrounds: Tensor, photographs: tuple[str, ...], side: str, rng: torch.Generator
+) -> Tensor:
     """A random square of 40 to 56 px of each photograph's side, float (N, 3, S, S)."""
     count = len(backgrounds)
     size, x, y = (_uniform(b, count, rng) for b in ((40, 56), (0, 1), (0, 1)))
     crops = torch.empty(count, 3, SIZE, SIZE)
     for i in backgrounds.unique().tolist():
-        photo = _photograph(BACKGROUNDS[i])
+        photo = _photograph(photographs[i])
         split = round(photo.shape[-1] * 0.65)
         photo = photo[..., :split] if side == "train" else photo[..., split:]
         rows = (backgrounds == i).nonzero().flatten()
@@ -263,47 +330,3 @@ def _crop(backgrounds: Tensor, side: str, rng: torch.Generator) -> Tensor:
             photo.expand(len(rows), -1, -1, -1), grid, padding_mode="border", align_corners=False
         )
     return crops
-
-
-def _grey(images: Tensor) -> Tensor:
-    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    return (images * weights).sum(1, keepdim=True).expand_as(images)
-
-
-def _sketch(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Dark edges on white paper: Sobel magnitude of the luminance."""
-    grey = F.pad(_grey(images)[:, :1], (1, 1, 1, 1), mode="replicate")
-    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).view(1, 1, 3, 3)
-    edges = (F.conv2d(grey, kernel) ** 2 + F.conv2d(grey, kernel.mT) ** 2).sqrt()
-    return (1 - edges).clamp(0, 1).expand_as(images)
-
-
-def _painting(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Flat, saturated strokes: 3 x 3 median, stronger colours, six levels."""
-    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-    median = F.unfold(padded, 3).view(len(images), 3, 9, SIZE, SIZE).median(dim=2).values
-    grey = _grey(median)
-    return ((grey + 1.6 * (median - grey)).clamp(0, 1) * 5).round() / 5
-
-
-def _mosaic(images: Tensor, rng: torch.Generator) -> Tensor:
-    return F.avg_pool2d(images, 3).repeat_interleave(3, -1).repeat_interleave(3, -2)
-
-
-def _blurry(images: Tensor, rng: torch.Generator) -> Tensor:
-    from torchvision.transforms.v2.functional import gaussian_blur
-
-    blurred: Tensor = gaussian_blur(images, [7, 7], [1.4, 1.4])
-    return blurred
-
-
-STYLES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "photo": lambda images, rng: images,
-    "sketch": _sketch,
-    "negative": lambda images, rng: 1 - images,
-    "painting": _painting,
-    "mosaic": _mosaic,
-    "blurry": _blurry,
-    "noisy": lambda images, rng: images + 0.1 * torch.randn(images.shape, generator=rng),
-    "gray": lambda images, rng: _grey(images),
-}

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "cfmask"
 
 # Rooms from the ground up; those of one line import none of each other.
 FLOORS = """
-errors version losses masked_maps typed_json signatures
+errors version losses masked_maps typed_json signatures digit_styles
 internals
 precision attention
 processes files trust terminal decoding layer_masking wordnet digits labels

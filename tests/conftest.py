@@ -25,7 +25,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_collectstart() -> None:
+    # Parameters that a test module draws when it is imported.
+    torch.manual_seed(0)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    # What a test draws does not depend on those before it, nor on the process that runs it.
+    torch.manual_seed(0)
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no GPU here")
 

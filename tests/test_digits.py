@@ -158,8 +158,8 @@ def test_training_and_test_crops_are_of_disjoint_parts_of_a_photograph(monkeypat
     photo[..., 130:] = 1
     monkeypatch.setattr(digits, "_photograph", lambda name: photo)
     backgrounds = torch.arange(10).repeat(40)
-    assert digits._crop(backgrounds, "train", seeded()).max() == 0
-    assert digits._crop(backgrounds, "test", seeded()).min() > 1 - 1e-5
+    assert digits._crop(backgrounds, digits.BACKGROUNDS, "train", seeded()).max() == 0
+    assert digits._crop(backgrounds, digits.BACKGROUNDS, "test", seeded()).min() > 1 - 1e-5
 
 
 @pytest.mark.parametrize(("side", "bounds"), [("train", (0, 156)), ("test", (156, 240))])
@@ -168,7 +168,7 @@ def test_crops_are_squares_from_all_over_their_part(monkeypatch, side, bounds):
     monkeypatch.setattr(
         digits, "_photograph", lambda name: torch.stack([rows, columns, columns]).unsqueeze(0)
     )
-    crops = digits._crop(torch.zeros(400, dtype=torch.int64), side, seeded())
+    crops = digits._crop(torch.zeros(400, dtype=torch.int64), digits.BACKGROUNDS, side, seeded())
     columns, rows = crops[:, 1], crops[:, 0]
     assert bounds[0] <= columns.min() < bounds[0] + 3
     assert bounds[1] - 4 < columns.max() <= bounds[1] - 1

@@ -237,30 +237,71 @@ class DigitsData(TrainingData):
         val_images: number of validation images, drawn in the same way.
         batch_size: images a step.
         seed: of the images.
+        tied: probability in [0, 1] of the background that is tied to the class; 0.1 makes it tell
+            nothing.
+        mark: probability in [0, 1] of the colour that is tied to the class, of a mark in a corner,
+            which is a second shortcut (`digits-marked`); None has no mark.
+        opacity: range of the digit's opacity in [0, 1]; the fainter, the more a shortcut pays.
+        label_noise: share in [0, 1] of the training labels that are replaced by another class.
+
+    Raises:
+        InputError: a value outside of these.
     """
 
     class_names = digits.CLASS_NAMES
 
     def __init__(
-        self, train_images: int = 1024, val_images: int = 1000, batch_size: int = 64, seed: int = 0
+        self,
+        train_images: int = 1024,
+        val_images: int = 1000,
+        batch_size: int = 64,
+        seed: int = 0,
+        tied: float = 0.95,
+        mark: float | None = None,
+        opacity: tuple[float, float] = (0.3, 0.7),
+        label_noise: float = 0.0,
     ) -> None:
         super().__init__(batch_size, workers=0, seed=seed)
         self.train_images = train_images
         self.val_images = val_images
+        given = {"tied": (tied,), "mark": (mark or 0,), "opacity": opacity}
+        for name, values in (given | {"label_noise": (label_noise,)}).items():
+            if not all(0 <= value <= 1 for value in values) or list(values) != sorted(values):
+                shown = " to ".join(f"{value:g}" for value in values)
+                raise InputError(f"Expected {name} in [0, 1], ranges ascending, but got {shown}.")
+        self.law: dict[str, Any] = {"tied": tied, "mark": mark, "opacity": tuple(opacity)}
+        self.label_noise = label_noise
 
     def load(self, preprocess: Preprocess) -> tuple[Dataset[Sample], Dataset[Sample]]:
         """See `TrainingData.load`."""
-        return (
-            digits_tensors("train", self.train_images, self.seed, preprocess.size),
-            digits_tensors("val", self.val_images, self.seed, preprocess.size),
+        counts = {"train": self.train_images, "val": self.val_images}
+        train, val = (
+            digits_tensors(name, count, self.seed, preprocess.size, **self.law)
+            for name, count in counts.items()
         )
+        if self.label_noise:
+            train.labels = _noisy(train.labels, self.label_noise, self.seed)
+        return train, val
 
 
-def digits_tensors(name: str, count: int, seed: int, size: tuple[int, int]) -> Tensors:
-    """A set of the digits world at the size that the encoder takes."""
+def _noisy(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Labels (N,), the rounded share of which is replaced by one of the other classes."""
+    rng = torch.Generator().manual_seed(seed)
+    wrong = torch.randperm(len(labels), generator=rng)[: round(share * len(labels))]
+    classes = len(digits.CLASS_NAMES)
+    shift = torch.randint(1, classes, (len(wrong),), generator=rng)
+    noisy = labels.clone()
+    noisy[wrong] = (noisy[wrong] + shift) % classes
+    return noisy
+
+
+def digits_tensors(
+    name: str, count: int, seed: int, size: tuple[int, int], world: str = "digits", **law: Any
+) -> Tensors:
+    """A set of a digits world at the size that the encoder takes; `law` changes its `Sampling`."""
     if count < 1:
         raise InputError(f"Expected at least 1 image of the digits world, but got {count}.")
-    drawn = digits.digit_set(name, count, seed)
+    drawn = digits.digit_set(name, count, seed, world, **law)
     return Tensors(resized(drawn.images, size), drawn.labels)
 
 

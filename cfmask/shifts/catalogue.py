@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from cfmask.digits import WORLDS
 from cfmask.errors import unknown
 from cfmask.shift import Request, Shift, qualified
 from cfmask.shifts.digits_world import digits_shifts
@@ -20,7 +21,7 @@ from cfmask.shifts.unknown import unknown_shifts
 from cfmask.trust import is_path
 
 SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
-    "digits": digits_shifts,
+    **{world: partial(digits_shifts, world=world) for world in WORLDS},
     "folders": folder_shifts,
     **{family: partial(published_shifts, family) for family in PUBLISHED},
 }

@@ -75,6 +75,14 @@ IMAGENET_FOUR = ("imagenet/v2", "imagenet/r", "imagenet/sketch", "imagenet/a")
 # cannot be compared.
 COMBINATIONS: dict[str, Combination] = {
     "O3": mean_of("digits/counter", "digits/sketch", "digits/rendition"),
+    **{
+        f"digits {gap} gap": drop(f"digits-marked/{without}", "digits-marked/id")
+        for gap, without in {
+            "background": "no-background",
+            "mark": "no-mark",
+            "background and mark": "neither",
+        }.items()
+    },
     "mean of 5": mean_of(*IMAGENET_FOUR, "imagenet/objectnet"),
     "mean of 4": mean_of(*IMAGENET_FOUR),
     "CounterAnimal drop": drop("counteranimal/common", "counteranimal/counter"),

@@ -38,10 +38,18 @@ def no_digits(name: str, count: int, seed: int, size: tuple[int, int]) -> Tensor
     return Tensors(resized(images, size), torch.full((count,), UNKNOWN))
 
 
-def digits_shifts(request: Request) -> list[Shift]:
-    """The sets of the digits world; in all but `id` the background does not predict the class.
+# Sets of the first world that are for training.
+TRAINING = ("train", "val")
 
+
+def digits_shifts(request: Request, world: str = "digits") -> list[Shift]:
+    """The test sets of one of `digits.WORLDS`; `id` is drawn as the training images are.
+
+    In the first world the background predicts the class in `id` alone.
     Those of `NO_DIGITS` come only if they are asked for.
+
+    Raises:
+        InputError: a classifier of other classes, or too many images.
     """
     if tuple(request.class_names) != digits.CLASS_NAMES:
         raise InputError(
@@ -53,11 +61,11 @@ def digits_shifts(request: Request) -> list[Shift]:
     def load(name: str, preprocess: Preprocess) -> Dataset[tuple[Tensor, int]]:
         if name in NO_DIGITS:
             return no_digits(name, request.images, request.seed, preprocess.size)
-        return digits_tensors(name, request.images, request.seed, preprocess.size)
+        return digits_tensors(name, request.images, request.seed, preprocess.size, world)
 
-    names = ("id", "v2", "counter", "sketch", "rendition", "corruption")
+    names = [name for name in digits.WORLDS[world] if name not in TRAINING]
     size, note = Size(request.images, min(10, request.images)), f"drawn with seed {request.seed}"
-    if words := NO_DIGITS.get(request.only):
+    if world == "digits" and (words := NO_DIGITS.get(request.only)):
         found, note = Size(request.images, 0), f"{words}; {note}"
         name = request.only
         return [Shift(name, partial(load, name), found=found, note=note, unknown=True)]
