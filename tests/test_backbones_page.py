@@ -28,7 +28,11 @@ def written(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "relevance"), [("CLIP ViT", "AttentionRelevance"), ("EfficientNet", "GradCAM")]
+    ("name", "relevance"),
+    [
+        ("CLIP ViT", "AttentionRelevance"),
+        pytest.param("EfficientNet", "GradCAM", marks=pytest.mark.slow),
+    ],
 )
 def test_the_command_trains_what_the_page_says_works(name, relevance, tmp_path):
     """A handful; the slow tier has every cell."""

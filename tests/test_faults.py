@@ -151,7 +151,7 @@ def scarce(how: str):
     return step
 
 
-@pytest.mark.parametrize("how", ["gpu", "cpu"])
+@pytest.mark.parametrize("how", ["gpu", pytest.param("cpu", marks=pytest.mark.slow)])
 def test_too_little_memory_is_one_line_whose_settings_work(tmp_path, capsys, monkeypatch, how):
     arguments = ["--config", DEMO, f"--run={tmp_path / 'run'}", *STEPS]
     with monkeypatch.context() as patch:

@@ -199,7 +199,7 @@ def test_an_address_in_place_of_a_part_is_not_looked_up(tmp_path):
 CASES = {"case": st.integers(0, 2**63)}
 
 
-@fuzz(40, **CASES)
+@fuzz(20, **CASES)
 def test_hostile_runs_settings_and_names(runs, tmp_path, case):
     quietly(check_command, tmp_path / "work", runs, case)
 

@@ -216,6 +216,7 @@ def test_a_signal_in_the_last_step_ends_the_run_after_its_validation(tmp_path, m
     assert_weights_of(tmp_path / "run", "best")
 
 
+@pytest.mark.slow
 def test_a_signal_at_the_end_of_an_epoch_without_validation_loses_no_step(
     tmp_path, monkeypatch, capsys
 ):

@@ -59,6 +59,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_saves_ends_as_if_it_was_not(whole, tmp_path):
     folder = tmp_path / "run"
     # While the third checkpoint is being written.

@@ -238,7 +238,10 @@ def test_compiled_encoders_give_the_same_weights(
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("method", [FineTuning, partial(Distillation, distill_weight=1)])
+@pytest.mark.parametrize(
+    "method",
+    [FineTuning, pytest.param(partial(Distillation, distill_weight=1), marks=pytest.mark.slow)],
+)
 def test_a_compiled_step_gives_the_same_weights(
     tiny_clip, digit_batch, tmp_path, monkeypatch, backend, method
 ):
@@ -261,6 +264,7 @@ def test_a_step_that_reads_gradients_is_not_compiled_as_a_whole(tiny_clip):
         masked(tiny_clip, compile="step")
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_compiled_classifier_runs_its_own_weights(
     tiny_clip, digit_batch, tmp_path, monkeypatch
 ):

@@ -167,6 +167,7 @@ def test_a_replacement_that_fails_at_its_first_step_leaves_the_finished_run(
     assert whole(copy) == before
 
 
+@pytest.mark.slow
 def test_a_replacement_leaves_the_users_own_files_and_says_so(demo, tmp_path, capsys):
     copy = Path(shutil.copytree(demo, tmp_path / "copy"))
     (copy / "notes.txt").write_text("a note")
