@@ -44,6 +44,18 @@ def test_a_file_goes_before_a_name(tmp_path, monkeypatch):
     assert with_shipped_configs(["--config", "demo"]) == ["--config", "demo"]
 
 
+def test_a_folder_does_not_and_is_no_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    Path("mine").mkdir()
+    assert with_shipped_configs(["--config", "demo"]) == [
+        "--config",
+        str(shipped_configs()["demo"]),
+    ]
+    with pytest.raises(InputError, match=r"mine is a folder; that of a run is mine/config.yaml"):
+        with_shipped_configs(["--config", "mine"])
+
+
 def test_other_words_are_left_alone():
     words = ["--run", "demo", "--model.lr=1", "--config", "{run: x}", "-c", "mine.yaml"]
     assert with_shipped_configs(words) == words

@@ -98,6 +98,9 @@ def test_short_options_are_the_long_ones(photos, capsys):
     assert config["run"] == "x"
     assert config["evaluation"]["shifts"] == ["folders/a", "digits"]
     assert config["evaluation"]["wise"] in ("0.25", [0.25])
+    for said in (["--evaluation.shifts", "digits/id,digits"], ['--evaluation.shifts=["digits"]']):
+        shifts = config_of(capsys, photos, *said)["evaluation"]["shifts"]
+        assert shifts == (["digits/id", "digits"] if "," in said[-1] else ["digits"])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cfmask.commands.outline import in_two
-from cfmask.errors import unknown
+from cfmask.errors import InputError, unknown
 
 OPTIONS = ("--config", "-c")
 
@@ -27,14 +27,16 @@ def shipped_configs() -> dict[str, Path]:
 def with_shipped_configs(args: Sequence[str]) -> list[str]:
     """A command line in which names of shipped configurations are replaced by their paths.
 
-    A file of that name goes first. With `configs/` before it or `.yaml` after it, a name is known
-    too, so that the commands of the documentation also run outside of a checkout.
+    A file of that name goes first, a folder does not. With `configs/` before it or `.yaml` after
+    it, a name is known too, so that the commands of the documentation also run outside of a
+    checkout.
 
     Args:
         args: the words of a command line.
 
     Raises:
-        InputError: `--config` with a plain word that is neither a file nor shipped.
+        InputError: `--config` with a folder, or with a plain word that is neither a file nor
+            shipped.
     """
     words = in_two(args, OPTIONS)
     before = ["", *words]
@@ -42,12 +44,18 @@ def with_shipped_configs(args: Sequence[str]) -> list[str]:
 
 
 def _path(word: str) -> str:
-    if Path(word).exists() or not re.fullmatch(r"[\w/.-]+", word):
+    is_folder = Path(word).is_dir()
+    if (Path(word).exists() and not is_folder) or not re.fullmatch(r"[\w/.-]+", word):
         return word
     known = shipped_configs()
     name = word.removeprefix("configs/").removesuffix(".yaml")
     if name in known:
         return str(known[name])
+    if is_folder:
+        raise InputError(
+            f"Expected a configuration file, but {word} is a folder; that of a run is "
+            f"{Path(word) / 'config.yaml'}."
+        )
     if Path(word).suffix:
         return word
     raise unknown("config", word, known)

@@ -126,11 +126,15 @@ def brief_help() -> str:
     )
 
 
+# Names with commas between them, by the short and by the long option.
+LISTS = ("--shifts", "--metrics", "--evaluation.shifts", "--evaluation.metrics")
+
+
 def _parts(arg: str) -> list[str]:
     """A short `--option=value` as two words, dashes in names as underscores may be written."""
     option, is_set, value = arg.partition("=")
     name = option if option in SHORT else option.replace("_", "-")
-    if name in SHORT or name in MODELS:
+    if name in SHORT or name in MODELS or name in LISTS:
         return [name, value] if is_set else [name]
     return [arg]
 
@@ -171,7 +175,7 @@ def _long(words: Sequence[str]) -> list[str]:
     found: list[str] = []
     rest = iter(words)
     for word in rest:
-        if word not in SHORT and word not in MODELS:
+        if word not in SHORT and word not in MODELS and word not in LISTS:
             found.append(word)
             continue
         value = next(rest, "--")
@@ -183,10 +187,10 @@ def _long(words: Sequence[str]) -> list[str]:
             if value not in AUGMENTS:
                 raise unknown("augmentation", value, AUGMENTS)
             found += [*SHORT[word], f"torchvision.transforms.v2.{AUGMENTS[value]}"]
-        elif word in ("--shifts", "--metrics", "--logger") and value[:1] != "[":
-            found += [*SHORT[word], json.dumps(value.split(","))]
+        elif word in (*LISTS, "--logger") and value[:1] != "[":
+            found += [*SHORT.get(word, [word]), json.dumps(value.split(","))]
         else:
-            found += [part for long in SHORT[word] for part in (long, value)]
+            found += [part for long in SHORT.get(word, [word]) for part in (long, value)]
     return found
 
 
