@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import colorsys
+import inspect
+import re
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 from scipy.stats import chi2_contingency
+from support.runs import plant_run
 
 from cfmask import DigitsData, InputError, Preprocess, digits, find_shifts
+from cfmask.commands.main import main
 from cfmask.evaluation.figures import Row
 from cfmask.evaluation.measures import combination_rows
 from cfmask.shift import Request
+from cfmask.shifts.digits_world import TRAINING
+
+PAGE = (Path(__file__).parents[1] / "docs" / "digits.md").read_text()
 
 
 @cache
@@ -184,3 +192,20 @@ def test_the_knobs_of_training_change_what_they_name():
 def test_a_knob_beyond_its_range_is_refused(knob, said):
     with pytest.raises(InputError, match=said):
         DigitsData(**knob)
+
+
+def test_the_commands_of_the_page_run(tmp_path, tiny_clip, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    plant_run(tmp_path / "runs" / "demo", tiny_clip)
+    (block,) = re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S)
+    training, evaluation = block.splitlines()
+    quick = ["--data.train_images=64", "--data.val_images=20", "--trainer.max_epochs=1"]
+    main([*training.split()[1:], *quick, "--evaluation.images=20", "--evaluation.pictures=0"])
+    assert "background and mark gap" in capsys.readouterr().out
+    main([*evaluation.replace("3000", "20").split()[1:], "--pictures=0"])
+    assert "places" in capsys.readouterr().out
+    for name in re.findall(r"^\| `--data\.(\w+)`", PAGE, re.M):
+        assert name in inspect.signature(DigitsData).parameters
+    told = re.findall(r"`([\w-]+)`", "".join(re.findall(r"^\|[^|]*\|([^|]*)\| held", PAGE, re.M)))
+    sets = [name for sets in digits.WORLDS.values() for name in sets if name not in TRAINING]
+    assert told == sets
