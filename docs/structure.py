@@ -20,7 +20,7 @@ precision attention
 processes files trust terminal decoding layer_masking wordnet digits labels
 heads images weights
 spec text
-classifier shift tiny_clip
+classifier shift tiny_clip descriptions
 checkpoint counterfactual relevance
 families saved_relevance package_cam data
 shifts methods

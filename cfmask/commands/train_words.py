@@ -26,6 +26,7 @@ What
 --model WHAT | | timm:NAME, open_clip:NAME/TAG, my_module:MyNet, a run, a weights file
 --method NAME | --model | {", ".join(_METHODS)}
 --teacher WHAT | --model.teacher | another model than the start to distil from, named as --model is
+--descriptions FILE | --model.classifier.descriptions | JSON: descriptors of each class for the head
 --mask NAME | --model.counterfactual.mask | ObjectMask, ContextMask, RandomMask
 --fill NAME | --model.counterfactual.fill | \
 SingleFill, MultiFill, NoFill, ConstantFill, BlurFill, ShuffleFill

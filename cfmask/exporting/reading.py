@@ -201,7 +201,7 @@ def _read_open_clip(file: Path, class_names: Sequence[str] | None, trusted: bool
     tuned = spec is not None and class_names is None and (folder / HEAD).is_file()
     if not trusted:
         check_local(folder)
-    templates = spec.options.get("templates") if spec else None
+    templates = spec.options.get("templates") or None if spec else None
     # The tuned head replaces the one that is made here.
     kind: Any = "linear" if tuned else "zero_shot"
     classifier = OpenClipClassifier(str(folder), None, names, templates, kind)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from cfmask.attention import VisibleTokens, replayed
 from cfmask.classifier import Classifier, Layout, Pooling, Tokens, chosen
+from cfmask.descriptions import described_weight, read_descriptions
+from cfmask.errors import InputError
 from cfmask.families.pretrained import build_tower, load_clip, logit_bias, tokenizer_of
 from cfmask.families.timm import (
     Sides,
@@ -53,6 +56,9 @@ class OpenClipClassifier(Classifier):
         head: `zero_shot`, or `linear` for a fresh one.
         image_size: side in pixels, or (H, W), if another than the model's own. Position embeddings
             are resampled to it.
+        descriptions: JSON file {class: [descriptor, …]}, from which the zero-shot head is made in
+            place of `templates`; see `cfmask.descriptions`.
+        normalise: L2-normalise the mean of a class's descriptions; false as in the released code.
 
     Raises:
         InputError: unknown model or tag, weights that cannot be had, an image size that the model
@@ -69,6 +75,8 @@ class OpenClipClassifier(Classifier):
         templates: Sequence[str] | None = None,
         head: Literal["zero_shot", "linear"] = "zero_shot",
         image_size: int | tuple[int, int] | None = None,
+        descriptions: str | None = None,
+        normalise: bool = True,
     ) -> None:
         from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
@@ -76,6 +84,16 @@ class OpenClipClassifier(Classifier):
             templates = [make("{}") for make in OPENAI_IMAGENET_TEMPLATES]
         if head == "zero_shot":
             check_prompts(class_names, templates)
+        described = {}
+        if descriptions:
+            if head != "zero_shot":
+                raise InputError(
+                    f"Expected head: zero_shot for descriptions, but got head: {head}; leave one "
+                    "of them out."
+                )
+            texts = read_descriptions(Path(descriptions), class_names)
+            described = {"descriptions": texts, "normalise": normalise}
+            templates = []
         # Deep in a configuration the parser reads null as a text.
         pretrained = None if pretrained in (None, UNTRAINED, "None", "") else os.fspath(pretrained)
         model = os.fspath(model)
@@ -84,7 +102,11 @@ class OpenClipClassifier(Classifier):
         width = config["embed_dim"]
         layer: nn.Module
         if head == "zero_shot":
-            weight = zero_shot_weight(clip, tokenizer_of(model, clip), class_names, templates)
+            tokenizer = tokenizer_of(model, clip)
+            if described:
+                weight = described_weight(clip, tokenizer, texts, normalise)
+            else:
+                weight = zero_shot_weight(clip, tokenizer, class_names, templates)
             layer = ZeroShotHead(weight, logit_bias(clip))
         else:
             layer = nn.Linear(width, len(class_names))
@@ -100,7 +122,12 @@ class OpenClipClassifier(Classifier):
             preprocess["std"],
             head,
             width,
-            options={"pretrained": pretrained, "config": config, "templates": list(templates)},
+            options={
+                "pretrained": pretrained,
+                "config": config,
+                "templates": list(templates),
+                **described,
+            },
         )
         super().__init__(tower, layer, spec)
         self._made_of = model, pretrained

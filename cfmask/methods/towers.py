@@ -104,6 +104,11 @@ class TextMethod(Method):
                 f"Expected a zero-shot head for {type(self).__name__}, but {classifier.name} has a "
                 f"{type(classifier.head).__name__}; use an open_clip model with head: zero_shot."
             )
+        if "descriptions" in classifier.spec.options:
+            raise InputError(
+                f"Expected a head made from prompts for {type(self).__name__}, but that of "
+                f"{classifier.name} is made from descriptions; leave them out."
+            )
 
     def captions(self, text: TextTower, tokenizer: Tokenizer) -> Captions:
         """The captions of the classes: the templates of the zero-shot head, all filled."""
