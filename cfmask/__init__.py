@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from cfmask.methods.l2sp import L2SP
     from cfmask.methods.linear_probe import LinearProbe
     from cfmask.methods.lipsum import LipsumFT
+    from cfmask.methods.lora import LoRA
     from cfmask.methods.lpft import LPFT
     from cfmask.methods.masked_distillation import MaskedDistillation
     from cfmask.methods.r_adapter import RAdapter

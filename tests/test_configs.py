@@ -48,6 +48,7 @@ SOURCES = {
     "lp_ft": (1e-5, 0.1, 0.02, False),
     "clipood": (5e-6, 0.1, 0, False),
     "r_adapter": (5e-4, 0, 0.02, False),
+    "lora": (5e-4, 0, 0.02, False),
     **dict.fromkeys(("flyp", "carft", "carot", "tracer", "starft"), (1e-5, 0.1, 0.02, False)),
     "lipsum_ft": (1e-5, 0, 0.1, False),
 }

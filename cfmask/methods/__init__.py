@@ -10,6 +10,7 @@ from cfmask.methods.flyp import FLYP
 from cfmask.methods.l2sp import L2SP
 from cfmask.methods.linear_probe import LinearProbe
 from cfmask.methods.lipsum import LipsumFT
+from cfmask.methods.lora import LoRA
 from cfmask.methods.lpft import LPFT
 from cfmask.methods.masked_distillation import MaskedDistillation
 from cfmask.methods.r_adapter import RAdapter
@@ -30,6 +31,7 @@ __all__ = [
     "FineTuning",
     "LinearProbe",
     "LipsumFT",
+    "LoRA",
     "MaskedDistillation",
     "Method",
     "RAdapter",

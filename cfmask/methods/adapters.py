@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from cfmask.errors import InputError
 from cfmask.methods.averages import move
 
 Layer = nn.Linear | nn.Conv2d
+# Where a checkpoint has the classifier, and what is trained beside it.
+CLASSIFIER, ADAPTERS = "classifier.", "adapters."
 
 
 class Change(nn.Module):
@@ -133,6 +136,26 @@ def taken_out(classifier: Classifier) -> Classifier:
         one.layer.load_state_dict(one.folded())
         _put(plain.encoder, name, one.layer)
     return plain
+
+
+def checkpointed(
+    state: Mapping[str, Any], tuned: Mapping[str, Tensor], own: Collection[str]
+) -> dict[str, Any]:
+    """State of a method: the classifier as it will be, and what is trained beside it.
+
+    Args:
+        state: of the method with its adapters.
+        tuned: see `Method.tuned`.
+        own: names of what is trained beside the classifier.
+    """
+    rest = {k: v for k, v in state.items() if not k.startswith(CLASSIFIER)}
+    beside = {ADAPTERS + k: state[k] for k in own}
+    return {**rest, **{CLASSIFIER + k: v for k, v in tuned.items()}, **beside}
+
+
+def loaded(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What `checkpointed` gave, by the names of the method with its adapters."""
+    return {k.removeprefix(ADAPTERS): v for k, v in state.items()}
 
 
 def follow(adapted: Adapted, share: float) -> None:

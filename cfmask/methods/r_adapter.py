@@ -9,12 +9,10 @@ from typing_extensions import Unpack
 
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
-from cfmask.methods.adapters import adapt, follow, taken_out
+from cfmask.methods.adapters import adapt, checkpointed, follow, loaded, taken_out
 from cfmask.methods.averages import need_whole_weights
 from cfmask.methods.finetuning import FineTuning
 from cfmask.methods.recipe import Recipe
-
-CLASSIFIER, ADAPTERS = "classifier.", "adapters."
 
 
 class RAdapter(FineTuning):
@@ -103,13 +101,10 @@ class RAdapter(FineTuning):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """See `Method.state_dict`. The classifier as it will be, and the adapters beside it."""
         state = super().state_dict(*args, **kwargs)
-        rest = {k: v for k, v in state.items() if not k.startswith(CLASSIFIER)}
-        kinds = (".change.", ".average.")
-        own = {ADAPTERS + k: v for k, v in state.items() if any(kind in k for kind in kinds)}
-        return {**rest, **{CLASSIFIER + k: v for k, v in self.tuned().items()}, **own}
+        own = [k for k in state if ".change." in k or ".average." in k]
+        return checkpointed(state, self.tuned(), own)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `Method.on_load_checkpoint`. The frozen weights are those of the start."""
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k.removeprefix(ADAPTERS): v for k, v in state.items()}
+        checkpoint["state_dict"] = loaded(checkpoint["state_dict"])
