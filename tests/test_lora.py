@@ -134,6 +134,10 @@ def test_the_cost_of_a_step_is_counted(net, tiny_clip):
     forward = forward_cost(method.plain(), "32-true", "cpu")
     step = step_cost(method, 4)
     assert method.passes() == pytest.approx(step.flops / forward.flops, rel=0.02)
+    # Beside the activations, the changed weights of the step: a copy of the encoder's matrices.
+    weights = [value for name, value in method.tuned().items() if name[8:] in method.places]
+    kept = 4 * forward.kept_bytes + sum(4 * value.numel() for value in weights)
+    assert step.saved_bytes == pytest.approx(kept, rel=0.02)
 
 
 def test_what_cannot_be_changed_is_refused(tiny_clip):

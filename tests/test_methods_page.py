@@ -30,10 +30,12 @@ def test_every_method_is_on_the_page():
     assert set(COUNTED) == of_images
 
 
-# Methods with the step of plain fine-tuning are slow tests.
+# Methods with the step of plain fine-tuning are slow tests. What LoRA makes once a step would be
+# counted for each of a few images; its own tests tell them apart.
 STEPS = [
     pytest.param(name, marks=pytest.mark.slow if name in ("L2SP", "LPFT", "SPD", "CLIPood") else ())
     for name in COUNTED
+    if name != "LoRA"
 ]
 
 
