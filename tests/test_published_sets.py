@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from support.imagenet_trees import SIDE, Sees, find, paint, plant_val, refusal, score
 from torchvision.transforms import v2
 
-from cfmask import InputError, evaluate
+from cfmask import InputError, digits, evaluate
 from cfmask.images import Preprocess
 from cfmask.shift import Size
 from cfmask.shifts.attributes import FACTORS
@@ -30,7 +30,7 @@ def test_every_published_family_can_be_asked_for():
 
 def test_every_combination_is_of_known_sets():
     known = {f"{family}/{name}" for family, origins in PUBLISHED.items() for name in origins}
-    known |= {"digits/counter", "digits/sketch", "digits/rendition"}
+    known |= {f"{world}/{name}" for world, sets in digits.WORLDS.items() for name in sets}
     assert all(set(of.weights) <= known for of in COMBINATIONS.values())
 
 
