@@ -90,6 +90,26 @@ def plant(out: Path) -> None:
             mask.save(out / f"{name}-{k}.png")
 
 
+def plant_classes(out: Path, number: int = 24) -> None:
+    """Write a folder to train on: a class a photograph, and its masked crops beside `train`.
+
+    Crops to train on are of 40 to 70 % of each side, at random.
+    """
+    rng = np.random.default_rng(0)
+    for name in OUTLINES:
+        photo = photograph(name)
+        train, masked = (out / part / name for part in ("train", "masked"))
+        for folder in (train, masked):
+            folder.mkdir(parents=True, exist_ok=True)
+        for k in range(number):
+            wide, high = (round(rng.uniform(0.4, 0.7) * side) for side in photo.size)
+            x, y = rng.integers(photo.width - wide), rng.integers(photo.height - high)
+            photo.crop((x, y, x + wide, y + high)).save(train / f"{k}.jpg", quality=95)
+        for k, (part, mask) in enumerate(crops(name)):
+            part.save(masked / f"{k}.jpg", quality=95)
+            mask.save(masked / f"{k}.png")
+
+
 def once(run: Callable[[], object]) -> float:
     """Time of a call."""
     began = time.perf_counter()
@@ -141,15 +161,18 @@ def explain(model: TimmClassifier, image: torch.Tensor, cut: np.ndarray, samples
     Lime(samples).scores(model, image, cut, "grey", 0)
 
 
-def main(out: Path | None = None, cost: bool = False) -> None:
+def main(out: Path | None = None, classes: Path | None = None, cost: bool = False) -> None:
     """Write photographs with masks, or print what hiding costs.
 
     Args:
         out: folder to write to.
+        classes: folder to write to, with crops to train on.
         cost: print times.
     """
     if out:
         plant(out)
+    if classes:
+        plant_classes(classes)
     if cost:
         costs()
 

@@ -3,7 +3,8 @@
 Tunes the tiny CLIP on the digits world: plainly, and by masked distillation with an object mask and
 each fill. Prints removal curves' areas, shape bias, and how well the model's own masks cover the
 digit, before and after, as mean ± standard deviation over seeds, and differences to plain
-fine-tuning paired by seed. What is finished is kept in `--out`, so that more seeds add to it.
+fine-tuning paired by seed, with t intervals of 95 %. What is finished is kept in `--out`, so that
+more seeds add to it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
+from scipy.stats import t
 from tuning import masked, tune
 
 import cfmask
@@ -113,18 +115,27 @@ def table(seeds: Sequence[Mapping[str, Figures]]) -> str:
 
 
 def differences(seeds: Sequence[Mapping[str, Figures]]) -> str:
-    """Markdown: what a model has more than plain fine-tuning of the same seed, likewise."""
+    """Markdown: what a model has more than plain fine-tuning of the same seed, with intervals."""
     columns, rows = list(seeds[0][BEFORE]), []
     for name in seeds[0]:
         if name != PLAIN:
             pairs = [[one[name][c] - one[PLAIN][c] for one in seeds] for c in columns]
-            rows.append([f"{name} − {PLAIN}", *(_spread(pair, "+") for pair in pairs)])
+            rows.append([f"{name} − {PLAIN}", *(_interval(pair) for pair in pairs)])
     return _markdown(["paired by seed", *columns], rows)
 
 
-def _spread(values: Sequence[float], sign: str = "") -> str:
+def _spread(values: Sequence[float]) -> str:
     reach = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{sign}.1f}{reach}"
+    return f"{statistics.mean(values):.1f}{reach}"
+
+
+def _interval(values: Sequence[float]) -> str:
+    """Mean with its interval of 95 % by Student's t."""
+    mean, number = statistics.mean(values), len(values)
+    if number < 2:
+        return f"{mean:+.1f}"
+    reach = t.ppf(0.975, number - 1) * statistics.stdev(values) / number**0.5
+    return f"{mean:+.1f} ({mean - reach:+.1f} to {mean + reach:+.1f})"
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

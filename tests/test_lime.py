@@ -304,6 +304,8 @@ def test_similarity_of_classes_is_kept_or_left_out(tmp_path, monkeypatch):
         assert (similar.class_similarity(class_names(), None) == np.eye(1000)).all()
     assert len(made) == 1
     (kept,) = (tmp_path / "cfmask").iterdir()
+    # NLTK finds some classes less than fully like themselves: a right answer is.
+    monkeypatch.setattr(similar, "wu_palmer", lambda ids: made.append(ids) or np.eye(len(ids)) / 2)
     kept.write_bytes(b"damaged")
     assert (similar.class_similarity(class_names(), True) == np.eye(1000)).all()
     assert len(made) == 2

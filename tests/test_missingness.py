@@ -323,7 +323,7 @@ def test_wrong_input_is_one_line(tmp_path, capsys, monkeypatch):
     assert "Unknown class 'elevn'" in fails(capsys, TINY, "--data=digits", "--bars=one,elevn")
     small = [TINY, "--data=digits", "--images=2", "--side=2", out]
     assert "Expected at most 200 segments" in fails(capsys, *small)
-    assert "patch side that divides" in fails(capsys, *small, "--side=5")
+    assert "48 x 48 px, but got 5; give --side 4." in fails(capsys, *small, "--side=5")
     lime = ("--side=16", "--hidings=refill", "--measures=lime")
     with monkeypatch.context() as patch:
         # Nothing is computed before it is refused.
@@ -331,6 +331,13 @@ def test_wrong_input_is_one_line(tmp_path, capsys, monkeypatch):
         assert "need no other image for LIME" in fails(capsys, *small, *lime)
         said = fails(capsys, *small, "--side=16", "--wordnet=true")
         assert "which have WordNet ids" in said
+        lone = [*small, "--side=16", "--images=1"]
+        said = fails(capsys, *lone, "--measures=concordance")
+        assert "at least 2 images for concordance, but got 1" in said
+        assert "2 images for refill" in fails(capsys, *lone, "--hidings=refill")
+        # Twice 16 px do not fit 48 px; 12 and 24 do.
+        said = fails(capsys, *small, "--side=16", "--measures=linearity")
+        assert "patches of 16 and 32 px" in said and "give --side 12, or leave" in said
     assert "Expected a CNN" in fails(capsys, *small, "--side=16", "--hidings=no_padding")
     with pytest.raises(InputError, match="at least 1 model"):
         missingness({}, {})

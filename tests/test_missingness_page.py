@@ -78,7 +78,7 @@ def test_a_mask_covers_an_object_of_its_crop(name):
     assert np.abs(inside - outside).max() > 5
 
 
-def test_training_is_told_as_means_with_deviations_and_differences_by_seed():
+def test_training_is_told_as_means_with_deviations_and_differences_with_intervals():
     seeds = [
         {"before": {"kept": 1.0}, "fine-tuning": {"kept": 4.0}, "masked": {"kept": 5.0}},
         {"before": {"kept": 3.0}, "fine-tuning": {"kept": 8.0}, "masked": {"kept": 9.0}},
@@ -86,8 +86,9 @@ def test_training_is_told_as_means_with_deviations_and_differences_by_seed():
     before, tuned, masked = training.table(seeds).splitlines()[2:]
     assert before == "| before | 2.0 ± 1.4 |" and tuned == "| fine-tuning | 6.0 ± 2.8 |"
     less, more = training.differences(seeds).splitlines()[2:]
-    assert less == "| before − fine-tuning | -4.0 ± 1.4 |"
-    assert more == "| masked − fine-tuning | +1.0 ± 0.0 |"
+    # Differences -3 and -5: deviation 1.414 over the root of 2 is 1, times t of 1 degree, 12.7.
+    assert less == "| before − fine-tuning | -4.0 (-16.7 to +8.7) |"
+    assert more == "| masked − fine-tuning | +1.0 (+1.0 to +1.0) |"
     assert "± " not in training.table(seeds[:1]) and "7.0 ± 2.8" in masked
 
 

@@ -28,7 +28,8 @@ INSTALL = "pip install 'cfmask[wordnet]' && python -m nltk.downloader wordnet"
 def class_similarity(names: Sequence[str], wanted: bool | None) -> Array | None:
     """Similarity of the classes of a model, float (1000, 1000) in (0, 1]; 1 on the diagonal.
 
-    The matrix takes some seconds and is kept in the user's cache.
+    NLTK finds a dog and itself 0.72 to 0.81 alike; here a right answer is 1, as in arXiv
+    2211.14646. The matrix takes some seconds and is kept in the user's cache.
 
     Args:
         names: classes of the model.
@@ -48,7 +49,9 @@ def class_similarity(names: Sequence[str], wanted: bool | None) -> Array | None:
                 "Expected the 1000 classes of ImageNet, which have WordNet ids, for their "
                 f"similarity, but got {len(names)} others; leave --wordnet out."
             )
-        return _kept()
+        found = _kept()
+        np.fill_diagonal(found, 1.0)
+        return found
     except InputError:
         if wanted:
             raise

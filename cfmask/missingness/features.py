@@ -22,6 +22,7 @@ from cfmask.errors import InputError
 from cfmask.missingness.hiding import HIDINGS
 from cfmask.missingness.object_masks import Example
 from cfmask.missingness.removal import stacked
+from cfmask.missingness.segments import fitting
 
 SIZE = 224
 SIZES = (224, 200, 128, 64, 32)
@@ -44,9 +45,12 @@ class Linearity:
     def __init__(self, model: Classifier, hidings: Sequence[str], sides: Sequence[int]) -> None:
         for side in sides:
             if any(length % side for length in model.image_size):
+                high, wide = model.image_size
+                fit = fitting([length // 2 for length in model.image_size], min(sides))
                 raise InputError(
-                    f"Expected a patch side that divides images of {model.image_size}, but got "
-                    f"{side}."
+                    f"Expected patches of {' and '.join(map(str, sorted(sides)))} px that divide "
+                    f"images of {high} x {wide} px for linearity, which doubles --side, but {side} "
+                    f"does not; give --side {fit}, or leave linearity out of --measures."
                 )
         self.model = model
         self.hidings = hidings
@@ -120,7 +124,9 @@ class Concordance:
             InputError: a single image, which has none to be paired with.
         """
         if len(examples) < 2:
-            raise InputError("Expected at least 2 images for pairs of them, but got 1.")
+            raise InputError(
+                "Expected at least 2 images for pairs of them, but got 1; leave concordance out."
+            )
         images = stacked(examples, self.model)
         return {**self._by_size(images), **self._by_window(images, first)}
 

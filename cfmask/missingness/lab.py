@@ -93,6 +93,8 @@ def missingness(
         for name, model in models.items():
             cuts = cutters(segments, side, most_segments, model.preprocess)
             images = Segmented(data[name], [cutter for cutter in cuts.values() if cutter.own])
+            if paired := [one for one in ("concordance", "refill") if one in (*measures, *hidings)]:
+                at_least(2, len(images), f"images for {paired[0]}")
             by = relevance or (None if images.masked else default_relevance(model))
             between = _similarity(model, images, wordnet)
             wanted = [m for m in measures if images.masked or m not in MASKED]

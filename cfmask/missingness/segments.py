@@ -5,6 +5,7 @@ Letters: H x W pixels, S segments. A segmentation is int64 (H, W) with every num
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,12 +28,19 @@ Labels = npt.NDArray[np.int64]
 Segmentation = Callable[[npt.NDArray[Any], int], npt.NDArray[Any]]
 
 
+def fitting(size: Sequence[int], most: int) -> int:
+    """The largest side, up to `most` pixels, of patches that divide an image of a size."""
+    common = math.gcd(*size)
+    return max(side for side in range(1, min(most, common) + 1) if common % side == 0)
+
+
 def _patches(image: npt.NDArray[Any], side: int) -> Labels:
     """Square patches, row by row."""
     high, wide = image.shape[:2]
     if high % side or wide % side:
         raise InputError(
-            f"Expected a patch side that divides images of {high} x {wide} px, but got {side}."
+            f"Expected a patch side that divides images of {high} x {wide} px, but got {side}; "
+            f"give --side {fitting((high, wide), side)}."
         )
     rows, columns = np.arange(high) // side, np.arange(wide) // side
     return np.asarray(rows[:, None] * (wide // side) + columns, dtype=np.int64)
