@@ -33,6 +33,59 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Ladder:
+    """Where the images of a set stand on a ladder: one object at rising scales of a nuisance.
+
+    Several sets may be steps of one ladder. See `cfmask.evaluation.ladders`.
+
+    Attributes:
+        name: of the ladder, `family/nuisance`; that of the set if it holds all of it.
+        scales: of each image, in the order of the dataset, or one of all; none is negative.
+        trajectories: name of the trajectory of each image, which has every scale once; None where
+            the place in the dataset tells it.
+        beyond: what a trajectory without a wrong answer counts as, above all scales.
+        clean: name of the set that is scale 0, if the ladder has none of its own. Without
+            `trajectories` it has the same images in the same order.
+
+    Raises:
+        InputError: another number of trajectories than of scales, a scale that is negative or not
+            below `beyond`.
+    """
+
+    name: str
+    scales: tuple[float, ...] | float
+    trajectories: tuple[str, ...] | None = None
+    beyond: float = 6.0
+    clean: str = ""
+
+    def __post_init__(self) -> None:
+        several = self.scales if isinstance(self.scales, tuple) else None
+        if several and self.trajectories and len(several) != len(self.trajectories):
+            raise InputError(
+                f"Expected a scale and a trajectory for each image of {self.name}, but got "
+                f"{len(several)} and {len(self.trajectories)}."
+            )
+        wrong = [scale for scale in self.steps if not 0 <= scale < self.beyond]
+        if wrong:
+            raise InputError(
+                f"Expected scales of {self.name} from 0 to below {self.beyond:g}, but got "
+                f"{wrong[0]:g}."
+            )
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """The scales, each once, rising."""
+        several = self.scales if isinstance(self.scales, tuple) else (self.scales,)
+        return tuple(sorted(set(several)))
+
+    @property
+    def images(self) -> int | None:
+        """Number of images that it tells of; None for any."""
+        known = [part for part in (self.trajectories, self.scales) if isinstance(part, tuple)]
+        return len(known[0]) if known else None
+
+
+@dataclass(frozen=True)
 class Shift:
     """One evaluation set.
 
@@ -57,6 +110,7 @@ class Shift:
         group_names: names of the groups by number.
         unknown: True for images of classes that the head lacks: all labels are `UNKNOWN`, there is
             no accuracy, and the set is in no mean; see `cfmask.evaluation.novelty`.
+        ladder: the scale and trajectory of each image; a set of several scales is in no mean.
         part_of: name of the collection of which this set is one of many ("c" for a corruption at
             one severity); tables then show the collection's combinations alone.
     """
@@ -76,6 +130,7 @@ class Shift:
     group_names: tuple[str, ...] = ()
     part_of: str = ""
     unknown: bool = False
+    ladder: Ladder | None = None
 
     def __post_init__(self) -> None:
         if self.unknown:
@@ -84,7 +139,8 @@ class Shift:
     @property
     def averaged(self) -> bool:
         """Whether the set is in the mean of shifts."""
-        return not (self.in_distribution or self.part_of or self.unknown)
+        several = self.ladder is not None and len(self.ladder.steps) > 1
+        return not (self.in_distribution or self.part_of or self.unknown or several)
 
 
 @dataclass(frozen=True)
@@ -103,6 +159,7 @@ class Request:
         held_out: paths below `data_root` of the images that a run has held out as that set; empty
             chooses them anew.
         unknown: folders or import paths of images of unknown classes, each a further set.
+        corrupt: corruptions of the first set in distribution, each five further sets.
     """
 
     data_root: Path | None = None
@@ -114,6 +171,7 @@ class Request:
     holdout: float = HOLDOUT
     held_out: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    corrupt: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data_root", local_folder(self.data_root))

@@ -33,7 +33,7 @@ def evaluate_run(args: Sequence[str]) -> ShiftReport | None:
     Returns:
         The report; None if sets were only checked.
     """
-    args = as_lists(args, "--shifts", "--show", "--metrics", "--unknown")
+    args = as_lists(args, "--shifts", "--show", "--metrics", "--unknown", "--corrupt")
     if "--check" in args:
         check_data(args)
         return None
@@ -59,6 +59,8 @@ def evaluate_run(args: Sequence[str]) -> ShiftReport | None:
         report = compare(**options)
         if processes.rank() == 0:
             folder = report_folder(options["what"], options["out"])
+            for kind in OF_THEIR_OWN:
+                shown += [name for name in kind if report.of(kind[-1]) and name not in shown]
             print_report(report, folder, shown)
         return report
 
@@ -70,6 +72,9 @@ WHAT = (
 )
 SHOW = "measures to print, such as accuracy,nll,ece, beside those of one's own"
 
+
+# Measures of unknown classes and of ladders, printed where the last of them is there.
+OF_THEIR_OWN = (("auroc_max_logit", "oscr_max_logit"), ("scale_drop", "failure_point"))
 
 # Settings that may hold import paths.
 OF_CODE = ("shifts", "metrics", "unknown")

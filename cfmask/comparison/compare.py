@@ -73,6 +73,8 @@ class Evaluation:
         trust: import what models and runs name and what is not this package's.
         unknown: folders of images of classes that the models do not have, of any depth, or import
             paths of such data sets, to be told from the in-distribution set.
+        corrupt: corruptions of the in-distribution set at five severities, such as
+            gaussian_noise,contrast; `all` for all of them.
         holdout: share of the images of a data_root without train/ that is the set `id`; a run
             brings the images that it has held out; 0.2 by default.
 
@@ -97,6 +99,7 @@ class Evaluation:
     trust: bool = False
     holdout: float = HOLDOUT
     unknown: list[str] = field(default_factory=list)
+    corrupt: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         at_least(1, self.images, "image of each built-in set (images)")
@@ -117,7 +120,8 @@ class Evaluation:
     ) -> Request:
         """What is asked of the families of sets, for classes of these names."""
         drawn = self.images, self.seed, self.allow_incomplete
-        return Request(root, names, *drawn, "", self.holdout, held_out, tuple(self.unknown))
+        added = tuple(self.unknown), tuple(self.corrupt)
+        return Request(root, names, *drawn, "", self.holdout, held_out, *added)
 
 
 def compare(

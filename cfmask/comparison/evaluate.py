@@ -13,6 +13,7 @@ from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.evaluation.figures import HARMONIC, MEAN, Curve, Row
 from cfmask.evaluation.fronts import Bits, Line, fronts_of
+from cfmask.evaluation.ladders import check_ladders, ladder_figures
 from cfmask.evaluation.measures import (
     Table,
     combination_rows,
@@ -171,6 +172,9 @@ def report_of(
         for name, own in table.items()
     }
     rows = _rows(table, shifts, details, classes, reference, settings.measured)
+    for model, ladder, own_rows, counts in ladder_figures(table, shifts):
+        rows += own_rows
+        details[model][ladder] = details[model].get(ladder, {}) | counts
     single = [row for row in rows if row.metric == "accuracy"]
     fits = fits_of(settings.fit, single, reference)
     tally = inference.tally
@@ -216,7 +220,7 @@ def checked_reference(models: int, shifts: Sequence[Shift], fit: str) -> str | N
 
     Raises:
         InputError: none of models or of sets, names that cannot stand in a report, unknown classes
-            without a reference set, or a fit that cannot be made.
+            without a reference set, a ladder with a scale twice, or a fit that cannot be made.
     """
     if not models or not shifts:
         raise InputError("Expected at least one model and one shift set to evaluate, but got none.")
@@ -228,6 +232,7 @@ def checked_reference(models: int, shifts: Sequence[Shift], fit: str) -> str | N
             f"Expected a set of known classes for {strangers[0]} to be told from, in distribution, "
             "but got none; add one, such as digits/id, imagenet/val or a folder id, test or val."
         )
+    check_ladders(shifts)
     check_fit(fit, models, names, reference)
     return reference
 

@@ -30,7 +30,9 @@ class Results:
         details: model -> set -> counts behind the figures. "classes" holds "names", "correct" and
             "total" of the classes that the set has; "groups" the same of its groups, if it has
             any; "bins" holds "count", "confidence" (sum) and "correct" of 15 equal-width bins of
-            confidence. Of unknown classes it is the curve "oscr", with "fpr" and "ccr".
+            confidence. Of unknown classes it is the curve "oscr", with "fpr" and "ccr". Of a
+            ladder, by its name, "scales" holds "scale", "correct" and "total", and "failures"
+            "scale" and "count" of trajectories by failure point.
         differences: every other model against the first, on every set; then against the one that
             it was tuned from, if that is another.
         fits: lines of effective robustness.

@@ -81,6 +81,21 @@ class Oscr(TypedDict):
     ccr: list[float]
 
 
+class Scales(TypedDict):
+    """Right answers and images at rising scales."""
+
+    scale: list[float]
+    correct: list[int]
+    total: list[int]
+
+
+class Failures(TypedDict):
+    """Trajectories by failure point; the last scale stands for those that are never wrong."""
+
+    scale: list[float]
+    count: list[int]
+
+
 class Details(TypedDict, total=False):
     """Counts behind the figures of a model on a set."""
 
@@ -88,6 +103,8 @@ class Details(TypedDict, total=False):
     groups: Shares
     bins: Bins
     oscr: Oscr
+    scales: Scales
+    failures: Failures
 
 
 PARTS: dict[str, Any] = {

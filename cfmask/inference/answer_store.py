@@ -29,7 +29,7 @@ ENDING = 16 + len(".safetensors")
 # Fields of a set on which its answers do not depend.
 UNRELATED = (
     *("load", "missing", "source", "licence", "groups", "group_names", "part_of"),
-    *("unknown",),
+    *("unknown", "ladder"),
 )
 
 

@@ -171,11 +171,16 @@ class Inference:
         data = Readable(shift.load(look), look.size, self.settings.unreadable, finish)
         if not len(data):
             raise InputError(f"Expected images in the set {shift.name}, but it has none.")
-        if shift.groups is not None and len(shift.groups) != len(data):
-            raise InputError(
-                f"Expected a group for each of the {len(data)} images of {shift.name}, but got "
-                f"{len(shift.groups)}."
-            )
+        told = {
+            "group": shift.groups and len(shift.groups),
+            "trajectory and scale": shift.ladder and shift.ladder.images,
+        }
+        for what, count in told.items():
+            if count is not None and count != len(data):
+                raise InputError(
+                    f"Expected a {what} for each of the {len(data)} images of {shift.name}, but "
+                    f"got {count}."
+                )
         return data
 
     def _of_alike(

@@ -30,7 +30,7 @@ from cfmask.reporting.details import (
 )
 from cfmask.reporting.disagreement import Disagreement
 from cfmask.reporting.front_figures import front_tables
-from cfmask.reporting.further_charts import unknown_charts
+from cfmask.reporting.further_charts import ladder_charts, ladder_tables, unknown_charts
 from cfmask.reporting.rendering import BELOW, environment
 from cfmask.reporting.svg import GLYPHS
 from cfmask.reporting.tables import footnotes, heading, incomplete, spread_tables, tables
@@ -66,6 +66,8 @@ def as_html(report: Results, gallery: Sequence[Disagreement] = ()) -> str:
         "front_legend": [
             (f.model, i, GLYPHS[i]) for i, f in enumerate(report.fronts[: len(GLYPHS)])
         ],
+        "ladders": list(ladder_charts(report, styles)),
+        "ladder_tables": ladder_tables(report, styles),
         "unknown": list(unknown_charts(report, styles)),
         "reliability": list(_reliability(report, styles)),
         "differences": differences_table(report, styles),

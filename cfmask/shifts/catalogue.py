@@ -13,6 +13,7 @@ from functools import partial
 from cfmask.digits import WORLDS
 from cfmask.errors import unknown
 from cfmask.shift import Request, Shift, qualified
+from cfmask.shifts.corrupted import corrupted_shifts
 from cfmask.shifts.digits_world import digits_shifts
 from cfmask.shifts.named_folders import folder_shifts
 from cfmask.shifts.own_sets import own_shifts
@@ -32,7 +33,7 @@ def find_shifts(names: Sequence[str], request: Request) -> list[Shift]:
 
     The import path of a maker of your own sets (`my_module.my_sets`) is a family too; see
     `own_shifts`. The sets returned have qualified names (`family/name`). Those of
-    `request.unknown` come last.
+    `request.corrupt` and `request.unknown` come last.
 
     Raises:
         InputError: an unknown name (the nearest are named), or sets whose images are not there.
@@ -56,4 +57,4 @@ def find_shifts(names: Sequence[str], request: Request) -> list[Shift]:
         for shift in chosen:
             whole = qualified(family, shift.name)
             found.setdefault(whole, replace(shift, name=whole))
-    return unknown_shifts([*found.values()], request)
+    return unknown_shifts(corrupted_shifts([*found.values()], request), request)
