@@ -250,3 +250,21 @@ def test_without_the_package_the_line_says_what_to_install(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
     said = refusal(tmp_path, "imagenet-c-made")
     assert "pip install 'cfmask[corruptions]'" in said
+
+
+def test_the_severities_of_a_stored_corruption_are_a_ladder(tmp_path):
+    # Of three images one is lost at severity 2, one at 4, one never; the files lie in any order.
+    for severity in (1, 2, 3, 4, 5):
+        for i, (k, lost) in enumerate({0: 2, 7: 4, 998: 9}.items()):
+            name = f"ILSVRC2012_val_{i + 1:08d}.JPEG"
+            place = tmp_path / f"imagenet-c/fog/{severity}" / synsets()[k] / name
+            plant_framed(place, k if severity < lost else 300)
+    plant_val(tmp_path / "val", (0, 7, 998, 1))
+    shifts = find(tmp_path, "imagenet-c", "imagenet/val")
+    report = evaluate({"m": Sees(side=SIDE)}, shifts)
+    kept = report.details["m"]["imagenet-c/fog"]
+    assert kept["failures"] == {"scale": [1, 2, 3, 4, 5, 6], "count": [0, 1, 0, 1, 0, 1]}
+    assert kept["scales"]["correct"] == [4, 3, 2, 2, 1, 1]
+    assert report.value("m", "imagenet-c/fog", "failure_point") == 4
+    assert report.value("m", "imagenet-c/fog", "last_drop") == pytest.approx(2 / 3)
+    assert report.value("m", "imagenet-c/fog", "scale_drop") == pytest.approx(1 - 9 / 15)

@@ -13,6 +13,7 @@ from functools import partial
 from cfmask.digits import WORLDS
 from cfmask.errors import unknown
 from cfmask.shift import Request, Shift, qualified
+from cfmask.shifts.cns import cns_shifts
 from cfmask.shifts.corrupted import corrupted_shifts
 from cfmask.shifts.digits_world import digits_shifts
 from cfmask.shifts.named_folders import folder_shifts
@@ -24,6 +25,7 @@ from cfmask.trust import is_path
 SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
     **{world: partial(digits_shifts, world=world) for world in WORLDS},
     "folders": folder_shifts,
+    "cns": cns_shifts,
     **{family: partial(published_shifts, family) for family in PUBLISHED},
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cfmask.errors import InputError, listed
-from cfmask.shift import Shift, Size
+from cfmask.shift import Size
 from cfmask.shifts.pictures import Contents
 from cfmask.wordnet import synsets
 
@@ -65,7 +65,7 @@ class Origin:
         folders = (root / place for place in self.places)
         return next((folder for folder in folders if folder.is_dir()), None)
 
-    def shift(self, name: str, root: Path, allow_incomplete: bool) -> Shift:
+    def shift(self, name: str, root: Path, allow_incomplete: bool) -> Contents:
         """The set under a name, with all its files listed and counted.
 
         Raises:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cfmask.errors import InputError, listed, unknown
-from cfmask.shift import Request, Shift, qualified
+from cfmask.shift import Ladder, Request, Shift, qualified
 from cfmask.shifts.attributes import IMAGENET_E, IMAGENET_X
 from cfmask.shifts.backgrounds import COUNTERANIMAL, IMAGENET_9
 from cfmask.shifts.combinations import COLLECTIONS, corruption_sets
@@ -15,6 +17,7 @@ from cfmask.shifts.dollarstreet import DOLLAR_STREET
 from cfmask.shifts.imagenet import IMAGENET
 from cfmask.shifts.imagenet_c import IMAGENET_C, IMAGENET_C_MADE
 from cfmask.shifts.origin import Origin
+from cfmask.shifts.pictures import Contents
 from cfmask.shifts.watermark import IMAGENET_W
 from cfmask.wordnet import synsets
 
@@ -45,16 +48,34 @@ def published_shifts(family: str, request: Request) -> list[Shift]:
     root, origins = request.data_root, PUBLISHED[family]
     if root is None or not root.is_dir():
         raise InputError(f"Expected data_root to be the folder of the ImageNet sets, got {root}.")
-    _check_classes(request.class_names)
+    check_classes(request.class_names)
     found, missing = _asked(family, request.only) if request.only else _there(family, root)
     shifts = [origins[name].shift(name, root, request.allow_incomplete) for name in found]
     there = {qualified(family, name) for name in found}
     # Sets of a collection that is not all there stand for themselves.
     alone = {s.part_of for s in shifts if not set(corruption_sets(s.part_of)) <= there}
     return [
-        replace(shift, missing=missing, part_of="" if shift.part_of in alone else shift.part_of)
+        replace(
+            shift,
+            missing=missing,
+            part_of="" if shift.part_of in alone else shift.part_of,
+            ladder=_ladder(shift, family) if shift.part_of else None,
+        )
         for shift in shifts
     ]
+
+
+def _ladder(shift: Contents, family: str) -> Ladder:
+    """Where a corruption at one severity stands.
+
+    A stored image is told by its label and file name; those made here are val's, in its order.
+    """
+    name, _, severity = shift.name.rpartition("-")
+    stored = family != "imagenet-c-made"
+    # The severities share the text of a name.
+    told = (sys.intern(f"{label}/{os.path.basename(path)}") for path, label in shift.samples)
+    trajectories = tuple(told) if stored else None
+    return Ladder(qualified(family, name), float(severity), trajectories, clean="imagenet/val")
 
 
 def is_asked_for(single: str, name: str, family: str) -> bool:
@@ -92,7 +113,12 @@ def _there(family: str, root: Path) -> tuple[list[str], tuple[str, ...]]:
     return found, tuple(qualified(family, name) for name in own if name not in found)
 
 
-def _check_classes(names: Sequence[str]) -> None:
+def check_classes(names: Sequence[str]) -> None:
+    """Refuse a classifier of other classes than ImageNet's 1000, or of another order.
+
+    Raises:
+        InputError: it is one.
+    """
     if len(names) != len(synsets()):
         raise InputError(
             f"Expected a classifier of the {len(synsets())} ImageNet classes for the ImageNet "
