@@ -19,6 +19,7 @@ from cfmask.shifts.digits_world import digits_shifts
 from cfmask.shifts.named_folders import folder_shifts
 from cfmask.shifts.own_sets import own_shifts
 from cfmask.shifts.published import PUBLISHED, is_asked_for, published_shifts
+from cfmask.shifts.ssb import ssb_shifts
 from cfmask.shifts.unknown import unknown_shifts
 from cfmask.trust import is_path
 
@@ -26,6 +27,7 @@ SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
     **{world: partial(digits_shifts, world=world) for world in WORLDS},
     "folders": folder_shifts,
     "cns": cns_shifts,
+    "ssb": ssb_shifts,
     **{family: partial(published_shifts, family) for family in PUBLISHED},
 }
 
