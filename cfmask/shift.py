@@ -108,6 +108,10 @@ class Shift:
         groups: number of the group of each image, in the order of the dataset, for worst-group
             accuracy; None if the set has no groups.
         group_names: names of the groups by number.
+        training_shares: share of each group among the images of training, by number, of sum 1;
+            empty where it is not known.
+        absent: the shortcut of training that each group lacks, by number, such as "BG" for a
+            background that goes with the class; empty for a group that lacks none.
         unknown: True for images of classes that the head lacks: all labels are `UNKNOWN`, there is
             no accuracy, and the set is in no mean; see `cfmask.evaluation.novelty`.
         ladder: the scale and trajectory of each image; a set of several scales is in no mean.
@@ -128,6 +132,8 @@ class Shift:
     missing: tuple[str, ...] = ()
     groups: tuple[int, ...] | None = None
     group_names: tuple[str, ...] = ()
+    training_shares: tuple[float, ...] = ()
+    absent: tuple[str, ...] = ()
     part_of: str = ""
     unknown: bool = False
     ladder: Ladder | None = None
@@ -202,7 +208,7 @@ def check_apart(folder: Path, root: Path | None, shifts: Sequence[str] = ("folde
     Raises:
         InputError: it lies there.
     """
-    taken = any(name.partition("/")[0] == "folders" for name in shifts)
+    taken = any(name.partition("/")[0] in ("folders", "contexts") for name in shifts)
     if root and taken and folder.resolve().is_relative_to(root.resolve()):
         raise InputError(
             f"Expected a folder for results outside of {root}, where it would be taken for images, "

@@ -38,6 +38,9 @@ def home(everything, tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(everything)
     photos(tmp_path / "photos")
+    for folder in (tmp_path / "photos" / "test").iterdir():
+        (tmp_path / "scenes" / "fruit" / folder.name).mkdir(parents=True)
+        (tmp_path / "scenes" / "fruit" / folder.name / "table").symlink_to(folder)
     (tmp_path / "strange").mkdir()
     Image.new("RGB", (32, 32), (200, 0, 90)).save(tmp_path / "strange" / "a.png")
     make_run(tmp_path / "runs" / "mine", synsets())

@@ -153,6 +153,8 @@ def test_all_measures_of_an_evaluation_are_those_of_numpy():
         "class_mean": np.mean(by_class),
         "worst_class": min(by_class),
         "worst_group": min(by_group),
+        "group_mean": np.mean(by_group),
+        "disparity": max(by_group) - min(by_group),
         "selective_accuracy": correct[np.argsort(-p.amax(1).numpy())[:183]].mean(),
     }
     found = {row.metric: row.value for row in report.rows}

@@ -13,7 +13,7 @@ from support.runs import plant_run
 from cfmask import InputError, ShiftReport, digits, evaluate, find_shifts, load_classifier
 from cfmask.commands.eval_models import evaluate_run
 from cfmask.comparison.sources import labels_of
-from cfmask.evaluation.metrics import own_metrics
+from cfmask.evaluation.own_metrics import own_metrics
 
 SOURCE = '''
 import torch

@@ -15,7 +15,7 @@ from cfmask.comparison.seeds import families, seed_groups
 from cfmask.comparison.sources import Found, is_run, labels_of, models_of, short_name
 from cfmask.decoding import Decoder
 from cfmask.errors import InputError, at_least
-from cfmask.evaluation.metrics import own_metrics
+from cfmask.evaluation.own_metrics import own_metrics
 from cfmask.evaluation.protocol import protocol_of
 from cfmask.evaluation.spreads import spreads_of
 from cfmask.files import check_out, read_text

@@ -22,6 +22,7 @@ from cfmask.inference.saved_answers import ENDINGS, SavedAnswers
 from cfmask.inference.wise import Blend, WeightLine
 from cfmask.runs.run_folder import CONFIG
 from cfmask.shifts.catalogue import SHIFTS
+from cfmask.shifts.contexts import URBANCARS_CLASSES
 from cfmask.shifts.named_folders import own_class_names
 from cfmask.shifts.own_sets import class_names_of
 from cfmask.trust import is_path
@@ -63,9 +64,9 @@ class Found:
 def labels_of(shifts: Sequence[str], data_root: Path | None) -> Labels:
     """Classes of sets, for classifiers that bring none: those of the first family.
 
-    The digits' own; for `folders` those that the folders or lists name; for sets of one's own the
-    `class_names` of what makes them; for all other families OpenAI's names of the 1000 ImageNet
-    classes.
+    The digits' own; UrbanCars' two; for `folders` and `contexts` those that the folders or lists
+    name; for sets of one's own the `class_names` of what makes them; for all other families
+    OpenAI's names of the 1000 ImageNet classes.
 
     Args:
         shifts: families or single sets, as `find_shifts` takes them.
@@ -76,9 +77,11 @@ def labels_of(shifts: Sequence[str], data_root: Path | None) -> Labels:
         return Labels(class_names_of(family))
     if family not in SHIFTS:
         raise unknown("shift", family, SHIFTS)
-    if family == "digits":
+    if family in digits.WORLDS:
         return Labels(digits.CLASS_NAMES, digits.TEMPLATES)
-    if family != "folders":
+    if family == "urbancars":
+        return Labels(URBANCARS_CLASSES)
+    if family not in ("folders", "contexts"):
         return Labels(wordnet.class_names())
     if data_root is None:
         raise InputError("Expected data_root to be a folder of test folders, but got None.")

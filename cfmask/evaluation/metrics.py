@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from cfmask.errors import InputError
+from cfmask.evaluation import groups
 from cfmask.evaluation.answers import BEST, Answers
 from cfmask.evaluation.estimates import (
     combined,
@@ -24,7 +25,6 @@ from cfmask.evaluation.estimates import (
 )
 from cfmask.evaluation.novelty import Figure, auroc, average_precision, fpr, oscr
 from cfmask.shift import Shift
-from cfmask.trust import find_named, is_path
 
 Counts = dict[str, dict[str, list[Any]]]
 
@@ -170,6 +170,18 @@ def _worst(judged: Judged, kind: str) -> Value | None:
     return Value.share(*min(triples, key=lambda triple: triple[0] / triple[1]))
 
 
+def _of_groups(judged: Judged, measure: Callable[..., groups.Figure | None]) -> Value | None:
+    counts = judged.counts.get("groups")
+    found = measure(counts, judged.shift) if counts else None
+    return found and Value(*found[:3], note=found[3])
+
+
+def _shortcut(shortcut: str, without: str) -> Metric:
+    meaning = f"accuracy {without} minus the accuracy by the groups' shares of training"
+    of = partial(_of_groups, measure=partial(groups.shortcut_gap, shortcut=shortcut))
+    return Metric(f"{shortcut} gap", of, meaning, unit="points", signed=True)
+
+
 def _nll(judged: Judged) -> Value | None:
     nll = judged.answers.nll
     return None if nll is None else Value.between(*mean_with_interval(nll))
@@ -275,6 +287,26 @@ METRICS: Mapping[str, Metric] = {
         lambda judged: _worst(judged, "groups"),
         "accuracy of the group of images with the lowest one",
     ),
+    "group_mean": Metric(
+        "Mean of the groups' accuracies",
+        partial(_of_groups, measure=groups.group_mean),
+        "unweighted mean of the accuracies of the groups of images",
+    ),
+    "disparity": Metric(
+        "Disparity between groups",
+        partial(_of_groups, measure=groups.disparity),
+        "accuracy of the best group of images minus that of the worst",
+        unit="points",
+        better=-1,
+    ),
+    "id_accuracy": Metric(
+        "Accuracy by the groups' shares of training",
+        partial(_of_groups, measure=groups.training_mean),
+        "sum of the groups' accuracies, each weighted by its share of the training images",
+    ),
+    "bg_gap": _shortcut("BG", "where the background alone misleads"),
+    "co_obj_gap": _shortcut("CoObj", "where the co-occurring object alone misleads"),
+    "bg_co_obj_gap": _shortcut("BG+CoObj", "where background and co-occurring object mislead"),
     "nll": Metric(
         "Negative log-likelihood",
         _nll,
@@ -347,40 +379,6 @@ METRICS: Mapping[str, Metric] = {
     "effective_robustness_logit": _effective_robustness("logit"),
     "effective_robustness_probit": _effective_robustness("probit"),
 }
-
-
-def own_metrics(paths: Sequence[str]) -> dict[str, Metric]:
-    """Your own metrics, by their import paths, which are their names.
-
-    Args:
-        paths: each of a `Metric`, or of a function of `Judged` that returns what `Metric.of` does.
-            A function's title is its name, its meaning the first line of its docstring; figures are
-            shown unscaled, and it gets logits if it has the attribute `needs_logits = True`. The
-            paths are imported, so they must come from the user.
-
-    Raises:
-        InputError: no import path, or nothing of that kind there.
-    """
-    return {path: _own_metric(path) for path in paths}
-
-
-def _own_metric(path: str) -> Metric:
-    if not is_path(path):
-        raise InputError(
-            f"Expected metrics of one's own by import path, such as my_module.MARGIN, but got "
-            f"{path}; cfmask's own are always measured, and --show prints them."
-        )
-    found = find_named(path)
-    if isinstance(found, Metric):
-        return found
-    if not callable(found):
-        raise InputError(
-            f"Expected {path} to be a Metric or a function of Judged, but got {found!r:.60}."
-        )
-    title = path.rpartition(".")[2].replace("_", " ").capitalize()
-    meaning = (getattr(found, "__doc__", "") or "").strip().partition("\n")[0].rstrip(".")
-    logits = bool(getattr(found, "needs_logits", False))
-    return Metric(title, found, meaning, "", 1, 3, 0, needs_logits=logits)
 
 
 def described(name: str, protocol: Mapping[str, Any]) -> Metric:

@@ -28,8 +28,8 @@ PROBES = 16
 ENDING = 16 + len(".safetensors")
 # Fields of a set on which its answers do not depend.
 UNRELATED = (
-    *("load", "missing", "source", "licence", "groups", "group_names", "part_of"),
-    *("unknown", "ladder"),
+    *("load", "missing", "source", "licence", "part_of", "unknown", "ladder"),
+    *("groups", "group_names", "training_shares", "absent"),
 )
 
 

@@ -14,6 +14,7 @@ from cfmask.digits import WORLDS
 from cfmask.errors import unknown
 from cfmask.shift import Request, Shift, qualified
 from cfmask.shifts.cns import cns_shifts
+from cfmask.shifts.contexts import context_shifts, urbancars_shifts
 from cfmask.shifts.corrupted import corrupted_shifts
 from cfmask.shifts.digits_world import digits_shifts
 from cfmask.shifts.named_folders import folder_shifts
@@ -28,6 +29,8 @@ SHIFTS: dict[str, Callable[[Request], list[Shift]]] = {
     "folders": folder_shifts,
     "cns": cns_shifts,
     "ssb": ssb_shifts,
+    "contexts": context_shifts,
+    "urbancars": urbancars_shifts,
     **{family: partial(published_shifts, family) for family in PUBLISHED},
 }
 

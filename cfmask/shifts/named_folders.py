@@ -25,10 +25,11 @@ from cfmask.wordnet import is_imagenet
 def folder_shifts(request: Request) -> list[Shift]:
     """Every folder beside `data_root/train` is a set; `id`, `test` or `val` is the reference.
 
-    In a set lie class folders, or folders of groups with class folders in them, or a list of
-    images (`metadata.csv`, see `cfmask.shifts.image_list`), or shards, with an index or without. A
-    list in `data_root` itself makes sets of its splits instead. Of a `data_root` without `train/`
-    whose classes lie directly in it, the set `id` is what is held out; see `cfmask.data.holdout`.
+    In a set lie class folders, with folders of contexts in them or without, or folders of groups
+    with class folders in them, or a list of images (`metadata.csv`, see
+    `cfmask.shifts.image_list`), or shards, with an index or without. A list in `data_root` itself
+    makes sets of its splits instead. Of a `data_root` without `train/` whose classes lie directly
+    in it, the set `id` is what is held out; see `cfmask.data.holdout`.
     For the order of the labels see `class_order`. Images are brought upright, but those of all 1000
     folders of ImageNet are read as stored.
 
@@ -128,7 +129,11 @@ def _classes_of(folder: Path) -> list[str]:
     inner = class_folders(folder)
     if not _holds_folders(folder, inner):
         return inner
-    return [name for group in inner for name in class_folders(folder / group)]
+    nested = [(group, name) for group in inner for name in class_folders(folder / group)]
+    # Contexts are told from classes by MetaShift's names alone.
+    if all(name.startswith(f"{group}(") for group, name in nested):
+        return inner
+    return [name for _, name in nested]
 
 
 def _folders_of(folder: Path) -> list[str]:
@@ -173,15 +178,35 @@ def _set(folder: Path, classes: Sequence[str], reference: bool, note: str, store
     places = [folder / name for name in inner] if grouped else [folder]
     # What is wrong with a folder shows now, not after hours of training.
     parts = [_samples(place, classes) for place in places]
+    samples = [sample for part in parts for sample in part]
+    titles, told = [name for name, part in zip(inner, parts) for _ in part], "around"
+    if not grouped:
+        titles, told = contexts(folder, samples) if _holds_folders(folder, inner) else [], "inside"
+    names = tuple(dict.fromkeys(titles))
+    number = {name: k for k, name in enumerate(names)}
     stored = stored or is_imagenet(class_folders(places[0]))
     found = Contents.of(
-        [sample for part in parts for sample in part],
-        f"{note}; {READING[stored]}" + "; groups: folders around the classes" * grouped,
+        samples,
+        f"{note}; {READING[stored]}" + f"; groups: folders {told} the classes" * bool(names),
         dataset=partial(Pictures, as_stored=stored),
-        groups=tuple(k for k, part in enumerate(parts) for _ in part) if grouped else None,
-        group_names=tuple(inner) if grouped else (),
+        groups=tuple(number[title] for title in titles) if names else None,
+        group_names=names,
     )
     return replace(found, name=folder.name, in_distribution=reference)
+
+
+def contexts(folder: Path, samples: Samples) -> list[str]:
+    """The context of each image of a tree class/context, such as "cat(sofa)"; none if one has none.
+
+    That is the name of the folder in the class folder, with the class around it, which the folders
+    of MetaShift (Liang and Zou, 2022) have in their names already.
+    """
+    below = [Path(path).relative_to(folder).parts for path, _ in samples]
+    if any(len(parts) < 3 for parts in below):
+        return []
+    return [
+        inner if inner.startswith(f"{name}(") else f"{name}({inner})" for name, inner, *_ in below
+    ]
 
 
 def _packed(
