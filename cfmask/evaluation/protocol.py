@@ -73,9 +73,6 @@ def set_protocol(shift: Shift) -> dict[str, Any]:
         facts["size"] = {"found": found, "expected": expected, "complete": found == expected}
     if shift.groups is not None:
         facts["groups"] = list(shift.group_names)
-    if shift.ladder is not None:
-        steps = shift.ladder
-        facts["ladder"] = {"name": steps.name, "clean": steps.clean, "never wrong": steps.beyond}
     texts = {"note": shift.note, "source": shift.source, "licence": shift.licence}
     texts["part_of"] = shift.part_of
     return facts | {key: text for key, text in texts.items() if text}
