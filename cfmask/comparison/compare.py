@@ -71,10 +71,8 @@ class Evaluation:
         metrics: import paths of metrics of one's own (`my_module.MARGIN`), each a `Metric` or a
             function of `Judged`.
         trust: import what models and runs name and what is not this package's.
-        unknown: folders of images of classes that the models do not have, of any depth, or import
-            paths of such data sets, to be told from the in-distribution set.
-        corrupt: corruptions of the in-distribution set at five severities, such as
-            gaussian_noise,contrast; `all` for all of them.
+        unknown: folders, or import paths of data sets, of images of classes that the models lack.
+        corrupt: corruptions to make of the in-distribution set, such as contrast; `all` for all.
         holdout: share of the images of a data_root without train/ that is the set `id`; a run
             brings the images that it has held out; 0.2 by default.
 
@@ -243,8 +241,7 @@ def _write(
     report.plot_trade_off(folder / "trade_off.png")
     report.plot_fronts(folder / "fronts.png")
     explainers = _explainers(rows, asked.trust)
-    labelled = [shift for shift in shifts if not shift.unknown]
-    publish(report, folder, gallery(rows.models, labelled, asked.pictures, explainers))
+    publish(report, folder, gallery(rows.models, shifts, asked.pictures, explainers))
 
 
 def _series(

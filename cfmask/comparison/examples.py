@@ -57,7 +57,7 @@ def gallery(
     if len(names) < 2 or len(looks) > 1 or not count:
         return []
     first, second = names
-    few = [shift for shift in shifts if not shift.part_of]
+    few = [shift for shift in shifts if not (shift.part_of or shift.unknown)]
     explainer = explainers.get(second) or explainers.get(first)
     both = whole[first], whole[second]
     return disagreements(*both, few, count, names=(first, second), explainer=explainer)
