@@ -196,6 +196,30 @@ def test_measures_of_groups_are_those_of_numpy():
     assert "co_obj_gap" not in rows
 
 
+def test_the_page_draws_the_groups_of_every_set_that_has_some():
+    from cfmask.reporting.group_charts import MOST_GROUPS, group_charts
+    from cfmask.reporting.page import as_html
+
+    count = MOST_GROUPS + 1
+    many = replace(
+        painted("many", 2 * count, 2),
+        groups=tuple(k % count for k in range(2 * count)),
+        group_names=tuple(f"g{k}" for k in range(count)),
+    )
+    report = evaluate(models(), [crossed(20), many, painted("plain", 5)])
+    few, most = group_charts(report, {"good": 0, "misled": 1})
+    assert (few["name"], few["words"]) == ("crossed", "")
+    assert most["words"] == f"The {MOST_GROUPS} worst of {count} groups."
+    # The last two images mislead, so their groups are the worst of all.
+    assert all(f">g{k}</text>" in most["svg"] for k in (count - 2, count - 1))
+    assert f">g{count - 3}</text>" not in most["svg"]
+    for number in (0, 1):
+        assert few["svg"].count(f"fill: var(--series-{number})") == 3, "a bar for each group"
+    page = as_html(report)
+    assert 'id="groups"' in page and few["svg"] in page
+    assert 'id="groups"' not in as_html(evaluate(models(), [painted("plain", 5)]))
+
+
 def test_without_a_group_of_training_there_is_no_accuracy_in_distribution():
     report = evaluate(models(), [replace(crossed(20), groups=(0, 1) * 10)])
     assert report.of("disparity") and not report.of("id_accuracy") and not report.of("bg_gap")

@@ -179,7 +179,7 @@ def _of_groups(judged: Judged, measure: Callable[..., groups.Figure | None]) -> 
 def _shortcut(shortcut: str, without: str) -> Metric:
     meaning = f"accuracy {without} minus the accuracy by the groups' shares of training"
     of = partial(_of_groups, measure=partial(groups.shortcut_gap, shortcut=shortcut))
-    return Metric(f"{shortcut} gap", of, meaning, unit="points", signed=True)
+    return Metric(f"Gap without {shortcut}", of, meaning, unit="points", signed=True)
 
 
 def _nll(judged: Judged) -> Value | None:

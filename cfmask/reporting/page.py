@@ -31,6 +31,7 @@ from cfmask.reporting.details import (
 from cfmask.reporting.disagreement import Disagreement
 from cfmask.reporting.front_figures import front_tables
 from cfmask.reporting.further_charts import ladder_charts, ladder_tables, unknown_charts
+from cfmask.reporting.group_charts import group_charts
 from cfmask.reporting.rendering import BELOW, environment
 from cfmask.reporting.svg import GLYPHS
 from cfmask.reporting.tables import footnotes, heading, incomplete, spread_tables, tables
@@ -66,6 +67,7 @@ def as_html(report: Results, gallery: Sequence[Disagreement] = ()) -> str:
         "front_legend": [
             (f.model, i, GLYPHS[i]) for i, f in enumerate(report.fronts[: len(GLYPHS)])
         ],
+        "groups": list(group_charts(report, styles)),
         "ladders": list(ladder_charts(report, styles)),
         "ladder_tables": ladder_tables(report, styles),
         "unknown": list(unknown_charts(report, styles)),
