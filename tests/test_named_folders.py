@@ -74,6 +74,13 @@ def test_the_worst_group_of_waterbirds_is_where_the_background_misleads(tmp_path
     assert rows["folders/test", "accuracy"].value == pytest.approx(4 / 5)
     worst = rows["folders/test", "worst_group"]
     assert (worst.value, worst.total, worst.note) == (0, 1, "waterbird, place 0")
+    # In training, two fifths are waterbirds on water and the other groups one fifth each.
+    assert rows["folders/test", "id_accuracy"].value == pytest.approx(4 / 5)
+    lines = (tmp_path / "metadata.csv").read_text().splitlines()
+    extra = [line for line in lines if line.split(",")[2:5] == ["1", "0", "0"]]
+    (tmp_path / "metadata.csv").write_text("\n".join([*lines, *extra * 5]))
+    rows = evaluate({"m": Sees()}, folders(tmp_path, BIRDS)).of("id_accuracy")
+    assert [row.value for row in rows] == pytest.approx([4 / 10] * 2)
 
 
 def test_folders_called_like_published_sets_have_none_of_their_figures(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,12 +46,16 @@ def image_list(file: Path, classes: Sequence[str], split: str, as_stored: bool =
     rows = listed_rows(file)
     columns = list(rows[0])
     path, label = _column(PATHS, columns, file), _column(LABELS, columns, file)
+    trained = [row for row in rows if _split(row) == "train"]
     rows = [row for row in rows if _split(row) in (split, "")]
     labels = numbers_of([row[label].strip() for row in rows], classes, str(file))
     samples = list(zip(_found([row[path] for row in rows], file), labels))
     by = next((column for column in (*GROUPS, WITH_CLASS) if column in columns), "")
     groups = [_group(row, by, classes[k]) for row, k in zip(rows, labels)] if by else []
     names = tuple(sorted(set(groups)))
+    trained = trained if by else []
+    before = numbers_of([row[label].strip() for row in trained], classes, str(file))
+    training = Counter(_group(row, by, classes[k]) for row, k in zip(trained, before))
     note = f"labels by {label!r} of {file.name}" + (f", groups by {by!r}" if by else "")
     return Contents.of(
         samples,
@@ -58,6 +63,7 @@ def image_list(file: Path, classes: Sequence[str], split: str, as_stored: bool =
         dataset=partial(Pictures, as_stored=as_stored),
         groups=tuple(map(names.index, groups)) if names else None,
         group_names=names,
+        training_shares=tuple(training[name] / len(trained) for name in names if trained),
     )
 
 
