@@ -1,6 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -10,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cfmask import DigitsData, InputError
 from cfmask.data.datamodule import TrainingData
-from cfmask.data.epochs import EpochSampler, Seeded, mixed
+from cfmask.data.epochs import EpochSampler, Seeded, end_workers, mixed, start_worker
 from cfmask.images import Preprocess
 
 
@@ -212,3 +218,43 @@ def test_the_seed_of_the_run_decides_the_order(monkeypatch):
         data.setup("fit")
         orders.append(list(data.train_dataloader().sampler))
     assert orders[0] == orders[1] != orders[2]
+
+
+def wait_on(path: str) -> None:
+    """A worker that has begun, says so and waits."""
+    start_worker(0)
+    Path(path).touch()
+    time.sleep(600)
+
+
+def test_workers_that_ignore_signals_end_with_the_program(tmp_path):
+    context = multiprocessing.get_context("fork")
+    worker = context.Process(target=wait_on, args=(str(tmp_path / "begun"),), daemon=True)
+    other = context.Process(target=wait_on, args=(str(tmp_path / "other"),))
+    for process in (worker, other):
+        process.start()
+    while not ((tmp_path / "begun").exists() and (tmp_path / "other").exists()):
+        time.sleep(0.01)
+    end_workers()
+    worker.join(60)
+    assert worker.exitcode == -signal.SIGKILL
+    # One that outlives its parent by its own wish is left alone.
+    assert other.is_alive()
+    other.kill()
+    other.join(60)
+
+
+PROGRAM = """
+from cfmask import FolderData, Preprocess
+data = FolderData({root!r}, batch_size=2, workers=2)
+data.prepare(Preprocess((8, 8)))
+batches = iter(data.val_dataloader())
+next(batches)
+raise SystemExit(3)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_that_ends_in_the_midst_of_an_epoch_ends(class_photos):
+    words = [sys.executable, "-c", PROGRAM.format(root=str(class_photos.parent))]
+    assert subprocess.run(words, timeout=300).returncode == 3

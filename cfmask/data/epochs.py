@@ -5,9 +5,11 @@ So a run that stopped anywhere goes on as if it had not, with any number of work
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -149,6 +151,10 @@ class EpochLoader(DataLoader[tuple[Tensor, int]]):
         if isinstance(self.sampler, EpochSampler):
             self.sampler.skip = first * cast(int, self.batch_size)
         batches = super().__iter__()
+        if self.num_workers:
+            # Once, and called before multiprocessing waits for the workers.
+            atexit.unregister(end_workers)
+            atexit.register(end_workers)
         watch = _Watch(self.patience, self._say_slow)
         try:
             for number in itertools.count(first):
@@ -201,6 +207,21 @@ def start_worker(number: int) -> None:
     for stop in STOPS:
         signal.signal(stop, signal.SIG_IGN)
     pl_worker_init_function(number)
+
+
+def end_workers() -> None:
+    """End all processes of this one that would end with it, whatever signals they ignore.
+
+    When a program ends, Python asks them by SIGTERM, and waits. Workers ignore it; where an error
+    or a second Ctrl-C ends a run, nothing else has told them, and the program would never end.
+    """
+    children = [child for child in multiprocessing.active_children() if child.daemon]
+    for child in children:
+        child.terminate()
+    ending = time.monotonic() + 1
+    for child in children:
+        child.join(max(0.0, ending - time.monotonic()))
+        child.kill()
 
 
 def run_seed() -> int:
