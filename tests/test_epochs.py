@@ -257,4 +257,5 @@ raise SystemExit(3)
 @pytest.mark.slow
 def test_a_program_that_ends_in_the_midst_of_an_epoch_ends(class_photos):
     words = [sys.executable, "-c", PROGRAM.format(root=str(class_photos.parent))]
-    assert subprocess.run(words, timeout=300).returncode == 3
+    ended = subprocess.run(words, timeout=300, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (3, "")

@@ -153,8 +153,8 @@ class EpochLoader(DataLoader[tuple[Tensor, int]]):
         batches = super().__iter__()
         if self.num_workers:
             # Once, and called before multiprocessing waits for the workers.
-            atexit.unregister(end_workers)
-            atexit.register(end_workers)
+            atexit.unregister(_at_exit)
+            atexit.register(_at_exit)
         watch = _Watch(self.patience, self._say_slow)
         try:
             for number in itertools.count(first):
@@ -222,6 +222,13 @@ def end_workers() -> None:
     for child in children:
         child.join(max(0.0, ending - time.monotonic()))
         child.kill()
+
+
+def _at_exit() -> None:
+    if hasattr(signal, "SIGCHLD"):
+        # torch would report each of them as an error.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    end_workers()
 
 
 def run_seed() -> int:
