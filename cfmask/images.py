@@ -86,6 +86,10 @@ class Preprocess:
         Raises:
             UnreadableImage: it is so long and narrow that resizing would fill the memory.
         """
+        return self.window(picture)
+
+    def window(self, picture: Picture, margin: int = 0) -> Tensor:
+        """The crop with `margin` pixels around it, uint8 (3, H + 2m, W + 2m); see `Frame`."""
         from torchvision.transforms.v2 import functional as tv
 
         sides = extent(picture)
@@ -96,10 +100,13 @@ class Preprocess:
         target = self._target(*sides)
         padded = target[0] < self.size[0] or target[1] < self.size[1]
         if isinstance(picture, Tensor) and _shrinks(sides, target) and not padded:
-            return _centre(_shrunk(picture, target, self.interpolation), *self.size)
+            return centre(_shrunk(picture, target, self.interpolation), *self.size, margin)
         if isinstance(picture, Tensor):
             picture = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        return as_bytes(tv.center_crop(tv.resize(picture, target, mode), list(self.size)))
+        resized = tv.resize(picture, target, mode)
+        if margin:
+            return centre(as_bytes(resized), *self.size, margin)
+        return as_bytes(tv.center_crop(resized, list(self.size)))
 
     def of_map(self, values: Tensor) -> Tensor:
         """A map of a picture's pixels (H, W), such as a mask, cut and resized as the picture is.
@@ -269,11 +276,20 @@ def _shrunk(picture: Tensor, target: list[int], interpolation: str) -> Tensor:
     return F.interpolate(batch, target, mode=interpolation, antialias=True)[0]
 
 
-def _centre(picture: Tensor, height: int, width: int) -> Tensor:
-    """The crop of torchvision's CenterCrop, contiguous."""
-    top, left = ((n - m) / 2 for n, m in zip(extent(picture), (height, width), strict=True))
-    top, left = round(top), round(left)
-    return picture[:, top : top + height, left : left + width].contiguous()
+def centre(pictures: Tensor, height: int, width: int, margin: int) -> Tensor:
+    """The crop of torchvision's CenterCrop with `margin` pixels around it, contiguous.
+
+    Args:
+        pictures: (..., H', W').
+        height: of the crop.
+        width: of the crop.
+        margin: in pixels.
+    """
+    top, left = ((n - m) / 2 for n, m in zip(pictures.shape[-2:], (height, width), strict=True))
+    # Rounded before the margin is added: half a pixel goes to the even side.
+    top, left = round(top) - margin, round(left) - margin
+    height, width = height + 2 * margin, width + 2 * margin
+    return pictures[..., top : top + height, left : left + width].contiguous()
 
 
 def as_bytes(picture: Picture) -> Tensor:

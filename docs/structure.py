@@ -19,12 +19,13 @@ internals
 precision attention
 processes files trust terminal decoding layer_masking wordnet digits labels
 heads images weights
-spec text
+spec text frame
 classifier shift tiny_clip descriptions
 checkpoint counterfactual relevance
 families saved_relevance package_cam data
 shifts methods
 evaluation
+views
 reporting inference
 runs missingness
 comparison

@@ -64,7 +64,7 @@ def test_labels_of_unreadable_images_are_those_of_the_set(everything):
     (shift,) = find(everything, "imagenet/objectnet")
     data = shift.load(Preprocess((8, 8)))
     assert isinstance(data, Pictures)
-    readable = Readable(data, (8, 8), "wrong")
+    readable = Readable(data, Preprocess((8, 8)), "wrong")
     assert [readable.label(i) for i in range(len(data))] == [data[i][1] for i in range(len(data))]
     assert readable.paths() == [path for path, _ in data.samples]
 

@@ -20,6 +20,8 @@ from cfmask.evaluation.metrics import METRICS
 from cfmask.reporting.report import ShiftReport
 from cfmask.runs.run_folder import CONFIG, RunFolder
 from cfmask.trust import import_trusted, is_path
+from cfmask.views.known_views import views_of
+from cfmask.views.view import metrics_of
 
 
 def evaluate_run(args: Sequence[str]) -> ShiftReport | None:
@@ -33,7 +35,7 @@ def evaluate_run(args: Sequence[str]) -> ShiftReport | None:
     Returns:
         The report; None if sets were only checked.
     """
-    args = as_lists(args, "--shifts", "--show", "--metrics", "--unknown", "--corrupt")
+    args = as_lists(args, "--shifts", "--show", "--metrics", "--unknown", "--corrupt", "--views")
     if "--check" in args:
         check_data(args)
         return None
@@ -51,7 +53,7 @@ def evaluate_run(args: Sequence[str]) -> ShiftReport | None:
         options = parser.parse_args(args).as_dict()
         if run:
             _check_named(options, args, Path(run) / CONFIG)
-        own = options["metrics"]
+        own = [*metrics_of(views_of(options["views"])), *options["metrics"]]
         shown = [*dict.fromkeys([*options.pop("show"), *own])]
         for metric in shown:
             if metric not in (*METRICS, *own):
@@ -77,7 +79,7 @@ SHOW = "measures to print, such as accuracy,nll,ece, beside those of one's own"
 OF_THEIR_OWN = (("auroc_max_logit", "oscr_max_logit"), ("scale_drop", "failure_point"))
 
 # Settings that may hold import paths.
-OF_CODE = ("shifts", "metrics", "unknown")
+OF_CODE = ("shifts", "metrics", "unknown", "views")
 
 
 def _check_named(options: dict[str, Any], args: Sequence[str], source: Path) -> None:

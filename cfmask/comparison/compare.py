@@ -24,6 +24,7 @@ from cfmask.inference.predictions import parquet
 from cfmask.inference.readable import Unreadable
 from cfmask.inference.saved_answers import SavedAnswers
 from cfmask.inference.settings import Settings
+from cfmask.inference.viewing import widened
 from cfmask.inference.wise import Blend, alphas_of
 from cfmask.precision import Precision, settled
 from cfmask.reporting.publish import publish
@@ -35,6 +36,7 @@ from cfmask.runs.run_folder import CONFIG, RunFolder
 from cfmask.shift import HOLDOUT, Request, Shift, check_apart, local_folder
 from cfmask.shifts.catalogue import find_shifts
 from cfmask.shifts.published import PUBLISHED
+from cfmask.views.known_views import views_of
 
 REPORT = "report.json"
 KEPT = "answers"
@@ -73,6 +75,9 @@ class Evaluation:
         trust: import what models and runs name and what is not this package's.
         unknown: folders, or import paths of data sets, of images of classes that the models lack.
         corrupt: corruptions to make of the in-distribution set, such as contrast; `all` for all.
+        views: further versions of each image that the models are shown: `translation` (the crop
+            moved by a pixel; `translation/4` by 4), `structure` (patches shuffled), or import paths
+            of one's own.
         holdout: share of the images of a data_root without train/ that is the set `id`; a run
             brings the images that it has held out; 0.2 by default.
 
@@ -98,6 +103,7 @@ class Evaluation:
     holdout: float = HOLDOUT
     unknown: list[str] = field(default_factory=list)
     corrupt: list[str] = field(default_factory=list)
+    views: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         at_least(1, self.images, "image of each built-in set (images)")
@@ -111,6 +117,7 @@ class Evaluation:
             predictions=folder / "predictions" if self.predictions else None,
             progress=True,
             metrics=own_metrics(self.metrics),
+            views=views_of(self.views),
         )
 
     def request(
@@ -192,7 +199,7 @@ def check_run(
         InputError: what cannot be found, read or compared.
     """
     asked = Evaluation(**how)
-    asked.settings(Path())
+    widened(classifier.preprocess, asked.settings(Path()).views)
     between = [alpha for alpha in alphas_of(asked.wise) if 0 < alpha < 1]
     request = asked.request(local_folder(data_root), classifier.class_names, ())
     found = find_shifts(shifts, request)

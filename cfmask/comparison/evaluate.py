@@ -69,7 +69,7 @@ def evaluate(
         transform: from a picture of Pillow's to a float tensor (C, H, W), normalised as the module
             takes it, such as `weights.transforms()` of torchvision; for what is no classifier.
         class_names: of the logits of such modules; their numbers where they are not given.
-        **reading: workers, precision, decoder, unreadable, fit, progress and metrics; see
+        **reading: workers, precision, decoder, unreadable, fit, progress, metrics and views; see
             `cfmask.inference.settings.Settings`.
 
     Returns:
@@ -181,6 +181,10 @@ def report_of(
     facts = {name: facts_of(model) for name, model in models.items()}
     used = inference.precision if inference.models else None
     protocol = protocol_of(facts, shifts, used, settings.decoder, settings.measured)
+    protocol["views"] = {
+        name: {**view.described(name), "read": tally.views.get(name, {})}
+        for name, view in settings.views.items()
+    }
     for name, paths in tally.unreadable.items():
         protocol["sets"][name]["unreadable"] = paths
     report = ShiftReport(

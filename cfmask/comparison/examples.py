@@ -119,7 +119,7 @@ def _of_one_set(
     kept: dict[bool, list[Disagreement]] = {True: [], False: []}
     one = next(iter(models.values()))
     names, look = one.class_names, one.preprocess
-    data = Readable(shift.load(look), look.size, "wrong")
+    data = Readable(shift.load(look), look, "wrong")
     paths = data.paths() if data.files is not None else []
     for index, image, label, hits in _differing(models, shift, data, limit, batch_size):
         kind = kept[hits[0]]

@@ -7,7 +7,7 @@ All metrics are computed from answers, so that images are read once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Answers:
         confidence: float32 (N,) in [0, 1], probability of the answer; see `LabelRule`.
         max_logit: float32 (N,), among all classes of the head; None likewise.
         logits: float32 (N, C) of the competing classes in the order of the head; None unless kept.
+        views: bool or float (N,) by `view/column`: what was measured of views of each image.
     """
 
     labels: Tensor
@@ -47,20 +48,29 @@ class Answers:
     confidence: Tensor | None = None
     max_logit: Tensor | None = None
     logits: Tensor | None = None
+    views: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The attributes that are not None, by name."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in found.items() if value is not None}
+        """The attributes that are not None, by name, and the `views` by theirs."""
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "views"}
+        return {name: value for name, value in found.items() if value is not None} | self.views
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Answers:
+        """What has these `tensors`."""
+        own = {name: value for name, value in tensors.items() if "/" not in name}
+        views = {name: value for name, value in tensors.items() if "/" in name}
+        return cls(**own, views=views)
 
     @classmethod
     def joined(cls, parts: Sequence[Answers]) -> Answers:
         """Answers to the images of several parts of a set, one after the other."""
-        columns = [part.tensors() for part in parts]
-        return cls(**{name: torch.cat([c[name] for c in columns]) for name in columns[0]})
+        # A process without images has seen no views of any.
+        columns = [part.tensors() for part in parts if len(part)] or [parts[0].tensors()]
+        return cls.of_tensors({name: torch.cat([c[name] for c in columns]) for name in columns[0]})
 
 
 class LabelRule:

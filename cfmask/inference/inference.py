@@ -7,8 +7,10 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from cfmask import processes
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.evaluation.answers import Answers, LabelRule
+from cfmask.frame import plain
 from cfmask.images import Preprocess, to_unit
 from cfmask.inference.answer_store import AnswerStore, file_name, key_of, model_key, set_key
 from cfmask.inference.any_model import AnyModel, Whole
@@ -36,9 +39,12 @@ from cfmask.inference.predictions import join_parts, key_in, prediction_file
 from cfmask.inference.readable import Readable
 from cfmask.inference.saved_answers import SavedAnswers
 from cfmask.inference.settings import Settings
+from cfmask.inference.viewing import Heard, Viewing, frame_of, heard, words_of
 from cfmask.inference.wise import Blend
 from cfmask.precision import settled
 from cfmask.shift import Shift
+from cfmask.views.known_views import key_parts
+from cfmask.views.view import View
 
 # Images a forward pass on a CPU: their activations fit its cache, a fifth faster than hundreds.
 CACHED = 50
@@ -57,12 +63,14 @@ class Tally:
         seconds: duration.
         reused: sets of which all answers came from an earlier evaluation.
         unreadable: paths of unreadable images, by name of the set.
+        views: by name of a view, how sets are read for it -> these sets.
     """
 
     images: int = 0
     seconds: float = 0.0
     reused: list[str] = field(default_factory=list)
     unreadable: dict[str, list[str]] = field(default_factory=dict)
+    views: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
 
 def classifier_of(model: Live) -> Classifier | AnyModel:
@@ -143,7 +151,7 @@ class Inference:
 
     def _model_keys(self) -> dict[str, str]:
         """Key of each model; empty for any code but a classifier's, whose answers are not kept."""
-        if self.store is None or processes.rank():
+        if self.store is None or processes.rank() or key_parts(self.settings.views) is None:
             return dict.fromkeys(self.models, "")
         keys = {}
         for name, model in self.models.items():
@@ -158,17 +166,24 @@ class Inference:
         looks = dict.fromkeys(described(m).preprocess for m in self.models.values())
         for look in looks:
             own = {n: k for n, k in keys.items() if described(self.models[n]).preprocess == look}
-            data = self._images(shift, look)
+            data = self._images(shift, look, self.settings.views)
             for model in map(self.models.__getitem__, own):
                 if isinstance(model, AnyModel):
                     model.numbered(data[0][0].to(_device(model)))
             answers |= self._of_alike(shift, data, own)
         return {name: answers[name] for name in self.models}
 
-    def _images(self, shift: Shift, look: Preprocess) -> Readable:
+    def _images(
+        self, shift: Shift, look: Preprocess, views: Mapping[str, View] = MappingProxyType({})
+    ) -> Readable:
         look = replace(look, decoder=self.settings.decoder)
+        frame = frame_of(shift, look, views)
+        for name, view in views.items():
+            if words := words_of(view, look, frame):
+                read = self.tally.views.setdefault(name, {}).setdefault(words, [])
+                read += [shift.name] if shift.name not in read else []
         finish = look.finish if isinstance(look, Whole) else None
-        data = Readable(shift.load(look), look.size, self.settings.unreadable, finish)
+        data = Readable(shift.load(frame), frame, self.settings.unreadable, finish)
         if not len(data):
             raise InputError(f"Expected images in the set {shift.name}, but it has none.")
         told = {
@@ -255,6 +270,7 @@ class Inference:
             return {}
         own = set_key(shift, data)
         how = [str(self.precision), str(self.settings.decoder), *["logits"] * self.settings.logits]
+        how += key_parts(self.settings.views) or []
         for name, key in keys.items():
             whole = key_of(own, key, *how)
             where[name] = self.store.path(name, shift.name, whole), whole
@@ -279,6 +295,7 @@ class Inference:
         """
         answers: dict[str, list[Answers]] = {name: [] for name in names}
         own = processes.own_part(len(data))
+        first = own.start
         paths = data.paths()[own.start : own.stop] if self.settings.predictions else []
         with contextlib.ExitStack() as stack:
             judges = {
@@ -294,13 +311,19 @@ class Inference:
             for images, labels, readable in loader:
                 batch, paths = paths[: len(labels)], paths[len(labels) :]
                 for name in names:
-                    images, logits = self._logits(classifier_of(self.models[name]), images)
+                    model, look = self.models[name], described(self.models[name]).preprocess
+                    images = to_unit(images.to(_device(classifier_of(model)), non_blocking=True))
+                    ask = partial(self._ask, classifier_of(model))
+                    said = logits, _ = ask(plain(images, data.look, look))
                     if not logits.isfinite().all():
                         raise InputError(
                             f"Expected finite logits, but {name} gives NaN or infinity on images "
                             f"of {shift.name} in {self.precision}."
                         )
-                    answers[name].append(judges[name](logits, labels, readable, batch))
+                    judged = judges[name](logits, labels, readable, batch)
+                    views = Viewing(self.settings.views, look, data.look, shift)
+                    answers[name].append(views(judged, said, images, ask, first))
+                first += len(labels)
                 self.bar.advance(self.bar.task_ids[0], len(labels) * processes.count())
             for name in names if not own else []:
                 none = torch.zeros(0, dtype=torch.int64)
@@ -328,13 +351,12 @@ class Inference:
 
             yield judge
 
-    def _logits(self, model: Classifier | AnyModel, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images as floats on the model's device, for the next model, and logits (B, K)."""
-        device = _device(model)
-        images = to_unit(images.to(device, non_blocking=True))
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            parts = images.split(CACHED if device.type == "cpu" else len(images))
-            return images, torch.cat([model(part) for part in parts])
+    def _ask(self, model: Classifier | AnyModel, images: Tensor) -> Heard:
+        """Logits (B, K) and, if views are shown to a classifier, features (B, D)."""
+        kind = images.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
+            parts = images.split(CACHED if kind == "cpu" else len(images))
+            return heard(model, parts, bool(self.settings.views))
 
 
 def _part(path: Path, token: str, rank: int) -> Path:

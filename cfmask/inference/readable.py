@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cfmask.errors import InputError, UnreadableImage
+from cfmask.images import Preprocess
 
 Unreadable = Literal["stop", "wrong"]
 
@@ -24,7 +25,7 @@ class Readable(Dataset[tuple[Tensor, int, bool]]):
         data: images with labels, which raise `UnreadableImage` for an image that cannot be read.
             It may have `samples`, path and label of each image, and `labels` or `targets`, the
             labels alone.
-        size: (H, W) of the images.
+        look: the preprocessing by which they are read.
         unreadable: "stop" lets that error pass; "wrong" gives a black image instead.
         finish: makes of an image what a model takes; None leaves it.
     """
@@ -32,12 +33,12 @@ class Readable(Dataset[tuple[Tensor, int, bool]]):
     def __init__(
         self,
         data: Any,
-        size: tuple[int, int],
+        look: Preprocess,
         unreadable: Unreadable,
         finish: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.data = data
-        self.size = size
+        self.look = look
         self.unreadable = unreadable
         self.finish = finish
 
@@ -52,7 +53,7 @@ class Readable(Dataset[tuple[Tensor, int, bool]]):
         except UnreadableImage:
             if self.unreadable == "stop":
                 raise
-            image, label = torch.zeros(3, *self.size, dtype=torch.uint8), self.label(index)
+            image, label = torch.zeros(3, *self.look.size, dtype=torch.uint8), self.label(index)
             read = False
         return self.finish(image) if self.finish else image, int(label), read
 

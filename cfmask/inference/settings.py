@@ -12,6 +12,7 @@ from cfmask.errors import InputError, at_least, unknown
 from cfmask.evaluation.metrics import METRICS, Metric
 from cfmask.inference.readable import Unreadable
 from cfmask.precision import Precision
+from cfmask.views.view import View, metrics_of
 
 
 class Reading(TypedDict, total=False):
@@ -24,6 +25,7 @@ class Reading(TypedDict, total=False):
     fit: str
     progress: bool
     metrics: Mapping[str, Metric]
+    views: Mapping[str, View]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Settings:
         predictions: folder for a Parquet file of each model on each set; None writes none.
         progress: show a bar with images a second and the time left over all sets.
         metrics: your own, by name, measured beside those of `METRICS`.
+        views: further versions of each image that the models are shown, by name.
 
     Raises:
         InputError: numbers that are too small, an unknown choice, or a metric that has the name of
@@ -62,6 +65,7 @@ class Settings:
     predictions: Path | None = None
     progress: bool = False
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    views: Mapping[str, View] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         at_least(1, self.batch_size, "images at a time (batch_size)")
@@ -76,8 +80,8 @@ class Settings:
 
     @property
     def measured(self) -> Mapping[str, Metric]:
-        """All metrics: those of `METRICS`, then one's own."""
-        return {**METRICS, **self.metrics}
+        """All metrics: those of `METRICS`, of the views, then one's own."""
+        return {**METRICS, **metrics_of(self.views), **self.metrics}
 
     @property
     def logits(self) -> bool:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from cfmask import digits
 from cfmask.data.datamodule import Tensors, digits_tensors, resized
 from cfmask.errors import InputError
+from cfmask.frame import Frame
 from cfmask.images import Preprocess
 from cfmask.shift import UNKNOWN, Request, Shift, Size
 
@@ -59,9 +60,15 @@ def digits_shifts(request: Request, world: str = "digits") -> list[Shift]:
     digits.check_count(request.images)
 
     def load(name: str, preprocess: Preprocess) -> Dataset[tuple[Tensor, int]]:
-        if name in NO_DIGITS:
-            return no_digits(name, request.images, request.seed, preprocess.size)
-        return digits_tensors(name, request.images, request.seed, preprocess.size, world)
+        def drawn(size: tuple[int, int]) -> Tensors:
+            if name in NO_DIGITS:
+                return no_digits(name, request.images, request.seed, size)
+            return digits_tensors(name, request.images, request.seed, size, world)
+
+        if not isinstance(preprocess, Frame):
+            return drawn(preprocess.size)
+        images = preprocess.of_square(lambda size: drawn(size).images)
+        return Tensors(images, drawn(preprocess.base.size).labels)
 
     names = [name for name in digits.WORLDS[world] if name not in TRAINING]
     size, note = Size(request.images, min(10, request.images)), f"drawn with seed {request.seed}"

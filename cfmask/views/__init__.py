@@ -1,0 +1,1 @@
+"""Views: further versions of each image, and what models say to them; one file each."""
