@@ -89,6 +89,25 @@ def _toy(judged):
 METRICS |= {"toy": Metric("Images", _toy, "number of images", "", 1, 0)}
 """,
     },
+    "view": {
+        "cfmask/views/toy.py": """
+from cfmask.evaluation.metrics import Metric
+from cfmask.views.view import View
+
+class Toy(View):
+    columns = {"same": Metric("Same answer to the same image")}
+
+    def versions(self, images, numbers):
+        yield images
+
+    def measure(self, plain, versions):
+        return {"same": versions[0].predicted == plain.predicted}
+""",
+        "cfmask/views/known_views.py": """
+from cfmask.views.toy import Toy
+VIEWS |= {"toy": Toy}
+""",
+    },
     "export": {
         "cfmask/exporting/writing.py": """
 def to_toy(classifier, facts, folder):
@@ -120,12 +139,13 @@ main([
     "train", "--model=cfmask.methods.toy.ToyMethod", "--trainer.max_epochs=1",
     "--model.classifier=cfmask.families.toy.ToyClassifier", "--trainer.accelerator=cpu",
     "--data=DigitsData", "--data.train_images=32", "--data.batch_size=16", "--data.val_images=10",
-    "--evaluation.shifts=[toy/easy]", "--evaluation.images=20", "--evaluation.pictures=0",
-    "--run=run",
+    "--evaluation.shifts=[toy/easy]", "--evaluation.views=[toy]", "--evaluation.images=20",
+    "--evaluation.pictures=0", "--run=run",
 ])
 report = cfmask.ShiftReport.load("run/report.json")
 assert report.row("tuned", "toy/easy").total == 20
 assert report.value("tuned", "toy/easy", "toy") == 20
+assert report.row("tuned", "toy/easy", "toy/same").correct == 20
 assert "Images" in Path("run/report.md").read_text()
 main(["export", "run", "--to=toy", "--out=exported"])
 classifier = cfmask.load_classifier("run")

@@ -39,7 +39,7 @@ from cfmask.inference.predictions import join_parts, key_in, prediction_file
 from cfmask.inference.readable import Readable
 from cfmask.inference.saved_answers import SavedAnswers
 from cfmask.inference.settings import Settings
-from cfmask.inference.viewing import Heard, Viewing, frame_of, heard, words_of
+from cfmask.inference.viewing import Heard, Viewing, frame_of, heard
 from cfmask.inference.wise import Blend
 from cfmask.precision import settled
 from cfmask.shift import Shift
@@ -177,11 +177,7 @@ class Inference:
         self, shift: Shift, look: Preprocess, views: Mapping[str, View] = MappingProxyType({})
     ) -> Readable:
         look = replace(look, decoder=self.settings.decoder)
-        frame = frame_of(shift, look, views)
-        for name, view in views.items():
-            if words := words_of(view, look, frame):
-                read = self.tally.views.setdefault(name, {}).setdefault(words, [])
-                read += [shift.name] if shift.name not in read else []
+        frame = frame_of(shift, look, views, self.tally.views)
         finish = look.finish if isinstance(look, Whole) else None
         data = Readable(shift.load(frame), frame, self.settings.unreadable, finish)
         if not len(data):
@@ -294,8 +290,7 @@ class Inference:
         `files` are for the predictions of each model; there are none if these are not wanted.
         """
         answers: dict[str, list[Answers]] = {name: [] for name in names}
-        own = processes.own_part(len(data))
-        first = own.start
+        own, done = processes.own_part(len(data)), 0
         paths = data.paths()[own.start : own.stop] if self.settings.predictions else []
         with contextlib.ExitStack() as stack:
             judges = {
@@ -322,8 +317,8 @@ class Inference:
                         )
                     judged = judges[name](logits, labels, readable, batch)
                     views = Viewing(self.settings.views, look, data.look, shift)
-                    answers[name].append(views(judged, said, images, ask, first))
-                first += len(labels)
+                    answers[name].append(views(judged, said, images, ask, own.start + done))
+                done += len(labels)
                 self.bar.advance(self.bar.task_ids[0], len(labels) * processes.count())
             for name in names if not own else []:
                 none = torch.zeros(0, dtype=torch.int64)

@@ -39,21 +39,37 @@ def widened(look: Preprocess, views: Mapping[str, View]) -> Preprocess:
     return Frame.around(look, margin, beside=True)
 
 
-def frame_of(shift: Shift, look: Preprocess, views: Mapping[str, View]) -> Preprocess:
+def frame_of(
+    shift: Shift,
+    look: Preprocess,
+    views: Mapping[str, View],
+    notes: dict[str, dict[str, list[str]]],
+) -> Preprocess:
     """How a set is read for views: by `widened`, or as ever where its images end at the crop.
 
     A set of images that are stored at the model's size, or changed after they are cropped, has no
-    pixels around them: a few images tell, which would come out otherwise.
+    pixels around them: a few images tell, which would come out otherwise. `notes` are those of a
+    `Tally`, to which the set is added where it is not read as ever.
     """
+    frame = _frame(shift, look, views)
+    words = _words(look, frame)
+    for name in (name for name in views if words and views[name].margin):
+        sets = notes.setdefault(name, {}).setdefault(words, [])
+        sets += [shift.name] if shift.name not in sets else []
+    return frame
+
+
+def _frame(shift: Shift, look: Preprocess, views: Mapping[str, View]) -> Preprocess:
     wide = widened(look, views)
     if wide is look:
         return look
     usual = Readable(shift.load(look), look, "wrong")
     # Drawn sets are not cropped, whatever the crop of the model.
-    whole = wide if isinstance(look, Frame) else widened(replace(look, crop_pct=1.0), views)
-    for tried in dict.fromkeys([wide, whole]):
-        # Sets of stored images refuse another size.
+    whole = look if isinstance(look, Frame) else replace(look, crop_pct=1.0)
+    for start in dict.fromkeys([look, whole]):
+        # Sets of stored images refuse another size, and tiny ones leave no room.
         with contextlib.suppress(InputError):
+            tried = widened(start, views)
             if _same(usual, Readable(shift.load(tried), tried, "wrong"), look, tried):
                 return tried
     return look
@@ -81,10 +97,8 @@ def heard(model: Classifier | AnyModel, parts: Sequence[Tensor], views: bool) ->
     return torch.cat([model(part) for part in parts]), None
 
 
-def words_of(view: View, look: Preprocess, frame: Preprocess) -> str:
-    """How a set is read for a view, where that is not as ever; empty if it is."""
-    if not view.margin:
-        return ""
+def _words(look: Preprocess, frame: Preprocess) -> str:
+    """How a set is read for a view of more than its crops; empty if that is as ever."""
     if frame.size == look.size:
         return "left out: the images end at the crop"
     if isinstance(look, Frame) or not isinstance(frame, Frame) or not enlarged(frame.base):
