@@ -24,7 +24,8 @@ from cfmask import (
 )
 from cfmask.checkpoint import PRETRAINED, WEIGHTS
 from cfmask.commands.eval_models import evaluate_run
-from cfmask.comparison.compare import compare, joined
+from cfmask.comparison.compare import compare
+from cfmask.comparison.joining import joined
 from cfmask.comparison.sources import Labels, labels_of, models_of, named_classifier
 from cfmask.inference.wise import Blend, WeightLine, alphas_of
 

@@ -14,7 +14,7 @@ from support.reports import whole_report
 from support.small_reports import cells, full_report, printed, small_report
 
 from cfmask import InputError, ShiftReport, evaluate
-from cfmask.comparison.compare import joined
+from cfmask.comparison.joining import joined
 from cfmask.evaluation.figures import Row
 from cfmask.reporting.page import as_html
 from cfmask.reporting.tables import as_csv, as_latex, as_markdown
