@@ -137,7 +137,7 @@ def test_the_bar_counts_every_image_and_says_how_fast(tmp_path):
 
     from rich.console import Console
 
-    from cfmask.inference.inference import ImagesPerSecond
+    from cfmask.inference.images_bar import ImagesPerSecond
     from cfmask.inference.settings import Settings
 
     inference = Inference(models(), Settings(batch_size=10, progress=True))

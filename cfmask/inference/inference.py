@@ -14,16 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -35,6 +26,7 @@ from cfmask.frame import plain
 from cfmask.images import Preprocess, to_unit
 from cfmask.inference.answer_store import AnswerStore, file_name, key_of, model_key, set_key
 from cfmask.inference.any_model import AnyModel, Whole
+from cfmask.inference.images_bar import COLUMNS
 from cfmask.inference.predictions import join_parts, key_in, prediction_file
 from cfmask.inference.readable import Readable
 from cfmask.inference.saved_answers import SavedAnswers
@@ -119,7 +111,7 @@ class Inference:
         self.store = AnswerStore(settings.store, settings.others) if settings.store else None
         self.tally = Tally()
         shown = settings.progress and processes.rank() == 0
-        self.bar = Progress(*_COLUMNS, disable=not shown, transient=True)
+        self.bar = Progress(*COLUMNS, disable=not shown, transient=True)
 
     @torch.no_grad()
     def answer(self, shifts: Sequence[Shift]) -> dict[str, dict[str, Answers]]:
@@ -371,24 +363,6 @@ def _check_weights(name: str, model: Live) -> None:
                 f"Expected finite weights, but {wrong[0]} of {name} has NaN or infinity; did its "
                 "training diverge? Take an earlier checkpoint."
             )
-
-
-class ImagesPerSecond(ProgressColumn):
-    """Column of a progress bar: images a second."""
-
-    def render(self, task: Task) -> Text:
-        """See `rich.progress.ProgressColumn`."""
-        return Text(f"{task.finished_speed or task.speed or 0:,.0f} images/s")
-
-
-_COLUMNS = (
-    TextColumn("Evaluating {task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    ImagesPerSecond(),
-    TimeRemainingColumn(),
-    TextColumn("left"),
-)
 
 
 @contextlib.contextmanager
