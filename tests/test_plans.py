@@ -63,6 +63,14 @@ def test_each_run_is_a_command_line_of_train(tmp_path):
     assert single.reported(chosen_of(single)[0])[0].folder.name == "plain-tuning-0"
     apart = Plan.read(written(tmp_path, tuning_seeds=[9]))
     assert {run.seed for run in apart.tuning()} == {9}
+    # Runs that are not reported need no curve.
+    for run, wise in (
+        (apart.tuning()[0], "[]"),
+        (apart.run("clean", 0, 3), "0,0.25,...,1"),
+        (runs[3], "0,0.25,...,1"),
+    ):
+        words = dict(zip(run.words[::2], run.words[1::2]))
+        assert words["--evaluation.wise"] == wise
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ Options = dict[str, Any]
 # What the plan itself says of every run.
 OWN = ("run", "seed", "resume", "overwrite")
 CURVE = {"wise": "0,0.1,...,1", "pictures": 0}
+NO_CURVE = {"wise": [], "pictures": 0}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Plan:
         seeds: of the runs that are reported.
         train: options of every run. `{seed}` in a text stands for the seed of the run.
         settings: options of each setting, the same number for every method.
-        tuning_seeds: on which the setting is chosen; none chooses on `seeds`.
+        tuning_seeds: on which the setting is chosen, without the curve, which is not reported;
+            none chooses on `seeds`.
         evaluation: settings of the evaluation, of every run and of the report.
         slurm: parameters of the jobs, as submitit's `update_parameters` takes them.
     """
@@ -102,7 +104,8 @@ class Plan:
         """One run."""
         options = {**self.methods[method]}
         settings = options.pop("settings", self.settings)
-        evaluation = {f"evaluation.{name}": value for name, value in self.evaluated.items()}
+        asked = self.evaluation | NO_CURVE if seed in self.tuning_seeds else self.evaluated
+        evaluation = {f"evaluation.{name}": value for name, value in asked.items()}
         name = f"{_slug(method)}-{setting + 1}" if self.count > 1 else _slug(method)
         folder = Path(self.out) / "runs" / f"{name}-{seed}"
         last = {"seed": seed, "run": str(folder), "resume": True}
