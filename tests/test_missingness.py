@@ -22,7 +22,7 @@ from support.removal import TINY, fails
 
 from cfmask import InputError, Preprocess, TimmClassifier
 from cfmask.commands.main import main
-from cfmask.missingness.curves import curve, entropies, measured, resampled
+from cfmask.missingness.curves import curve, entropies, mean, measured, resampled
 from cfmask.missingness.findings import Findings
 from cfmask.missingness.hiding import GREY, HIDINGS
 from cfmask.missingness.lab import missingness
@@ -196,6 +196,8 @@ def test_the_interval_of_a_share_is_nearly_the_normal_one():
     reach = 1.96 * math.sqrt(0.25 * 0.75 / 400)
     assert found.low[0] == pytest.approx(0.25 - reach, abs=0.005)
     assert found.high[0] == pytest.approx(0.25 + reach, abs=0.005)
+    below = mean(answers[:, 0] - 1, weights, 1, -1)
+    assert below == pytest.approx([-0.75, -0.75 - reach, -0.75 + reach], abs=0.005)
     # Samples whose mean is below the value push their upper end beyond what a share can be.
     few = np.array([[0.9], [0.5], [1.0], [1.0], [0.6]])
     assert curve(few, 1).high[0] == curve(few, 1).area[2] == 1 < curve(few).high[0]

@@ -45,10 +45,13 @@ def found() -> Findings:
         made.tables.setdefault(LIME, []).append(quality)
         for side in (32, 16):
             lengths = {"length, patch": 2.0, "length, whole": 9.0, "length, share of whole": 1.0}
-            part = {"patch side": side, "relative distance": side / 10, "cosine": 0.5, **lengths}
-            made.tables.setdefault(LINEARITY, []).append({**row, **part})
-            made.tables.setdefault(SIZES, []).append({**row, "image side": side, "change": 0.1})
-            window = {"half side": 16, "moved by": side, "cosine": 0.9, "cosine of masks": 0.3}
+            part = {"relative distance": side / 10, "cosine": 0.5, **lengths}
+            ends = {name: [value, value - 0.1, value + 0.2] for name, value in part.items()}
+            made.tables.setdefault(LINEARITY, []).append({**row, "patch side": side, **ends})
+            size = {"image side": side, "change": [0.1, 0.05, 0.2]}
+            made.tables.setdefault(SIZES, []).append({**row, **size})
+            window = {"half side": 16, "moved by": side, "cosine": [0.9, 0.8, 0.95]}
+            window["cosine of masks"] = 0.3
             made.tables.setdefault(WINDOWS, []).append({**row, **window})
     return made
 
@@ -96,7 +99,13 @@ def test_charts_hold_the_figures(found):
     (linear,) = sections.linearity(found.tables[LINEARITY], WAYS)
     assert linear.panels[0].places == [16, 32]
     assert linear.panels[0].series[1].y == [1.6, 3.2]
+    assert linear.panels[0].series[1].high == pytest.approx([1.8, 3.4])
     assert linear.panels[2].series[3] == panels.Series(None, [1, 1])
+    smaller, window = next(
+        sections.concordance(found.tables[SIZES], found.tables[WINDOWS], WAYS)
+    ).panels
+    assert smaller.series[0] == panels.Series(0, [0.1] * 2, [0.05] * 2, [0.2] * 2)
+    assert window.series[3] == panels.Series(None, [0.3] * 2)
 
 
 def test_the_page_and_the_pictures_hold_all_charts(found, tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ def resampled(images: int, samples: int, seed: int = 0) -> Array:
     return np.concatenate([np.ones((1, images)), draws.astype(np.float64)])
 
 
-def curve(values: Array, most: float = np.inf) -> Curve:
+def curve(values: Array, most: float = np.inf, least: float = 0) -> Curve:
     """The curve of a measure.
 
     Its interval is that of the percentiles, moved so that the mean of the samples lies on the
@@ -91,18 +91,31 @@ def curve(values: Array, most: float = np.inf) -> Curve:
 
     Args:
         values: float (1 + R, T): of the data set, then of its samples.
-        most: that the measure can be; the least is 0.
+        most: that the measure can be.
+        least: that it can be.
     """
     areas = values.mean(1)
-    (low, high), (first, last) = _ends(values, most), _ends(areas, most)
+    (low, high), (first, last) = (_ends(part, most, least) for part in (values, areas))
     area = float(areas[0]), float(first), float(last)
     return Curve(values[0].tolist(), low.tolist(), high.tolist(), area)
 
 
-def _ends(values: Array, most: float) -> Array:
+def mean(values: Array, weights: Array, most: float = np.inf, least: float = 0) -> list[float]:
+    """Mean over images with both ends of its interval, as of `curve`.
+
+    Args:
+        values: float (N,), of each image.
+        weights: float (1 + R, N), see `resampled`.
+        most: that the measure can be.
+        least: that it can be.
+    """
+    return list(curve((weights @ values / weights.sum(1))[:, None], most, least).area)
+
+
+def _ends(values: Array, most: float, least: float) -> Array:
     """Both ends of the interval, float (2, …), of a value and its samples (1 + R, …)."""
     ends = np.percentile(values[1:], [2.5, 97.5], axis=0)
-    return np.asarray(np.clip(ends + values[0] - values[1:].mean(0), 0, most))
+    return np.asarray(np.clip(ends + values[0] - values[1:].mean(0), least, most))
 
 
 def measured(

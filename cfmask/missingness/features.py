@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
+from cfmask.missingness.curves import mean, resampled
 from cfmask.missingness.hiding import HIDINGS
 from cfmask.missingness.object_masks import Example
 from cfmask.missingness.removal import stacked
@@ -28,6 +29,8 @@ SIZE = 224
 SIZES = (224, 200, 128, 64, 32)
 HALVES = (16, 25, 36)
 MOVES = (5, 10, 15, 20, 25)
+# The most and the least that a figure can be.
+PLUS, COSINE = (np.inf, 0.0), (1.0, -1.0)
 
 
 class Linearity:
@@ -81,20 +84,27 @@ class Linearity:
         return found
 
 
-def linearity(found: Mapping[str, npt.NDArray[Any]]) -> list[dict[str, Any]]:
+def linearity(found: Mapping[str, npt.NDArray[Any]], samples: int) -> list[dict[str, Any]]:
     """Means over the images of what `Linearity` gives.
+
+    Args:
+        found: as `Linearity` gives it, for all images.
+        samples: of the bootstrap.
 
     Returns:
         Rows: side of the patches, way of hiding, relative distance of the sum of the patches'
         features to those of the whole, their cosine, mean length of a patch's features, length of
-        the whole's, and an even share of it for a patch.
+        the whole's, and an even share of it for a patch; each with both ends of its interval.
     """
     lengths = "length, patch", "length, whole", "length, share of whole"
-    names = "relative distance", "cosine", *lengths
+    limits = {"relative distance": PLUS, "cosine": COSINE, **dict.fromkeys(lengths, PLUS)}
     rows = []
     for place, values in found.items():
         side, way = place.split("/")
-        means = dict(zip(names, values.mean(0).tolist()))
+        weights = resampled(len(values), samples)
+        means = {
+            name: mean(column, weights, *limits[name]) for name, column in zip(limits, values.T)
+        }
         rows.append({"patch side": int(side), "hidden by": way, **means})
     return rows
 
@@ -197,23 +207,33 @@ def windows(images: Tensor, half: int, moves: npt.NDArray[Any], angles: npt.NDAr
     return inside
 
 
-def concordance(found: Mapping[str, npt.NDArray[Any]]) -> tuple[list[dict[str, Any]], ...]:
+def concordance(
+    found: Mapping[str, npt.NDArray[Any]], samples: int
+) -> tuple[list[dict[str, Any]], ...]:
     """Means over the images of what `Concordance` gives.
+
+    Args:
+        found: as `Concordance` gives it, for all images.
+        samples: of the bootstrap.
 
     Returns:
         Rows by image size: mean change of the cosine between the features of two images. Rows by
-        moved window: mean cosine of the features, and of the masks.
+        moved window: mean cosine of the features. Both with both ends of their intervals; and the
+        mean cosine of the masks.
     """
     sizes: list[dict[str, Any]] = []
     moved: list[dict[str, Any]] = []
     for place, values in found.items():
         kind, *parts = place.split("/")
+        weights = resampled(len(values), samples)
         if kind == "size":
-            change = float(values.mean())
+            change = mean(values, weights, 2)
             sizes.append({"image side": int(parts[0]), "hidden by": parts[1], "change": change})
         elif len(parts) == 3:
             half, move, way = parts
             masks = float(found[f"window/{half}/{move}"].mean())
             row = {"half side": int(half), "moved by": int(move), "hidden by": way}
-            moved.append({**row, "cosine": float(values.mean()), "cosine of masks": masks})
+            moved.append(
+                {**row, "cosine": mean(values, weights, *COSINE), "cosine of masks": masks}
+            )
     return sizes, moved

@@ -171,9 +171,9 @@ def _tables(
     if "lime" in answers:
         tables.append((LIME, lime_quality(answers["lime"], samples)))
     if "linearity" in answers:
-        tables.append((LINEARITY, linearity(answers["linearity"])))
+        tables.append((LINEARITY, linearity(answers["linearity"], samples)))
     if "concordance" in answers:
-        sizes, moved = concordance(answers["concordance"])
+        sizes, moved = concordance(answers["concordance"], samples)
         tables += [(SIZES, sizes), (WINDOWS, moved)]
     return tables
 

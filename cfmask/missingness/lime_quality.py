@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cfmask.classifier import Classifier
-from cfmask.missingness.curves import curve, resampled
+from cfmask.missingness.curves import curve, mean, resampled
 from cfmask.missingness.lime import Array, Lime, check_hidings
 from cfmask.missingness.object_masks import Example
 from cfmask.missingness.removal import known_labels, stacked
@@ -138,9 +138,8 @@ def lime_quality(found: Mapping[str, Array], samples: int) -> list[dict[str, Any
                 "segments": kind,
                 "hidden by": way,
                 "images": len(own),
-                # Intervals are kept above 0, which cosines need not be.
-                "coverage": [value - 1 for value in curve(means[:, :1] + 1, 2).area],
-                "Jaccard": list(curve(means[:, 1:2], 1).area),
+                "coverage": mean(own[:, 0], weights, 1, -1),
+                "Jaccard": mean(own[:, 1], weights, 1),
                 "highest coverage": float((own[:, 0] >= rivals.max(0)).mean()),
                 f"right without {TOP}": float(means[0, 2 + ABLATED.index(TOP)]),
                 "area": list(ablation.area),

@@ -153,7 +153,7 @@ def linearity(rows: Rows, ways: Sequence[str]) -> Iterator[Group]:
 
     def lines(name: str) -> list[Series]:
         cells = {(r["hidden by"], r["patch side"]): r[name] for r in rows}
-        return [Series(k, [cells[way, side] for side in sides]) for k, way in enumerate(ways)]
+        return [_bars(k, [cells[way, side] for side in sides], 1) for k, way in enumerate(ways)]
 
     share = Series(None, lines("length, share of whole")[0].y)
     named = {
@@ -174,7 +174,9 @@ def concordance(sizes: Rows, moved: Rows, ways: Sequence[str]) -> Iterator[Group
     def panel(rows: Rows, place: str, figure: str, *words: str) -> Panel:
         places = sorted({row[place] for row in rows})
         cells = {(r["hidden by"], r[place]): r for r in rows}
-        series = [Series(k, [cells[way, p][figure] for p in places]) for k, way in enumerate(ways)]
+        series = [
+            _bars(k, [cells[way, p][figure] for p in places], 1) for k, way in enumerate(ways)
+        ]
         if "cosine of masks" in rows[0]:
             series.append(Series(None, [cells[ways[0], p]["cosine of masks"] for p in places]))
         limits = (0, None) if figure == "change" else (None, 1)
@@ -191,7 +193,7 @@ def concordance(sizes: Rows, moved: Rows, ways: Sequence[str]) -> Iterator[Group
 
 
 def _bars(number: int, figures: Sequence[Sequence[float]], unit: float) -> Series:
-    """Bars of figures with both ends of their intervals."""
+    """Bars, or a line, of figures with both ends of their intervals."""
     y, low, high = ([unit * figure[k] for figure in figures] for k in range(3))
     return Series(number, y, low, high)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
-from cfmask.missingness.curves import curve, resampled
+from cfmask.missingness.curves import mean, resampled
 from cfmask.missingness.hiding import HIDINGS
 from cfmask.missingness.object_masks import Example
 from cfmask.missingness.removal import known_labels, stacked
@@ -107,17 +107,13 @@ def shape_bias(
             {
                 "hidden by": way,
                 "images": len(labels),
-                "object hidden": _interval(shares[0]),
-                "as much elsewhere": _interval(shares[1]),
+                "object hidden": mean(inside, weights, 1),
+                "as much elsewhere": mean(outside, weights, 1),
                 "ratio": _ratio(*shares),
                 "classes": _by_class(labels, inside, outside, names),
             }
         )
     return rows
-
-
-def _interval(values: Array) -> list[float]:
-    return list(curve(values[:, None], 1).area)
 
 
 def _ratio(inside: Array, outside: Array) -> list[float] | None:
