@@ -13,20 +13,21 @@ from cfmask.comparison.evaluate import checked_reference, report_of
 from cfmask.comparison.examples import Explainer, gallery
 from cfmask.comparison.joining import check_protocol, joined
 from cfmask.comparison.seeds import families, seed_groups
-from cfmask.comparison.sources import Found, is_run, labels_of, models_of, short_name
+from cfmask.comparison.sources import Found, adapted, is_run, labels_of, models_of, move, short_name
 from cfmask.decoding import Decoder
 from cfmask.errors import InputError, at_least
 from cfmask.evaluation.own_metrics import own_metrics
 from cfmask.evaluation.protocol import protocol_of
 from cfmask.evaluation.spreads import spreads_of
 from cfmask.files import check_out, read_text
+from cfmask.inference.batch_statistics import Shuffle, check_alpha, check_norms
 from cfmask.inference.inference import Model, classes_of
 from cfmask.inference.predictions import parquet
 from cfmask.inference.readable import Unreadable
 from cfmask.inference.saved_answers import SavedAnswers
 from cfmask.inference.settings import Settings
 from cfmask.inference.viewing import widened
-from cfmask.inference.wise import Blend, alphas_of
+from cfmask.inference.wise import alphas_of
 from cfmask.precision import Precision, settled
 from cfmask.reporting.publish import publish
 from cfmask.reporting.report import ShiftReport
@@ -81,6 +82,8 @@ class Evaluation:
             of one's own.
         holdout: share of the images of a data_root without train/ that is the set `id`; a run
             brings the images that it has held out; 0.2 by default.
+        batch_statistics: weight in [0, 1] of the stored statistics, the rest from the batch of test
+            images: one more row for each model, which must have batch norms.
 
     Raises:
         InputError: numbers that are too small.
@@ -105,10 +108,12 @@ class Evaluation:
     unknown: list[str] = field(default_factory=list)
     corrupt: list[str] = field(default_factory=list)
     views: list[str] = field(default_factory=list)
+    batch_statistics: float | None = None
 
     def __post_init__(self) -> None:
         at_least(1, self.images, "image of each built-in set (images)")
         at_least(0, self.pictures, "pictures")
+        check_alpha(self.batch_statistics)
 
     def settings(self, folder: Path) -> Settings:
         """How sets are read, with what is kept in the folder of a report."""
@@ -168,7 +173,8 @@ def compare(
     root, alphas = local_folder(data_root), alphas_of(asked.wise)
     check_apart(folder, root, shifts)
     rows = models_of(sources, alphas, lambda: labels_of(shifts, root), asked.trust)
-    _move(rows.models)
+    move(rows.models)
+    rows = adapted(rows, asked.batch_statistics, Shuffle(asked.batch_size, asked.seed))
     # Read before time is spent: a file of a run may be damaged.
     runs = {short_name(name, sources): Path(name) for name in sources if is_run(name)}
     found = _sets(shifts, asked.request(root, (), _held_out(runs)), rows.models)
@@ -201,6 +207,8 @@ def check_run(
     """
     asked = Evaluation(**how)
     widened(classifier.preprocess, asked.settings(Path()).views)
+    if asked.batch_statistics is not None:
+        check_norms({classifier.name: classifier})
     between = [alpha for alpha in alphas_of(asked.wise) if 0 < alpha < 1]
     request = asked.request(local_folder(data_root), classifier.class_names, ())
     found = find_shifts(shifts, request)
@@ -295,18 +303,6 @@ def report_folder(what: Sequence[str], out: str | None) -> Path:
 
 def _is_report(what: str) -> bool:
     return Path(what).suffix == ".json"
-
-
-def _move(models: Mapping[str, Model]) -> None:
-    """All models to the device of this process."""
-    device = processes.device()
-    for model in models.values():
-        if isinstance(model, Blend):
-            model.line.between.to(device).suit(device)
-        elif not isinstance(model, SavedAnswers):
-            model.to(device)
-            if isinstance(model, Classifier):
-                model.suit(device)
 
 
 def _sets(shifts: Sequence[str], request: Request, models: Mapping[str, Model]) -> list[Shift]:

@@ -105,7 +105,7 @@ def _named(
     given = {str(name): _with_transform(model, transform) for name, model in several.items()}
     # One for each transform: what sees images alike reads them together.
     looks = {id(m[1]): Whole.before(m[1]) for m in given.values() if isinstance(m, tuple)}
-    own = {
+    own: dict[str, Model] = {
         name: AnyModel(model[0], looks[id(model[1])], class_names)
         if isinstance(model, tuple)
         else model

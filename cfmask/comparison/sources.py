@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from cfmask import digits, wordnet
+from cfmask import digits, processes, wordnet
 from cfmask.checkpoint import AVERAGE, PRETRAINED, load_classifier
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError, unknown
 from cfmask.families.openclip import UNTRAINED, OpenClipClassifier
 from cfmask.families.timm import PACKAGE, TimmClassifier
+from cfmask.inference.batch_statistics import Adapted, Shuffle, check_norms
 from cfmask.inference.inference import Model
 from cfmask.inference.saved_answers import ENDINGS, SavedAnswers
 from cfmask.inference.wise import Blend, WeightLine
@@ -188,6 +189,33 @@ def models_of(
             names = asked if own is None else Labels(own.names, asked.templates)
             models[what] = named_classifier(what, names)
     return Found(models, starts, runs)
+
+
+def adapted(rows: Found, alpha: float | None, shuffle: Shuffle) -> Found:
+    """The rows, then one of mixed batch statistics for each unless `alpha` is None.
+
+    Raises:
+        InputError: a model without batch norms, which saved answers are as well.
+    """
+    if alpha is None:
+        return rows
+    check_norms(rows.models)
+    models, starts = dict(rows.models), dict(rows.starts)
+    for name, model in rows.models.items():
+        if isinstance(model, Classifier | Blend):
+            other = f"{name} + batch statistics {alpha:g}"
+            models[other], starts[other] = Adapted(model, alpha, shuffle), name
+    return Found(models, starts, rows.runs)
+
+
+def move(models: Mapping[str, Model]) -> None:
+    """All models of a command to the device of this process."""
+    device = processes.device()
+    for model in models.values():
+        if isinstance(model, Blend):
+            model.line.between.to(device).suit(device)
+        elif isinstance(model, Classifier):
+            model.to(device).suit(device)
 
 
 def short_name(what: str, sources: Sequence[str]) -> str:

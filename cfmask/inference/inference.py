@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from cfmask import processes
 from cfmask.classifier import Classifier
@@ -26,6 +26,7 @@ from cfmask.frame import plain
 from cfmask.images import Preprocess, to_unit
 from cfmask.inference.answer_store import AnswerStore, file_name, key_of, model_key, set_key
 from cfmask.inference.any_model import AnyModel, Whole
+from cfmask.inference.batch_statistics import Adapted, Shuffle, in_order, mixed
 from cfmask.inference.images_bar import COLUMNS
 from cfmask.inference.predictions import join_parts, key_in, prediction_file
 from cfmask.inference.readable import Readable
@@ -41,7 +42,7 @@ from cfmask.views.view import View
 # Images a forward pass on a CPU: their activations fit its cache, a fifth faster than hundreds.
 CACHED = 50
 # Models that are run, and models of a report.
-Live = Classifier | Blend | AnyModel
+Live = Classifier | Blend | AnyModel | Adapted
 Model = Live | SavedAnswers
 Judge = Callable[[Tensor, Tensor, Tensor, list[str]], Answers]
 
@@ -67,12 +68,14 @@ class Tally:
 
 def classifier_of(model: Live) -> Classifier | AnyModel:
     """The model to run; that of a blend is valid until another point of its line is asked for."""
-    return model.classifier() if isinstance(model, Blend) else model
+    base = model.model if isinstance(model, Adapted) else model
+    return base.classifier() if isinstance(base, Blend) else base
 
 
 def described(model: Live) -> Classifier | AnyModel:
     """The model that has the name, classes and preprocessing; a blend has those of its end."""
-    return model.line.tuned if isinstance(model, Blend) else model
+    base = model.model if isinstance(model, Adapted) else model
+    return base.line.tuned if isinstance(base, Blend) else base
 
 
 def classes_of(model: Model) -> tuple[str, ...]:
@@ -85,7 +88,13 @@ def facts_of(model: Model) -> dict[str, Any]:
     if isinstance(model, SavedAnswers):
         return {"encoder": model.name}
     own = described(model)
-    return {"encoder": own.name, "preprocess": own.preprocess.spec()}
+    adapted = model.facts() if isinstance(model, Adapted) else {}
+    return {"encoder": own.name, "preprocess": own.preprocess.spec(), **adapted}
+
+
+def _reading(model: Live) -> tuple[Preprocess, Shuffle | None]:
+    """How a set is read; models of one way share it. A shuffle of None is the set's order."""
+    return described(model).preprocess, model.shuffle if isinstance(model, Adapted) else None
 
 
 def _device(model: Classifier | AnyModel) -> torch.device:
@@ -127,7 +136,7 @@ class Inference:
         began = time.perf_counter()
         with eval_mode(self.models.values()), self.bar:
             keys = self._model_keys()
-            looks = len({described(model).preprocess for model in self.models.values()})
+            looks = len(set(map(_reading, self.models.values())))
             sizes = [shift.found.images if shift.found else 0 for shift in shifts]
             task = self.bar.add_task("", total=looks * sum(sizes))
             for shift in shifts:
@@ -150,15 +159,16 @@ class Inference:
             # Points of one line share an object, which holds the weights of the last one asked for.
             own = classifier_of(model)
             keys[name] = model_key(own) if isinstance(own, Classifier) else ""
+            if keys[name] and isinstance(model, Adapted):
+                keys[name] = key_of(keys[name], f"{model.alpha!r} {model.shuffle}")
         return keys
 
     def _one_set(self, shift: Shift, keys: Mapping[str, str]) -> dict[str, Answers]:
-        """Answers of all models; the set is read once for each preprocessing."""
+        """Answers of all models; the set is read once for each preprocessing and order."""
         answers: dict[str, Answers] = {}
-        looks = dict.fromkeys(described(m).preprocess for m in self.models.values())
-        for look in looks:
-            own = {n: k for n, k in keys.items() if described(self.models[n]).preprocess == look}
-            data = self._images(shift, look, self.settings.views)
+        for reading in dict.fromkeys(map(_reading, self.models.values())):
+            own = {n: k for n, k in keys.items() if _reading(self.models[n]) == reading}
+            data = self._images(shift, reading[0], self.settings.views)
             for model in map(self.models.__getitem__, own):
                 if isinstance(model, AnyModel):
                     model.numbered(data[0][0].to(_device(model)))
@@ -189,7 +199,7 @@ class Inference:
     def _of_alike(
         self, shift: Shift, data: Readable, keys: Mapping[str, str]
     ) -> dict[str, Answers]:
-        """Answers of the models of one preprocessing, kept ones where there are any."""
+        """Answers of the models of one reading, kept ones where there are any."""
         where: dict[str, tuple[Path, str]] = {}
         known = processes.from_first(lambda: self._kept(shift, data, keys, where))
         self._expect(shift, len(data), reused=len(known) == len(keys))
@@ -228,6 +238,8 @@ class Inference:
         try:
             made = processes.gathered(lambda: self._own_part(shift, data, names, mine))
             fresh = {name: Answers.joined([part[name] for part in made]) for name in names}
+            shuffle = _reading(self.models[names[0]])[1]
+            fresh = {n: shuffle.restored(a) if shuffle else a for n, a in fresh.items()}
             self.tally.images += len(data)
             processes.from_first(keep)
             return fresh
@@ -282,25 +294,28 @@ class Inference:
         `files` are for the predictions of each model; there are none if these are not wanted.
         """
         answers: dict[str, list[Answers]] = {name: [] for name in names}
-        own, done = processes.own_part(len(data)), 0
-        paths = data.paths()[own.start : own.stop] if self.settings.predictions else []
+        shuffle = _reading(self.models[names[0]])[1]
+        batches = (
+            shuffle.batches(len(data)) if shuffle else in_order(len(data), self.settings.batch_size)
+        )
+        paths = data.paths() if self.settings.predictions else []
         with contextlib.ExitStack() as stack:
             judges = {
                 name: stack.enter_context(self._judge(shift, name, file))
                 for name, file in zip_longest(names, files)
             }
             loader = DataLoader(
-                Subset(data, own),
-                self.settings.batch_size,
+                data,
+                batch_sampler=batches,
                 num_workers=self.settings.workers,
                 pin_memory=torch.cuda.is_available(),
             )
-            for images, labels, readable in loader:
-                batch, paths = paths[: len(labels)], paths[len(labels) :]
+            for numbers, (images, labels, readable) in zip(batches, loader):
+                batch = [paths[i] for i in numbers] if paths else []
                 for name in names:
                     model, look = self.models[name], described(self.models[name]).preprocess
                     images = to_unit(images.to(_device(classifier_of(model)), non_blocking=True))
-                    ask = partial(self._ask, classifier_of(model))
+                    ask = partial(self._ask, model)
                     said = logits, _ = ask(plain(images, data.look, look))
                     if not logits.isfinite().all():
                         raise InputError(
@@ -309,10 +324,9 @@ class Inference:
                         )
                     judged = judges[name](logits, labels, readable, batch)
                     views = Viewing(self.settings.views, look, data.look, shift)
-                    answers[name].append(views(judged, said, images, ask, own.start + done))
-                done += len(labels)
+                    answers[name].append(views(judged, said, images, ask, numbers))
                 self.bar.advance(self.bar.task_ids[0], len(labels) * processes.count())
-            for name in names if not own else []:
+            for name in names if not batches else []:
                 none = torch.zeros(0, dtype=torch.int64)
                 heads = len(described(self.models[name]).class_names)
                 answers[name].append(judges[name](torch.zeros(0, heads), none, none.bool(), []))
@@ -338,12 +352,15 @@ class Inference:
 
             yield judge
 
-    def _ask(self, model: Classifier | AnyModel, images: Tensor) -> Heard:
+    def _ask(self, model: Live, images: Tensor) -> Heard:
         """Logits (B, K) and, if views are shown to a classifier, features (B, D)."""
-        kind = images.device.type
+        kind, network = images.device.type, classifier_of(model)
         with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
+            if isinstance(model, Adapted):
+                with mixed(network, model.alpha):
+                    return heard(network, [images], bool(self.settings.views))
             parts = images.split(CACHED if kind == "cpu" else len(images))
-            return heard(model, parts, bool(self.settings.views))
+            return heard(network, parts, bool(self.settings.views))
 
 
 def _part(path: Path, token: str, rank: int) -> Path:
@@ -354,7 +371,8 @@ def _part(path: Path, token: str, rank: int) -> Path:
 
 def _check_weights(name: str, model: Live) -> None:
     """Refuse weights that are not finite, before an image is read."""
-    for part in (model.line.start, model.line.tuned) if isinstance(model, Blend) else (model,):
+    base = model.model if isinstance(model, Adapted) else model
+    for part in (base.line.start, base.line.tuned) if isinstance(base, Blend) else (base,):
         # A buffer may be an attention mask, with -inf.
         wrong = [k for k, value in part.named_parameters() if not value.isfinite().all()]
         wrong += [k for k, value in part.named_buffers() if value.isnan().any()]

@@ -131,7 +131,7 @@ class Viewing:
         said: Heard,
         images: Tensor,
         ask: Ask,
-        first: int,
+        numbers: Sequence[int],
     ) -> Answers:
         """Answers with the columns of all views.
 
@@ -140,13 +140,12 @@ class Viewing:
             said: what `ask` gave for them.
             images: float (B, 3, H', W') in [0, 1], as `frame` reads them.
             ask: the model.
-            first: number of the first image in the set; the others follow.
+            numbers: of the images in the set.
         """
         if not self.views:
             return answers
         usual = plain(images, self.frame, self.look)
         own = self._said(said, answers)
-        numbers = range(first, first + len(images))
         found: dict[str, Tensor] = {}
         for name, view in self.views.items():
             if view.margin and self.frame.size == self.look.size:
