@@ -189,12 +189,16 @@ def digit_set(name: str, count: int, seed: int, world: str = "digits", **changed
     return draw(replace(sets[name], **changed), count, zlib.crc32(f"{key}/{seed}".encode()))
 
 
+def cues(name: str, count: int, seed: int, **changed: Any) -> tuple[Tensor, Tensor]:
+    """Labels and backgrounds of `digit_set` in the first world, int64 (N,) each, without images."""
+    rng = torch.Generator().manual_seed(zlib.crc32(f"{name}/{seed}".encode()))
+    return _cues(replace(SETS[name], **changed), count, rng)
+
+
 def draw(sampling: Sampling, count: int, seed: int) -> DigitSet:
     """Draw `count` images; classes are balanced up to rounding."""
     rng = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 10
-    labels = labels[torch.randperm(count, generator=rng)]
-    backgrounds = _draw_others(labels, sampling.tied, sampling.backgrounds, rng)
+    labels, backgrounds = _cues(sampling, count, rng)
     styles = torch.randint(len(sampling.styles), (count,), generator=rng)
 
     photos = _crop(backgrounds, sampling.photographs, sampling.crops, rng)
@@ -218,6 +222,13 @@ def draw(sampling: Sampling, count: int, seed: int) -> DigitSet:
         styles=torch.tensor([order.index(style) for style in sampling.styles])[styles],
         marks=marks,
     )
+
+
+def _cues(sampling: Sampling, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Label and background of each image (N,), which are drawn before all else."""
+    labels = torch.arange(count) % 10
+    labels = labels[torch.randperm(count, generator=rng)]
+    return labels, _draw_others(labels, sampling.tied, sampling.backgrounds, rng)
 
 
 def _uniform(bounds: tuple[float, float], count: int, rng: torch.Generator) -> Tensor:

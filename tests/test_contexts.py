@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm
 from support.digits_sets import NAMES
 from support.evaluation import in_processes, models, painted, without_run
-from support.imagenet_trees import SIDE, Sees, paint
+from support.imagenet_trees import SIDE, Sees, colour, paint
 
-from cfmask import InputError, Preprocess, Request, ShiftReport, evaluate, find_shifts
+from cfmask import InputError, Preprocess, Request, ShiftReport, digits, evaluate, find_shifts
+from cfmask.data.datamodule import Tensors
 from cfmask.shifts.contexts import GROUPS, RATIO, TEST
 from cfmask.shifts.named_folders import own_class_names
 
@@ -85,6 +87,31 @@ def test_a_picture_beside_the_contexts_leaves_none(tmp_path):
 def test_metashifts_names_tell_classes_from_contexts(tmp_path):
     plant(tmp_path / "meta", TREE)
     assert own_class_names(tmp_path) == ("ant", "bee")
+
+
+def test_the_digits_world_has_contexts():
+    few = Request(None, digits.CLASS_NAMES, 20, seed=3)
+    (small,) = find_shifts(["digits/contexts"], few)
+    data, drawn = small.load(Preprocess((48, 48))), digits.digit_set("id", 20, 3, tied=0.5)
+    assert torch.equal(data.images, drawn.images) and torch.equal(data.labels, drawn.labels)
+    for group, label, place in zip(small.groups, drawn.labels, drawn.backgrounds):
+        own = digits.CLASS_NAMES[label] if label == place else "others"
+        assert small.group_names[group] == f"{own} on {digits.BACKGROUNDS[place]}"
+        assert small.absent[group] == ("" if label == place else "BG")
+    # The shares are those of images drawn for training.
+    labels, places = digits.cues("train", 20_000, 0)
+    found = torch.bincount(2 * places + (labels != places), minlength=20) / 20_000
+    assert np.allclose(found, small.training_shares, atol=0.01)
+    # Who reads the background alone is right in half of the groups, and in 95 % of training.
+    (shift,) = find_shifts(["digits/contexts"], replace(few, images=400))
+    labels, places = digits.cues("id", 400, 3, tied=0.5)
+    seen = torch.tensor([colour(k) for k in places], dtype=torch.uint8)
+    seen = Tensors(seen.view(-1, 3, 1, 1).expand(-1, -1, SIDE, SIDE), labels)
+    ground = replace(shift, load=lambda look: seen)
+    found = {r.metric: r.value for r in evaluate({"m": Sees()}, [ground]).rows}
+    figures = ("worst_group", "group_mean", "disparity", "id_accuracy", "bg_gap")
+    assert [found[name] for name in figures] == pytest.approx([0, 0.5, 1, 0.95, -0.95])
+    assert "digits/contexts" not in [s.name for s in find_shifts(["digits"], few)]
 
 
 def plant_cars(root: Path, wrong: Mapping[str, int], each: int = 4) -> Path:

@@ -13,7 +13,7 @@ from PIL import Image
 from support.imagenet_trees import SIDE, synsets
 from support.training import photos
 
-from cfmask import TimmClassifier
+from cfmask import TimmClassifier, digits
 from cfmask.checkpoint import WEIGHTS, save_classifier
 from cfmask.commands.eval_models import evaluate_run
 from cfmask.commands.parser import as_lists
@@ -44,6 +44,8 @@ def home(everything, tmp_path, monkeypatch) -> Path:
     (tmp_path / "strange").mkdir()
     Image.new("RGB", (32, 32), (200, 0, 90)).save(tmp_path / "strange" / "a.png")
     make_run(tmp_path / "runs" / "mine", synsets())
+    for name in ("plain", "demo"):
+        make_run(tmp_path / "runs" / name, digits.CLASS_NAMES)
     make_run(tmp_path / "runs" / "photos", [p.name for p in (tmp_path / "photos/train").iterdir()])
     return tmp_path
 
@@ -58,7 +60,8 @@ def test_every_command_of_the_page_runs(home, capsys):
             assert end.value.code == 1, "the made-up trees are not complete"
             assert "imagenet/val" in capsys.readouterr().out
         else:
-            evaluate_run([*args, "--allow_incomplete=true", "--wise=0.5", "--images=20"])
+            few = ["--allow_incomplete=true", "--wise=0.5", "--images=20", "--pictures=0"]
+            evaluate_run([*args, *few])
             assert ("tuned" if "runs/" in line else "tiny-clip") in capsys.readouterr().out
     report = json.loads((home / "runs" / "mine" / "report.json").read_text())
     assert {row["shift"] for row in report["rows"]} >= {"imagenet/val", "imagenet/sketch"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,26 @@ def no_digits(name: str, count: int, seed: int, size: tuple[int, int]) -> Tensor
     return Tensors(resized(images, size), torch.full((count,), UNKNOWN))
 
 
+# The images of id, half of them on a background that goes with their digit; grouped, on request.
+CONTEXTS, EVEN = "contexts", {"tied": 0.5}
+
+
+def groups_of(count: int, seed: int) -> dict[str, Any]:
+    """Facts of the `Shift` of `CONTEXTS`: each background with its own digit, and with others.
+
+    Shares of training are those of the set `train` as it is drawn by default.
+    """
+    labels, backgrounds = digits.cues("id", count, seed, **EVEN)
+    tied, places = digits.SETS["train"].tied, digits.BACKGROUNDS[: len(digits.CLASS_NAMES)]
+    pairs = zip(places, digits.CLASS_NAMES)
+    return {
+        "groups": tuple((2 * backgrounds + (labels != backgrounds)).tolist()),
+        "group_names": tuple(f"{k} on {place}" for place, own in pairs for k in (own, "others")),
+        "training_shares": (tied / len(places), (1 - tied) / len(places)) * len(places),
+        "absent": ("", "BG") * len(places),
+    }
+
+
 # Sets of the first world that are for training.
 TRAINING = ("train", "val")
 
@@ -47,7 +68,7 @@ def digits_shifts(request: Request, world: str = "digits") -> list[Shift]:
     """The test sets of one of `digits.WORLDS`; `id` is drawn as the training images are.
 
     In the first world the background predicts the class in `id` alone.
-    Those of `NO_DIGITS` come only if they are asked for.
+    Those of `NO_DIGITS`, and `CONTEXTS`, come only if they are asked for.
 
     Raises:
         InputError: a classifier of other classes, or too many images.
@@ -63,6 +84,8 @@ def digits_shifts(request: Request, world: str = "digits") -> list[Shift]:
         def drawn(size: tuple[int, int]) -> Tensors:
             if name in NO_DIGITS:
                 return no_digits(name, request.images, request.seed, size)
+            if name == CONTEXTS:
+                return digits_tensors("id", request.images, request.seed, size, **EVEN)
             return digits_tensors(name, request.images, request.seed, size, world)
 
         if not isinstance(preprocess, Frame):
@@ -76,4 +99,8 @@ def digits_shifts(request: Request, world: str = "digits") -> list[Shift]:
         found, note = Size(request.images, 0), f"{words}; {note}"
         name = request.only
         return [Shift(name, partial(load, name), found=found, note=note, unknown=True)]
+    if world == "digits" and request.only == CONTEXTS:
+        note = f"the images of id, half of them on a background of another digit; {note}"
+        facts = groups_of(request.images, request.seed)
+        return [Shift(CONTEXTS, partial(load, CONTEXTS), found=size, note=note, **facts)]
     return [Shift(name, partial(load, name), name == "id", found=size, note=note) for name in names]
