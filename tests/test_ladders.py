@@ -14,6 +14,7 @@ from torch import nn
 from cfmask import InputError, Preprocess, ShiftReport, digits, evaluate, find_shifts
 from cfmask.data.datamodule import Tensors
 from cfmask.reporting.page import as_html
+from cfmask.reporting.tables import footnotes
 from cfmask.shift import Ladder, Request, Shift
 from cfmask.shifts.corrupted import CORRUPTIONS, Corrupted
 
@@ -185,6 +186,14 @@ def test_what_is_no_ladder_is_refused_in_one_line():
             Ladder("fog", scales, names, 4.0)
 
 
+def test_a_table_tells_what_its_intervals_are():
+    report = evaluate({"m": Sees(Bears())}, steps())
+    note = " ".join(footnotes(report, "scale_drop"))
+    assert "drops over scales: normal" in note and "failure points: normal" in note
+    plain = evaluate({"m": Sees(Bears())}, steps()[:1])
+    assert "Clopper-Pearson" in " ".join(footnotes(plain)) and "scales" not in footnotes(plain)[-1]
+
+
 def request(*corrupt: str, images: int = 12) -> Request:
     return Request(None, digits.CLASS_NAMES, images, corrupt=corrupt)
 
@@ -224,7 +233,12 @@ def test_the_reference_set_is_corrupted_at_five_severities():
     grey = (image * torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(0).mean()
     expected = 255 * (0.05 * image + 0.95 * grey)
     assert (worst[3][0] - expected).abs().max() <= 1
-    assert len(find_shifts(["digits/id"], request("all"))) == 1 + 5 * len(CORRUPTIONS)
+    every = find_shifts(["digits/id"], request("all"))
+    assert len(every) == 1 + 5 * len(CORRUPTIONS)
+    # All and one of them are all of them, each once.
+    for both in (("all", "contrast"), ("contrast", "all")):
+        names = [shift.name for shift in find_shifts(["digits/id"], request(*both))]
+        assert sorted(names) == sorted(shift.name for shift in every)
 
 
 def test_a_corruption_that_is_none_or_of_nothing_is_refused():

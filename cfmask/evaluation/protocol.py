@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -39,8 +39,7 @@ def protocol_of(
     return {
         "metric": "top-1 accuracy, every image counted once",
         "metrics": {name: metric.described() for name, metric in metrics.items()},
-        "interval": "95 % Clopper-Pearson; of means: normal, from the sets' binomial variances; of "
-        "AUROC and OSCR: DeLong's",
+        "interval": "; of ".join(_intervals(shifts)),
         "comparison": "exact McNemar test on the same images; interval of the difference: "
         "Bonett-Price",
         "means": {name: list(of.weights) for name, of in combinations(shifts).items()},
@@ -50,6 +49,18 @@ def protocol_of(
         "precision": precision or SAVED,
         "decoder": f"{decoder}: {DECODERS[decoder]}" if precision else SAVED,
     }
+
+
+def _intervals(shifts: Sequence[Shift]) -> Iterator[str]:
+    """What intervals are, and of which figures another one."""
+    yield "95 % Clopper-Pearson"
+    yield "means: normal, from the sets' binomial variances"
+    yield "AUROC and OSCR: DeLong's"
+    if any(shift.groups is not None for shift in shifts):
+        yield "means, disparity and gaps of groups: normal, from the groups' binomial variances"
+    if any(shift.ladder is not None for shift in shifts):
+        yield "drops over scales: normal, the images of a trajectory taken together"
+        yield "failure points: normal, from their standard deviation"
 
 
 def set_protocol(shift: Shift) -> dict[str, Any]:

@@ -102,8 +102,8 @@ def corrupted_shifts(known: Sequence[Shift], request: Request) -> list[Shift]:
     Raises:
         InputError: no set in distribution, or an unknown corruption.
     """
-    names = list(dict.fromkeys(request.corrupt))
-    names = list(CORRUPTIONS) if names == [ALL] else names
+    asked = (CORRUPTIONS if name == ALL else (name,) for name in request.corrupt)
+    names = list(dict.fromkeys(name for several in asked for name in several))
     for name in names:
         if name not in CORRUPTIONS:
             raise unknown("corruption", name, [*CORRUPTIONS, ALL])

@@ -41,7 +41,7 @@ def no_digits(name: str, count: int, seed: int, size: tuple[int, int]) -> Tensor
 
 
 # The images of id, half of them on a background that goes with their digit; grouped, on request.
-CONTEXTS, EVEN = "contexts", {"tied": 0.5}
+CONTEXTS, TIED = "contexts", 0.5
 
 
 def groups_of(count: int, seed: int) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def groups_of(count: int, seed: int) -> dict[str, Any]:
 
     Shares of training are those of the set `train` as it is drawn by default.
     """
-    labels, backgrounds = digits.cues("id", count, seed, **EVEN)
+    labels, backgrounds = digits.cues("id", count, seed, tied=TIED)
     tied, places = digits.SETS["train"].tied, digits.BACKGROUNDS[: len(digits.CLASS_NAMES)]
     pairs = zip(places, digits.CLASS_NAMES)
     return {
@@ -85,7 +85,7 @@ def digits_shifts(request: Request, world: str = "digits") -> list[Shift]:
             if name in NO_DIGITS:
                 return no_digits(name, request.images, request.seed, size)
             if name == CONTEXTS:
-                return digits_tensors("id", request.images, request.seed, size, **EVEN)
+                return digits_tensors("id", request.images, request.seed, size, tied=TIED)
             return digits_tensors(name, request.images, request.seed, size, world)
 
         if not isinstance(preprocess, Frame):
