@@ -20,6 +20,8 @@ from cfmask.errors import InputError, unknown
 from cfmask.files import read_json
 from cfmask.heads import text_features
 
+# Descriptions of our own words that are known by name.
+SHIPPED = {"digits": Path(__file__).with_name("described_digits.json")}
 # Descriptors that follow on "which" as they are.
 VERBS = ("has", "often", "typically", "may", "can")
 
@@ -40,15 +42,19 @@ def sentence(class_name: str, descriptor: str) -> str:
     return f"{class_name}, which {verb}{descriptor}."
 
 
-def read_descriptions(path: Path, class_names: Sequence[str]) -> dict[str, list[str]]:
+def read_descriptions(path: str | Path, class_names: Sequence[str]) -> dict[str, list[str]]:
     """Descriptors by class, in the order of the classes, of a JSON file {class: [descriptor, …]}.
 
     An empty list is one empty descriptor, as in the released code.
 
+    Args:
+        path: the file, or a key of `SHIPPED`.
+        class_names: of the model.
+
     Raises:
         InputError: no such file, a class that is missing or is none of the model's.
     """
-    found = read_json(path)
+    found = read_json(SHIPPED.get(str(path), Path(path)))
     if not isinstance(found, dict) or not found:
         raise InputError(
             f'Expected {{"class": ["descriptor", …], …}} in {path}, but got {found!r:.60}.'
@@ -88,15 +94,29 @@ def described_weight(
         normalise: L2-normalise the mean too, as for prompts; the released code does not, so that a
             class of scattered descriptors scores lower there.
     """
+    read = descriptor_features(clip, tokenizer, descriptions)
+    mean = torch.stack([texts.mean(0) for texts in read.values()])
+    weight: Tensor = (F.normalize(mean, dim=-1) if normalise else mean) * _scale(clip)
+    return weight
+
+
+@torch.no_grad()
+def descriptor_features(
+    clip: nn.Module,
+    tokenizer: Callable[[list[str]], Tensor],
+    descriptions: Mapping[str, Sequence[str]],
+) -> dict[str, Tensor]:
+    """Unit features float (n_k, D) of the sentences of each class, on the CPU.
+
+    Arguments are those of `described_weight`.
+    """
     clip.to(processes.device())
-    rows = []
+    found = {}
     for name, texts in descriptions.items():
         tokens = tokenizer([sentence(name, text) for text in texts])
-        rows.append(F.normalize(text_features(clip, tokens), dim=-1).mean(0))
-    mean, scale = torch.stack(rows), _scale(clip)
-    weight = (F.normalize(mean, dim=-1) if normalise else mean) * scale
+        found[name] = F.normalize(text_features(clip, tokens), dim=-1).cpu()
     clip.to("cpu")
-    return weight.cpu()
+    return found
 
 
 def _scale(clip: Any) -> Tensor:

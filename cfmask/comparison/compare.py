@@ -9,6 +9,7 @@ from typing import Any
 
 from cfmask import processes
 from cfmask.classifier import Classifier
+from cfmask.comparison.described_rows import check_descriptions, with_descriptions
 from cfmask.comparison.evaluate import checked_reference, report_of
 from cfmask.comparison.examples import Explainer, gallery
 from cfmask.comparison.joining import check_protocol, joined
@@ -80,6 +81,9 @@ class Evaluation:
         views: further versions of each image that the models are shown: `translation` (the crop
             moved by a pixel; `translation/4` by 4), `structure` (patches shuffled), or import paths
             of one's own.
+        descriptions: JSON file {class: [descriptor, …]}, or `digits`: one more row for each model
+            with a text tower, with a zero-shot head from these descriptions.
+        normalise: L2-normalise the mean of a class's descriptions; false as in the released code.
         holdout: share of the images of a data_root without train/ that is the set `id`; a run
             brings the images that it has held out; 0.2 by default.
         batch_statistics: weight in [0, 1] of the stored statistics, the rest from the batch of test
@@ -109,6 +113,8 @@ class Evaluation:
     corrupt: list[str] = field(default_factory=list)
     views: list[str] = field(default_factory=list)
     batch_statistics: float | None = None
+    descriptions: str | None = None
+    normalise: bool = True
 
     def __post_init__(self) -> None:
         at_least(1, self.images, "image of each built-in set (images)")
@@ -173,6 +179,7 @@ def compare(
     root, alphas = local_folder(data_root), alphas_of(asked.wise)
     check_apart(folder, root, shifts)
     rows = models_of(sources, alphas, lambda: labels_of(shifts, root), asked.trust)
+    rows = with_descriptions(rows, asked.descriptions, asked.normalise, asked.trust)
     move(rows.models)
     rows = adapted(rows, asked.batch_statistics, Shuffle(asked.batch_size, asked.seed))
     # Read before time is spent: a file of a run may be damaged.
@@ -209,6 +216,7 @@ def check_run(
     widened(classifier.preprocess, asked.settings(Path()).views)
     if asked.batch_statistics is not None:
         check_norms({classifier.name: classifier})
+    check_descriptions(classifier, asked.descriptions)
     between = [alpha for alpha in alphas_of(asked.wise) if 0 < alpha < 1]
     request = asked.request(local_folder(data_root), classifier.class_names, ())
     found = find_shifts(shifts, request)

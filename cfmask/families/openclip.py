@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -56,8 +55,8 @@ class OpenClipClassifier(Classifier):
         head: `zero_shot`, or `linear` for a fresh one.
         image_size: side in pixels, or (H, W), if another than the model's own. Position embeddings
             are resampled to it.
-        descriptions: JSON file {class: [descriptor, …]}, from which the zero-shot head is made in
-            place of `templates`; see `cfmask.descriptions`.
+        descriptions: JSON file {class: [descriptor, …]}, or `digits` for ours, from which the
+            zero-shot head is made in place of `templates`; see `cfmask.descriptions`.
         normalise: L2-normalise the mean of a class's descriptions; false as in the released code.
 
     Raises:
@@ -91,7 +90,7 @@ class OpenClipClassifier(Classifier):
                     f"Expected head: zero_shot for descriptions, but got head: {head}; leave one "
                     "of them out."
                 )
-            texts = read_descriptions(Path(descriptions), class_names)
+            texts = read_descriptions(descriptions, class_names)
             described = {"descriptions": texts, "normalise": normalise}
             templates = []
         # Deep in a configuration the parser reads null as a text.
@@ -135,6 +134,11 @@ class OpenClipClassifier(Classifier):
     # Model and weights that the commands were asked for; unknown of what comes from a file, which
     # may not say what is loaded.
     _made_of: tuple[str, str | None] | None = None
+
+    @property
+    def knows_text(self) -> bool:
+        """Whether `text_tower` is that of the weights that were asked for."""
+        return self._made_of is not None
 
     def text_tower(self) -> tuple[TextTower, Tokenizer]:
         """See `Classifier.text_tower`. Weights files and runs hold the image tower alone."""
