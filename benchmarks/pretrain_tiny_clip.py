@@ -41,15 +41,6 @@ CAPTIONS = (
     "a faint {digit} on {background}, {style}",
 )
 EMPTY = "a {style} of {background}"
-BACKGROUND_WORDS = {
-    "chelsea": "cat",
-    "hubble_deep_field": "stars",
-    "retina": "eye",
-    "immunohistochemistry": "tissue",
-    "page": "text",
-    "stereo_motorcycle": "motorcycle",
-    "china": "temple",
-}
 OTHER_WORDS = ("photo picture image number handwritten drawing digit faint a an the of on in with",)
 CONTEXT = 16
 SIMPLE = 0.45  # share of the steps whose captions are only "a <digit>"
@@ -92,7 +83,7 @@ def write_merges(path: Path) -> None:
     full = SimpleTokenizer()
     words = " ".join(
         [*CAPTIONS, *OTHER_WORDS, *digits.TEMPLATES, *digits.CLASS_NAMES, *digits.STYLES]
-        + [BACKGROUND_WORDS.get(name, name) for name in digits.BACKGROUNDS]
+        + [digits.BACKGROUND_WORDS.get(name, name) for name in digits.BACKGROUNDS]
     )
     used: set[tuple[str, str]] = set()
     for word in {w.strip("{},") for w in words.split()} - {""}:
@@ -207,7 +198,7 @@ def _captions(batch: digits.DigitSet, rng: torch.Generator) -> list[str]:
             template.format(
                 style=styles[style],
                 digit=digits.CLASS_NAMES[wrong],
-                background=BACKGROUND_WORDS.get(name, name),
+                background=digits.BACKGROUND_WORDS.get(name, name),
             )
         )
     return captions

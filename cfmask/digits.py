@@ -53,6 +53,16 @@ BACKGROUNDS = (
     "china",
     "flower",
 )
+# What the captions of the tiny CLIP call a photograph, where that is not its name.
+BACKGROUND_WORDS = {
+    "chelsea": "cat",
+    "hubble_deep_field": "stars",
+    "retina": "eye",
+    "immunohistochemistry": "tissue",
+    "page": "text",
+    "stereo_motorcycle": "motorcycle",
+    "china": "temple",
+}
 # Of the held-out world, seen neither in pretraining nor in fine-tuning.
 OTHER_PHOTOGRAPHS = (
     "astronaut",

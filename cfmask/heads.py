@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from cfmask import processes
 from cfmask.errors import InputError, unknown
 
+# Prompt for classes of one's own.
+PROMPT = ("a photo of a {}.",)
 HeadOrigin = Literal["text", "weights", "probe", "training", "chance"]
 # Where a head may come from.
 HEAD_ORIGINS: dict[HeadOrigin, str] = {

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 from support.imagenet_trees import SIDE, synsets
+from support.runs import plant_run
 from support.training import photos
 
 from cfmask import TimmClassifier, digits
@@ -34,7 +35,7 @@ def make_run(path: Path, names) -> None:
 
 
 @pytest.fixture
-def home(everything, tmp_path, monkeypatch) -> Path:
+def home(everything, tmp_path, monkeypatch, tiny_clip) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(everything)
     photos(tmp_path / "photos")
@@ -43,9 +44,9 @@ def home(everything, tmp_path, monkeypatch) -> Path:
         (tmp_path / "scenes" / "fruit" / folder.name / "table").symlink_to(folder)
     (tmp_path / "strange").mkdir()
     Image.new("RGB", (32, 32), (200, 0, 90)).save(tmp_path / "strange" / "a.png")
+    plant_run(tmp_path / "runs" / "demo", tiny_clip)
     make_run(tmp_path / "runs" / "mine", synsets())
-    for name in ("plain", "demo"):
-        make_run(tmp_path / "runs" / name, digits.CLASS_NAMES)
+    make_run(tmp_path / "runs" / "plain", digits.CLASS_NAMES)
     make_run(tmp_path / "runs" / "photos", [p.name for p in (tmp_path / "photos/train").iterdir()])
     return tmp_path
 

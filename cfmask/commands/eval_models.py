@@ -35,7 +35,7 @@ def evaluate_run(args: Sequence[str]) -> ShiftReport | None:
     Returns:
         The report; None if sets were only checked.
     """
-    args = as_lists(args, "--shifts", "--show", "--metrics", "--unknown", "--corrupt", "--views")
+    args = as_lists(args, *LISTS)
     if "--check" in args:
         check_data(args)
         return None
@@ -75,8 +75,15 @@ WHAT = (
 SHOW = "measures to print, such as accuracy,nll,ece, beside those of one's own"
 
 
-# Measures of unknown classes and of ladders, printed where the last of them is there.
-OF_THEIR_OWN = (("auroc_max_logit", "oscr_max_logit"), ("scale_drop", "failure_point"))
+# Options whose values are lists.
+LISTS = ("--shifts", "--show", "--metrics", "--unknown", "--corrupt", "--views", "--tasks")
+
+# Measures of unknown classes, of ladders and of tasks, printed where the last of them is there.
+OF_THEIR_OWN = (
+    ("auroc_max_logit", "oscr_max_logit"),
+    ("scale_drop", "failure_point"),
+    ("task_accuracy", "task_change"),
+)
 
 # Settings that may hold import paths.
 OF_CODE = ("shifts", "metrics", "unknown", "views")

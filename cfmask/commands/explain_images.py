@@ -14,8 +14,9 @@ from torch import Tensor
 from cfmask.classifier import Classifier
 from cfmask.commands.own_pictures import png, read_pictures
 from cfmask.commands.parser import as_lists, command
-from cfmask.comparison.sources import PROMPT, Labels, one_classifier
+from cfmask.comparison.sources import Labels, one_classifier
 from cfmask.errors import InputError, at_least, check_seed
+from cfmask.heads import PROMPT
 from cfmask.images import to_unit
 from cfmask.labels import labels_for
 from cfmask.missingness.lime import MOST_SEGMENTS, PLAIN_LIME, Lime, check_hidings

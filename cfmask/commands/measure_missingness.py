@@ -10,9 +10,10 @@ from cfmask import digits, processes
 from cfmask import wordnet as imagenet
 from cfmask.classifier import Classifier
 from cfmask.commands.parser import as_lists, command
-from cfmask.comparison.sources import PROMPT, Labels, one_classifier, short_name
+from cfmask.comparison.sources import Labels, one_classifier, short_name
 from cfmask.errors import InputError, at_least
 from cfmask.files import check_out
+from cfmask.heads import PROMPT
 from cfmask.missingness.findings import Findings
 from cfmask.missingness.hiding import HIDINGS
 from cfmask.missingness.lab import check_choices, missingness

@@ -12,9 +12,10 @@ from torch import Tensor
 from cfmask.classifier import Classifier
 from cfmask.commands.own_pictures import png, read_pictures
 from cfmask.commands.parser import command
-from cfmask.comparison.sources import PROMPT, Labels, is_run, one_classifier
+from cfmask.comparison.sources import Labels, is_run, one_classifier
 from cfmask.counterfactual import Counterfactual, Fill, ObjectMask, PatchMask, SingleFill
 from cfmask.errors import InputError, check_seed
+from cfmask.heads import PROMPT
 from cfmask.images import to_unit
 from cfmask.labels import labels_for
 from cfmask.relevance import Relevance, default_relevance

@@ -15,6 +15,7 @@ from cfmask.comparison.examples import Explainer, gallery
 from cfmask.comparison.joining import check_protocol, joined
 from cfmask.comparison.seeds import families, seed_groups
 from cfmask.comparison.sources import Found, adapted, is_run, labels_of, models_of, move, short_name
+from cfmask.comparison.task_heads import tasks_of, text_tower_of, towers_of
 from cfmask.decoding import Decoder
 from cfmask.errors import InputError, at_least
 from cfmask.evaluation.own_metrics import own_metrics
@@ -39,6 +40,7 @@ from cfmask.runs.run_folder import CONFIG, RunFolder
 from cfmask.shift import HOLDOUT, Request, Shift, check_apart, local_folder
 from cfmask.shifts.catalogue import find_shifts
 from cfmask.shifts.published import PUBLISHED
+from cfmask.shifts.tasks import Task, find_tasks, protocol_of_tasks
 from cfmask.views.known_views import views_of
 
 REPORT = "report.json"
@@ -86,6 +88,8 @@ class Evaluation:
         normalise: L2-normalise the mean of a class's descriptions; false as in the released code.
         holdout: share of the images of a data_root without train/ that is the set `id`; a run
             brings the images that it has held out; 0.2 by default.
+        tasks: other tasks for the image towers, with the text tower as it was: folders of class
+            folders, or `digits`; each model's accuracy on them, and its change by tuning.
         batch_statistics: weight in [0, 1] of the stored statistics, the rest from the batch of test
             images: one more row for each model, which must have batch norms.
 
@@ -112,6 +116,7 @@ class Evaluation:
     unknown: list[str] = field(default_factory=list)
     corrupt: list[str] = field(default_factory=list)
     views: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
     batch_statistics: float | None = None
     descriptions: str | None = None
     normalise: bool = True
@@ -178,17 +183,23 @@ def compare(
     settings = replace(asked.settings(folder), others=kept)
     root, alphas = local_folder(data_root), alphas_of(asked.wise)
     check_apart(folder, root, shifts)
+    for task in asked.tasks:
+        check_apart(folder, Path(task))
     rows = models_of(sources, alphas, lambda: labels_of(shifts, root), asked.trust)
     rows = with_descriptions(rows, asked.descriptions, asked.normalise, asked.trust)
     move(rows.models)
     rows = adapted(rows, asked.batch_statistics, Shuffle(asked.batch_size, asked.seed))
+    tasks = find_tasks(asked.tasks, asked.images, asked.seed)
+    towers = towers_of(rows.models, asked.trust) if tasks else {}
     # Read before time is spent: a file of a run may be damaged.
     runs = {short_name(name, sources): Path(name) for name in sources if is_run(name)}
     found = _sets(shifts, asked.request(root, (), _held_out(runs)), rows.models)
-    _check_writable(asked, earlier, found, rows.models)
+    _check_writable(asked, earlier, found, rows.models, tasks)
     told, curves = _told(runs, sources, rows.models)
     known = families(runs)
     report = report_of(rows.models, found, settings, rows.starts, _series(known, rows.runs))
+    report.rows.extend(tasks_of(rows.models, towers, tasks, rows.starts, settings))
+    report.protocol.update(protocol_of_tasks(tasks))
     report.spreads.extend(spreads_of(report.rows, seed_groups(known, rows.runs), rows.starts))
     for path, old in earlier.items():
         report = joined(report, old, path)
@@ -214,6 +225,8 @@ def check_run(
     """
     asked = Evaluation(**how)
     widened(classifier.preprocess, asked.settings(Path()).views)
+    if find_tasks(asked.tasks, asked.images, asked.seed):
+        text_tower_of(classifier.name, classifier, asked.trust)
     if asked.batch_statistics is not None:
         check_norms({classifier.name: classifier})
     check_descriptions(classifier, asked.descriptions)
@@ -230,13 +243,14 @@ def _check_writable(
     earlier: Mapping[str, ShiftReport],
     shifts: Sequence[Shift],
     models: Mapping[str, Model],
+    tasks: Sequence[Task],
 ) -> None:
     """Refuse answers that cannot be written, and reports that cannot be joined."""
     if asked.predictions:
         parquet()
     read = not all(isinstance(model, SavedAnswers) for model in models.values())
     used = settled(asked.precision, processes.device().type) if read else None
-    rules = protocol_of({}, shifts, used, asked.decoder)
+    rules = protocol_of({}, shifts, used, asked.decoder) | protocol_of_tasks(tasks)
     for path, old in earlier.items():
         check_protocol(rules, old, path)
 

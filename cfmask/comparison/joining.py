@@ -74,7 +74,7 @@ def check_protocol(ours: Mapping[str, Any], other: ShiftReport, source: str) -> 
         source: where it comes from, for messages.
 
     Raises:
-        InputError: another metric, precision, decoder, set, or rule of one.
+        InputError: another metric, precision, decoder, task, set, or rule of one.
     """
     wrong = _first_difference(ours, other.protocol)
     if wrong:
@@ -85,7 +85,7 @@ def check_protocol(ours: Mapping[str, Any], other: ShiftReport, source: str) -> 
 
 def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """The first difference between two protocols, in words; empty if there is none."""
-    for key in ("metric", "precision", "decoder"):
+    for key in ("metric", "precision", "decoder", "tasks"):
         if ours.get(key) != theirs.get(key):
             return f"has {theirs.get(key)!r} for {key}, not {ours.get(key)!r}"
     own, other = (protocol.get("sets", {}) for protocol in (ours, theirs))

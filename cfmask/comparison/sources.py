@@ -28,8 +28,6 @@ from cfmask.shifts.named_folders import own_class_names
 from cfmask.shifts.own_sets import class_names_of
 from cfmask.trust import is_path
 
-# Prompt for classes of one's own.
-PROMPT = ("a photo of a {}.",)
 # What a timm model's tag stands for: timm's weights, none, those of an installed package.
 TIMM_WEIGHTS: dict[str, bool | str] = {"": True, UNTRAINED: False, PACKAGE: PACKAGE}
 

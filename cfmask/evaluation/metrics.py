@@ -376,6 +376,18 @@ METRICS: Mapping[str, Metric] = {
         None,
         "share of trajectories that are answered right at every scale",
     ),
+    "task_accuracy": Metric(
+        "Zero-shot accuracy on other tasks",
+        None,
+        "top-1 accuracy on a task of other classes, by their names and the untouched text tower",
+    ),
+    "task_change": Metric(
+        "Change of zero-shot accuracy on other tasks",
+        None,
+        "accuracy on a task minus that of the starting point on the same images",
+        unit="points",
+        signed=True,
+    ),
     "effective_robustness_logit": _effective_robustness("logit"),
     "effective_robustness_probit": _effective_robustness("probit"),
 }

@@ -17,7 +17,14 @@ from cfmask.attention import VisibleTokens, replayed
 from cfmask.classifier import Classifier, Layout, Pooling, Tokens, chosen
 from cfmask.descriptions import described_weight, read_descriptions
 from cfmask.errors import InputError
-from cfmask.families.pretrained import build_tower, load_clip, logit_bias, tokenizer_of
+from cfmask.families.pretrained import (
+    TINY_CLIP,
+    build_tower,
+    load_clip,
+    local_folder,
+    logit_bias,
+    tokenizer_of,
+)
 from cfmask.families.timm import (
     Sides,
     TimmClassifier,
@@ -146,6 +153,34 @@ class OpenClipClassifier(Classifier):
             return super().text_tower()
         clip, _ = load_clip(*self._made_of)
         return TextTower(clip), tokenizer_of(self._made_of[0], clip)
+
+    def pretrained_text_tower(self, trust: bool = False) -> tuple[TextTower, Tokenizer]:
+        """The text tower of the model and weights that the encoder was once made of.
+
+        Args:
+            trust: load them although a file names them, and neither the package nor open_clip
+                publishes them.
+
+        Raises:
+            InputError: the file is not trusted, or the weights were random.
+        """
+        from open_clip import list_pretrained
+
+        model, tag = self._made_of or (self.spec.model, self.spec.options.get("pretrained"))
+        folder = local_folder(model)
+        if not tag and folder is None:
+            raise InputError(
+                f"Expected an image tower that was pretrained with its text tower for tasks, but "
+                f"{model} began with random weights."
+            )
+        published = folder == TINY_CLIP or (model, tag) in list_pretrained()
+        if not (self._made_of or published or trust):
+            raise InputError(
+                f"Refused the text tower of {model} with {tag}: a file names it, and its weights "
+                "are none that open_clip publishes; give --trust true if you know who made it."
+            )
+        clip, _ = load_clip(model, tag)
+        return TextTower(clip), tokenizer_of(model, clip)
 
     def encode(self, normalised: Tensor, hidden: Tensor | None) -> Tensor:
         """See `Classifier.encode`. The last block is computed for the class token alone."""
