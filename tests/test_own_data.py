@@ -46,7 +46,7 @@ def test_photographs_become_an_exported_model(tmp_path, monkeypatch, capsys):
     # A smaller CLIP than the one that ships, for the time that its graph takes.
     small = ["--model.classifier.model", clip_folder(tmp_path / "CLIP")]
     lines = commands("index.md")
-    assert len(lines) == 7
+    assert len(lines) == 8
     seen = []
     for line in lines:
         run(line, *([*FOLDER[2:], *small] if " train " in line else []))
@@ -80,7 +80,7 @@ def demo(tmp_path, monkeypatch) -> Path:
 def test_every_command_of_the_page_on_exports_runs(demo, capsys):
     # Those of merging run beside its other tests.
     lines = [line for line in commands("export.md") if not line.startswith("cfmask merge ")]
-    assert len(lines) == 7
+    assert len(lines) == 8
     for line in lines:
         # Writing ONNX takes seconds, and the page on one's own data does it too.
         run(line.replace("onnx", "safetensors"))

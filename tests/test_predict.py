@@ -8,17 +8,27 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from support.exported import digit_images, plant_run, start, tuned
 from torchvision.transforms.functional import to_pil_image
 
-from cfmask import InputError, OpenClipClassifier, digits
+from cfmask import (
+    InputError,
+    OpenClipClassifier,
+    TimmClassifier,
+    digits,
+    load_classifier,
+    save_classifier,
+)
 from cfmask.commands import predict_images as command
 from cfmask.commands.predict_images import predict_images
 from cfmask.decoding import read_image
+from cfmask.descriptions import sentence
 from cfmask.exporting.predicting import Prediction, write_csv
 from cfmask.exporting.reading import open_model
 from cfmask.exporting.writing import export
+from cfmask.families.pretrained import load_clip, tokenizer_of
 from cfmask.methods import FineTuning
 
 TINY_CLIP = Path(__file__).parents[1] / "cfmask" / "tiny_clip"
@@ -338,3 +348,41 @@ def test_a_name_that_is_a_formula_is_text_in_the_csv(tmp_path):
 def test_an_empty_folder_and_another_ending_are_refused(run, tmp_path, capsys):
     assert "has none" in fails(capsys, run, tmp_path)
     assert ".csv file" in fails(capsys, run, tmp_path, "--out=x.txt")
+
+
+@torch.no_grad()
+def test_descriptors_of_the_likeliest_class_have_their_cosines(pictures, tmp_path, capsys):
+    words = {name: ["faint", "an eye", "", "a line"][: k + 1] for k, name in enumerate("abcd")}
+    (tmp_path / "own words.json").write_text(json.dumps(words))
+    save_classifier(OpenClipClassifier("tiny-clip", None, list("abcd")), tmp_path / "w.safetensors")
+    net, (clip, _) = load_classifier(tmp_path / "w.safetensors"), load_clip("tiny-clip", None)
+    read, asked = tokenizer_of("tiny-clip", clip), str(tmp_path / "own words.json")
+    options = {"descriptions": asked, "normalise": False, "top": 1}
+    for one in command.predict(str(tmp_path / "w.safetensors"), pictures, **options):
+        seen = net.features(net.preprocess(read_image(one.file))[None] / 255)[0]
+        found = {
+            name: [
+                float(
+                    F.cosine_similarity(seen, clip.encode_text(read([sentence(name, text)]))[0], 0)
+                )
+                for text in texts
+            ]
+            for name, texts in words.items()
+        }
+        best = max(found, key=lambda name: sum(found[name]) / len(found[name]))
+        assert [name for name, _ in one.classes] == [best]
+        expected = sorted(zip(found[best], words[best]), reverse=True)
+        assert [text for text, _ in one.descriptors] == [text for _, text in expected]
+        assert [c for _, c in one.descriptors] == pytest.approx([c for c, _ in expected], abs=1e-5)
+    predict_images([str(tmp_path / "w.safetensors"), pictures[0], "--descriptions", asked])
+    assert "cosine" in capsys.readouterr().out
+    write_csv([Prediction("x", [("a", 0.5)], "", [("=1", 0.25)])], tmp_path / "x.csv", 1, True)
+    assert (tmp_path / "x.csv").read_text().splitlines()[1] == "x,a,0.5,,'=1 0.250"
+
+
+def test_descriptions_of_a_model_without_text_or_words_are_refused(run, pictures, tmp_path, capsys):
+    assert "not; give a JSON" in fails(capsys, run, pictures[0], "--descriptions", "own")
+    net = TimmClassifier("test_resnet", False, digits.CLASS_NAMES, image_size=48)
+    save_classifier(net, tmp_path / "net.safetensors")
+    told = fails(capsys, tmp_path / "net.safetensors", pictures[0], "--descriptions", "digits")
+    assert "text tower" in told

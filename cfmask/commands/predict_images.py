@@ -32,17 +32,17 @@ def predict_images(args: Sequence[str]) -> None:
         as_json, out = options.pop("json"), options.pop("out")
         found = predict(**options)
         if out is not None:
-            _write(found, out, options["top"])
+            _write(found, out, options["top"], options["descriptions"] is not None)
         elif as_json:
             print(_json(list(found)))
         else:
             _print(list(found))
 
 
-def _write(found: Iterator[Prediction], out: Path, top: int) -> None:
+def _write(found: Iterator[Prediction], out: Path, top: int, described: bool) -> None:
     if out.suffix != ".csv" or out.is_dir():
         raise InputError(f"Expected --out to be a .csv file, but got {out}.")
-    count, faults = write_csv(found, out, top)
+    count, faults = write_csv(found, out, top, described)
     say(f"{out}: {count:,} pictures, {faults:,} of which could not be read.")
 
 
@@ -52,10 +52,15 @@ def _json(found: Sequence[Prediction]) -> str:
             "image": one.file,
             "classes": [{"name": name, "probability": p} for name, p in one.classes],
             **({"unreadable": one.fault} if one.fault else {}),
+            **({"descriptors": _pairs(one)} if one.descriptors else {}),
         }
         for one in found
     ]
     return json.dumps(rows, indent=1)
+
+
+def _pairs(one: Prediction) -> list[dict[str, str | float]]:
+    return [{"text": text, "cosine": cosine} for text, cosine in one.descriptors]
 
 
 def _print(found: Sequence[Prediction]) -> None:
@@ -65,4 +70,17 @@ def _print(found: Sequence[Prediction]) -> None:
     for one in found:
         cells = [f"{visible(name)} {100 * share:.1f}" for name, share in one.classes]
         table.add_row(visible(one.file), *(cells or ["not readable"]))
+    show_table(table)
+    for one in found:
+        if one.descriptors:
+            _explain(one)
+
+
+def _explain(one: Prediction) -> None:
+    """Print the descriptors of the likeliest class with their cosines."""
+    title = f"{visible(one.file)}: descriptors of {visible(one.classes[0][0])}"
+    table = Table(Column("descriptor", overflow="fold"), Column("cosine", justify="right"))
+    table.title = title
+    for text, cosine in one.descriptors:
+        table.add_row(visible(text), f"{cosine:.3f}")
     show_table(table)
