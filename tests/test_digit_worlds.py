@@ -200,6 +200,7 @@ def test_the_commands_of_the_page_run(tmp_path, tiny_clip, monkeypatch, capsys):
     (block,) = re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S)
     training, evaluation = block.splitlines()
     quick = ["--data.train_images=64", "--data.val_images=20", "--trainer.max_epochs=1"]
+    quick += ["--baseline=false", "--wise=0.5"]
     main([*training.split()[1:], *quick, "--evaluation.images=20", "--evaluation.pictures=0"])
     assert "background and mark gap" in capsys.readouterr().out
     main([*evaluation.replace("3000", "20").split()[1:], "--pictures=0"])

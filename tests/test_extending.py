@@ -18,6 +18,7 @@ from support.extending_page import (
 
 from cfmask.commands.main import main
 
+QUICK["runs/parts"] += ["--baseline=false", "--wise=0.5"]
 QUICK["runs/parts"] += ["--evaluation.images=10", "--shifts=digits/id", "--evaluation.pictures=0"]
 
 

@@ -23,6 +23,7 @@ from cfmask.evaluation.fronts import (
     common_range,
     drawn_accuracies,
     fronts_of,
+    gaps_against,
     holm,
     mean_gap,
     paired_t,
@@ -162,6 +163,29 @@ def test_fronts_of_several_seeds_are_paired_and_averaged():
     heights = np.array([[0.9 - 0.5 * x + 0.05 * s for s in range(4)] for x in plain.levels])
     assert plain.values == pytest.approx(heights.mean(1))
     assert plain.sds == pytest.approx(heights.std(1, ddof=1))
+
+
+def test_gaps_against_some_fronts_are_those_and_corrected_among_themselves():
+    rng = np.random.default_rng(0)
+    points, lines = {}, []
+    for front, height in (("a", 0.0), ("b", 0.1), ("c", 0.02)):
+        for seed in "012":
+            models = [f"{front}{seed}{k}" for k in range(3)]
+            for k, model in enumerate(models):
+                points[model] = (0.5 + 0.2 * k, 0.5 + height + 0.02 * rng.standard_normal())
+            lines.append(Line(front, seed, models))
+    gaps = fronts_of(made_report(points), lines, {})[1]
+    by_pair = {(g.first, g.second): g for g in gaps}
+    kept = gaps_against(gaps, ["c"])
+    assert [(g.first, g.second) for g in kept] == [("c", "a"), ("c", "b")]
+    for gap in kept:
+        whole = by_pair[gap.second, gap.first]
+        assert (gap.value, gap.p_value) == (-whole.value, whole.p_value)
+        assert (gap.low, gap.high) == (-whole.high, -whole.low)
+        assert (gap.begins, gap.ends, gap.how) == (whole.begins, whole.ends, whole.how)
+    expected = multipletests([g.p_value for g in kept], method="holm")[1]
+    assert [g.adjusted for g in kept] == pytest.approx(list(expected))
+    assert gaps_against(gaps, ["a", "b", "c"]) == gaps
 
 
 def test_single_seeds_are_drawn_by_images():

@@ -85,6 +85,7 @@ def test_each_run_is_a_command_line_of_train(tmp_path):
         ({"methods": {"a": {"settings": 3}}}, "list of options as the settings of a"),
         ({"settings": []}, "at least one"),
         ({"train": {"seed": 3}}, "no option seed"),
+        ({"against": ["FLYP"]}, "methods of the plan to compare with, but FLYP is none"),
         ({"methods": None}, "lacks 'methods'"),
         ({"seed": [1]}, "adds 'seed'"),
         ({"seeds": ["one"]}, "seeds"),
@@ -197,6 +198,14 @@ def test_a_plan_is_carried_out_goes_on_and_is_reported(tmp_path, _tiny_clip, mon
     assert float(row["accuracy"]) == pytest.approx(expected.value, abs=1e-6)
     assert (int(row["correct"]), int(row["total"])) == (expected.correct, 30)
     assert row["command"].startswith("cfmask train --config demo")
+    # Against one method, which is the first of each pair then.
+    written(tmp_path, against=["clean"])
+    main(["compare", str(file), "--collect"])
+    (gap,) = ShiftReport.load(out / "report" / "report.json").gaps
+    assert (gap.first, gap.second) == ("clean-1", "plain-tuning-2")
+    assert (
+        f"{signed[0].translate(str.maketrans('+−', '−+'))} [" in (out / "comparison.md").read_text()
+    )
     assert "torch" in row["versions"]
     assert row["device"]
     # The third time nothing is left to do but to report, from the answers that are kept.
@@ -286,7 +295,7 @@ PLANS = sorted((Path(__file__).parents[1] / "benchmarks" / "plans").glob("*.yaml
 
 
 @pytest.mark.parametrize(
-    "file", [pytest.param(f, marks=[pytest.mark.slow] * (f.stem == "digits")) for f in PLANS]
+    "file", [pytest.param(f, marks=[pytest.mark.slow] * (f.stem != "digits_fronts")) for f in PLANS]
 )
 def test_the_plans_that_come_with_the_project_would_run(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

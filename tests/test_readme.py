@@ -101,6 +101,7 @@ def test_every_command_runs_in_the_order_of_the_text(tmp_path, monkeypatch, caps
     for name in re.findall(r"^\| `([\w./`, ]+)` \|", README, re.M):
         for file in name.replace("`", "").split(", "):
             assert (tmp_path / "runs" / "demo" / file).exists(), file
+    assert {"demo: tuned", "demo-plain: tuned"} <= set(seen[demo].replace("  ", "\n").splitlines())
 
 
 def test_the_python_example_runs(tiny_clip, digit_batch, tmp_path, monkeypatch):

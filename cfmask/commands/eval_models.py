@@ -76,7 +76,16 @@ SHOW = "measures to print, such as accuracy,nll,ece, beside those of one's own"
 
 
 # Options whose values are lists.
-LISTS = ("--shifts", "--show", "--metrics", "--unknown", "--corrupt", "--views", "--tasks")
+LISTS = (
+    "--shifts",
+    "--show",
+    "--metrics",
+    "--unknown",
+    "--corrupt",
+    "--views",
+    "--tasks",
+    "--against",
+)
 
 # Measures of unknown classes, of ladders and of tasks, printed where the last of them is there.
 OF_THEIR_OWN = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,6 +12,7 @@ from jsonargparse import set_parsing_settings
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.seed import isolate_rng
 
 from cfmask import processes
 from cfmask.checkpoint import PRETRAINED, check_comes_back, load_classifier
@@ -28,7 +31,7 @@ from cfmask.comparison.compare import check_run, compare
 from cfmask.data.datamodule import TrainingData
 from cfmask.data.folder_data import FolderData
 from cfmask.errors import InputError
-from cfmask.methods import MaskedDistillation, Method
+from cfmask.methods import FineTuning, MaskedDistillation, Method
 from cfmask.methods.averages import Average
 from cfmask.reporting.report import ShiftReport
 from cfmask.reporting.sheet import draw
@@ -40,7 +43,7 @@ from cfmask.runs.marker import check_beginning
 from cfmask.runs.metrics_file import MetricsLogger
 from cfmask.runs.progress import LogSteps
 from cfmask.runs.resume import CheckpointFiles, leads
-from cfmask.runs.run_folder import RunFolder
+from cfmask.runs.run_folder import CONFIG, RunFolder
 from cfmask.runs.stopping import Stopping
 from cfmask.runs.trainer import Trainer
 from cfmask.shift import check_apart, local_folder
@@ -56,6 +59,9 @@ RECIPE = {
     "gradient_clip_val": 1.0,
     "enable_model_summary": False,
 }
+
+# The method that the others are compared with.
+PLAIN = f"cfmask.{FineTuning.__name__}"
 
 # What Lightning, jsonargparse and constructors raise at values that they cannot take.
 UNFIT = (ValueError, TypeError, OverflowError, RuntimeError, MisconfigurationException)
@@ -76,20 +82,34 @@ def train(args: Sequence[str]) -> ShiftReport | None:
     quiet()
     with one_line_errors():
         cli = command_line(args)
-        if cli.finished:
-            with cli.folder.held(), processes.joined():
-                cli.folder.keep_config(cli.config_text())
-                return _report(cli)
-        cli.check()
         if cli.trial:
+            cli.check()
             _try(cli)
             return None
+        runs = [cli.folder.path]
+        if beside := cli.config.baseline and cli.config.model.class_path != PLAIN:
+            # What would be refused of the second run is refused before the first.
+            with isolate_rng():
+                runs.append(_plain(cli).folder.path)
+        _carry_out(cli)
+        if beside:
+            _carry_out(_plain(cli))
+        with cli.folder.held(), processes.joined():
+            return _report(cli, runs)
+
+
+def _carry_out(cli: TrainCLI) -> None:
+    """Train, unless the run lies in its folder finished."""
+    if cli.finished:
         with cli.folder.held():
-            with endings(cli.trainer, cli.folder, cli.stopping):
-                cli.begin()
-                cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
-            processes.from_first(lambda: _finish(cli))
-            return _report(cli)
+            cli.folder.keep_config(cli.config_text())
+        return
+    cli.check()
+    with cli.folder.held():
+        with endings(cli.trainer, cli.folder, cli.stopping):
+            cli.begin()
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
+        processes.from_first(lambda: _finish(cli))
 
 
 def command_line(args: Sequence[str]) -> TrainCLI:
@@ -297,8 +317,21 @@ class TrainCLI(LightningCLI):
         return text
 
 
-def _report(cli: TrainCLI) -> ShiftReport:
-    report = compare([str(cli.folder.path)], **cli.config.evaluation.as_dict())
+def _plain(cli: TrainCLI) -> TrainCLI:
+    """Plain fine-tuning under the same recipe, in a folder beside the run's."""
+    run = cli.folder.path if cli.folder.path.name.strip(".") else cli.folder.path.resolve()
+    options = {"model": PLAIN, "run": f"{run}-plain", "baseline": "false"}
+    options |= {name: str(cli.config[name]).lower() for name in ("overwrite", "resume")}
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / CONFIG
+        file.write_text(cli.config_text(), encoding="utf-8")
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        return command_line(["--config", str(file), *words])
+
+
+def _report(cli: TrainCLI, runs: Sequence[Path]) -> ShiftReport:
+    asked = {**cli.config.evaluation.as_dict(), "out": str(cli.folder.path)}
+    report = compare([str(run) for run in runs], **asked)
     if processes.rank() == 0:
         shown = ["accuracy", *cli.config.evaluation.metrics]
         print_report(report, cli.folder.path, shown)

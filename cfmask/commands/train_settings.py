@@ -33,6 +33,13 @@ def add_settings(parser: LightningArgumentParser) -> None:
         help="go on from the newest checkpoint of this run, or begin if there is none",
     )
     parser.add_argument(
+        "--baseline",
+        type=bool,
+        default=False,
+        help="also fine-tune plainly under the same recipe, in a folder of its own (RUN-plain), "
+        "and report both; false for a method that is plain itself",
+    )
+    parser.add_argument(
         "--average",
         type=str | None,
         default=None,

@@ -43,6 +43,7 @@ How
 --augment NAME | --data.augmentation | randaugment, trivialaugment
 --mixup ALPHA | --model.mixup | such as 0.8, for the images of the task loss
 --cutmix ALPHA | --model.cutmix | such as 1.0, for the images of the task loss
+--baseline | | also fine-tune plainly in RUN-plain, and report both
 --average NAME | | ema, beta: of the weights of all steps, a row of its own
 --precision NAME | --trainer.precision | auto, 32-true, bf16-mixed, 16-mixed
 --devices NUMBER | --trainer.devices | number of GPUs or processes

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -96,12 +96,19 @@ def collected(plan: Plan) -> ShiftReport:
     runs = plan.reported(chosen)
     _check_done(plan, runs)
     folder = Path(plan.out) / "report"
-    how: dict[str, Any] = {**plan.evaluated}
+    against = [_front(plan, method, chosen[method]) for method in plan.against]
+    how: dict[str, Any] = {**plan.evaluated, "against": against}
     report = compare([str(run.folder) for run in runs], str(folder), **how)
     write_text(Path(plan.out) / RESULTS, results_csv(report, runs))
-    made = [table.markdown() for table in tables_of(report, runs, chosen, scores)]
+    made = [table.markdown() for table in tables_of(report, runs, chosen, scores, plan.against)]
     write_text(Path(plan.out) / TABLES, "\n\n".join(made) + "\n")
     return report
+
+
+def _front(plan: Plan, method: str, setting: int) -> str:
+    """Name of a method's front in the report: that of its only run has the seed."""
+    name = plan.name(method, setting)
+    return name if len(plan.seeds) > 1 else f"{name}-{plan.seeds[0]}"
 
 
 def _check_done(plan: Plan, runs: Sequence[Run]) -> None:
@@ -125,12 +132,13 @@ def tables_of(
     runs: Sequence[Run],
     chosen: Mapping[str, int],
     scores: Mapping[str, Sequence[float]],
+    against: Sequence[str] = (),
 ) -> Iterator[Table]:
     """Settings and cost, mean ± sd, paired differences, fronts."""
     yield _costs(runs, chosen, scores)
     spread = spread_table(report)
     yield spread if spread.rows else table_of(report)
-    yield from [_differences(report, runs)] * (len({run.seed for run in runs}) > 1)
+    yield from [_differences(report, runs, against)] * (len({run.seed for run in runs}) > 1)
     yield from front_tables(report)
 
 
@@ -158,12 +166,15 @@ def _costs(
     return Table("Settings chosen on validation images in distribution, and cost", columns, [rows])
 
 
-def _differences(report: ShiftReport, runs: Sequence[Run]) -> Table:
+def _differences(report: ShiftReport, runs: Sequence[Run], against: Sequence[str]) -> Table:
     """Differences of tuned models paired by seed: mean, t interval, Holm's p."""
     sets = [name for name in (report.reference, report.under_shift) if name]
     rows = {(run.method, run.seed): tuned_row(run, runs) for run in runs}
     methods, seeds = list(dict.fromkeys(m for m, _ in rows)), sorted({s for _, s in rows})
     pairs = list(combinations(methods, 2))
+    if against:
+        others = [method for method in methods if method not in against]
+        pairs = [*combinations(against, 2), *product(against, others)]
     found = [
         [report.value(rows[b, s], name) - report.value(rows[a, s], name) for s in seeds]
         for a, b in pairs

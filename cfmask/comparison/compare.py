@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from cfmask.comparison.seeds import families, seed_groups
 from cfmask.comparison.sources import Found, adapted, is_run, labels_of, models_of, move, short_name
 from cfmask.comparison.task_heads import tasks_of, text_tower_of, towers_of
 from cfmask.decoding import Decoder
-from cfmask.errors import InputError, at_least
+from cfmask.errors import InputError, at_least, unknown
+from cfmask.evaluation.fronts import gaps_against
 from cfmask.evaluation.own_metrics import own_metrics
 from cfmask.evaluation.protocol import protocol_of
 from cfmask.evaluation.spreads import spreads_of
@@ -86,6 +87,8 @@ class Evaluation:
         descriptions: JSON file {class: [descriptor, …]}, or `digits`: one more row for each model
             with a text tower, with a zero-shot head from these descriptions.
         normalise: L2-normalise the mean of a class's descriptions; false as in the released code.
+        against: fronts with which alone the others are compared, such as a run or the common name
+            of runs of several seeds; each two are, if none is named.
         holdout: share of the images of a data_root without train/ that is the set `id`; a run
             brings the images that it has held out; 0.2 by default.
         tasks: other tasks for the image towers, with the text tower as it was: folders of class
@@ -120,6 +123,7 @@ class Evaluation:
     batch_statistics: float | None = None
     descriptions: str | None = None
     normalise: bool = True
+    against: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         at_least(1, self.images, "image of each built-in set (images)")
@@ -197,9 +201,12 @@ def compare(
     _check_writable(asked, earlier, found, rows.models, tasks)
     told, curves = _told(runs, sources, rows.models)
     known = families(runs)
+    _check_fronts(asked.against, {name for name, _ in known.values()})
     report = report_of(rows.models, found, settings, rows.starts, _series(known, rows.runs))
     report.rows.extend(tasks_of(rows.models, towers, tasks, rows.starts, settings))
     report.protocol.update(protocol_of_tasks(tasks))
+    if asked.against:
+        report.gaps[:] = gaps_against(report.gaps, asked.against)
     report.spreads.extend(spreads_of(report.rows, seed_groups(known, rows.runs), rows.starts))
     for path, old in earlier.items():
         report = joined(report, old, path)
@@ -253,6 +260,12 @@ def _check_writable(
     rules = protocol_of({}, shifts, used, asked.decoder) | protocol_of_tasks(tasks)
     for path, old in earlier.items():
         check_protocol(rules, old, path)
+
+
+def _check_fronts(asked: Sequence[str], known: Set[str]) -> None:
+    for name in asked:
+        if name not in known:
+            raise unknown("front to compare with", name, known)
 
 
 def _told(

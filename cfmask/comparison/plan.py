@@ -15,7 +15,7 @@ from cfmask.typed_json import Misfit, Typed
 
 Options = dict[str, Any]
 # What the plan itself says of every run.
-OWN = ("run", "seed", "resume", "overwrite")
+OWN = ("run", "seed", "resume", "overwrite", "baseline")
 CURVE = {"wise": "0,0.1,...,1", "pictures": 0}
 NO_CURVE = {"wise": [], "pictures": 0}
 
@@ -51,6 +51,7 @@ class Plan:
         settings: options of each setting, the same number for every method.
         tuning_seeds: on which the setting is chosen, without the curve, which is not reported;
             none chooses on `seeds`.
+        against: methods with which alone the others are compared; none compares each two.
         evaluation: settings of the evaluation, of every run and of the report.
         slurm: parameters of the jobs, as submitit's `update_parameters` takes them.
     """
@@ -61,6 +62,7 @@ class Plan:
     train: Options = field(default_factory=dict)
     settings: list[Options] = field(default_factory=lambda: [{}])
     tuning_seeds: list[int] = field(default_factory=list)
+    against: list[str] = field(default_factory=list)
     evaluation: Options = field(default_factory=dict)
     slurm: Options = field(default_factory=dict)
 
@@ -106,12 +108,16 @@ class Plan:
         settings = options.pop("settings", self.settings)
         asked = self.evaluation | NO_CURVE if seed in self.tuning_seeds else self.evaluated
         evaluation = {f"evaluation.{name}": value for name, value in asked.items()}
-        name = f"{_slug(method)}-{setting + 1}" if self.count > 1 else _slug(method)
+        name = self.name(method, setting)
         folder = Path(self.out) / "runs" / f"{name}-{seed}"
-        last = {"seed": seed, "run": str(folder), "resume": True}
+        last = {"seed": seed, "run": str(folder), "resume": True, "baseline": False}
         every = {**self.train, **options, **settings[setting], **evaluation, **last}
         words = [word for k, v in every.items() for word in (f"--{k}", _text(v, seed))]
         return Run(method, setting, seed, folder, tuple(words))
+
+    def name(self, method: str, setting: int) -> str:
+        """Common name of the runs of a setting."""
+        return f"{_slug(method)}-{setting + 1}" if self.count > 1 else _slug(method)
 
     def _settings(self) -> Iterator[list[Any]]:
         return (options.get("settings", self.settings) for options in self.methods.values())
@@ -133,6 +139,9 @@ class Plan:
             if not isinstance(settings, list) or not all(isinstance(s, dict) for s in settings):
                 yield f"a list of options as the settings of {name}"
                 return
+        missing = [name for name in self.against if name not in self.methods]
+        if missing:
+            yield f"methods of the plan to compare with, but {missing[0]} is none,"
         counts = {name: len(s) for name, s in zip(self.methods, self._settings())}
         if len(set(counts.values())) > 1 or 0 in counts.values():
             said = ", ".join(f"{name} has {count}" for name, count in counts.items())

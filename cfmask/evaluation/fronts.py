@@ -195,6 +195,27 @@ def fronts_of(
     return fronts, _adjusted([gap for gap in gaps if gap is not None])
 
 
+def gaps_against(gaps: Sequence[Gap], names: Sequence[str]) -> list[Gap]:
+    """The gaps of all fronts against some, with Holm's correction over these alone.
+
+    Args:
+        gaps: of each two fronts, as `fronts_of` gives them.
+        names: fronts that the others are compared with; two of them with each other too.
+
+    Returns:
+        The gaps of which one is among them, as the first.
+    """
+    kept = [gap for gap in gaps if gap.first in names or gap.second in names]
+    return _adjusted([gap if gap.first in names else _turned(gap) for gap in kept])
+
+
+def _turned(gap: Gap) -> Gap:
+    """The same gap, of the other front."""
+    low, high = (None if end is None else -end for end in (gap.high, gap.low))
+    names = {"first": gap.second, "second": gap.first}
+    return replace(replace(gap, **names), value=-gap.value, low=low, high=high)
+
+
 def envelopes_of(report: Results, front: Front) -> list[Envelope]:
     """The front of each seed."""
     return [Envelope(_points(report, models)) for models in front.curves]

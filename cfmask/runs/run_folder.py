@@ -29,6 +29,7 @@ SKIPPED = "skipped.txt"
 # Settings that a run may change when it goes on: they do not touch the weights.
 FREE = (
     "run",
+    "baseline",
     "evaluation",
     "checkpoints",
     "skip_nonfinite",
