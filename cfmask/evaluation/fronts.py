@@ -212,8 +212,8 @@ def gaps_against(gaps: Sequence[Gap], names: Sequence[str]) -> list[Gap]:
 def _turned(gap: Gap) -> Gap:
     """The same gap, of the other front."""
     low, high = (None if end is None else -end for end in (gap.high, gap.low))
-    names = {"first": gap.second, "second": gap.first}
-    return replace(replace(gap, **names), value=-gap.value, low=low, high=high)
+    first, second = gap.second, gap.first
+    return replace(gap, first=first, second=second, value=-gap.value, low=low, high=high)
 
 
 def envelopes_of(report: Results, front: Front) -> list[Envelope]:
