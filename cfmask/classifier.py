@@ -7,6 +7,7 @@ share a batch. Features are taken before any L2 normalisation.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from typing_extensions import Self
 
 from cfmask.errors import InputError, unknown
 from cfmask.heads import HeadOrigin, empty_head
@@ -181,6 +183,13 @@ class Classifier(nn.Module, ABC):
             f"Expected a classifier with a text tower for this method, but {self.name} comes "
             "without one; use --model open_clip:NAME/TAG, or another method."
         )
+
+    def with_head(self, head: nn.Module, spec: Spec) -> Self:
+        """A classifier of the same encoder, which it shares, with another head and its spec."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "head": head}
+        other.spec, other.class_names = spec, spec.class_names
+        return other
 
     def suit(self, device: torch.device) -> None:
         """Lay out a CNN's weights as its device reads them fastest: channels last.

@@ -65,7 +65,9 @@ def empty_head(kind: str, classes: int, width: int) -> nn.Module:
     return HEADS[kind](classes, width)
 
 
-def fit_linear_head(head: nn.Linear, features: Tensor, labels: Tensor) -> None:
+def fit_linear_head(
+    head: nn.Linear, features: Tensor, labels: Tensor, weights: Tensor | None = None
+) -> None:
     """Set a linear head to the logistic regression of labels on features.
 
     The regression is L2-regularised with C = 1 on features of unit mean square, as scikit-learn's
@@ -76,6 +78,7 @@ def fit_linear_head(head: nn.Linear, features: Tensor, labels: Tensor) -> None:
         head: D to K, changed in place.
         features: float (N, D), on the device that computes.
         labels: int64 (N,) in [0, K), at least two different.
+        weights: float (N,) of mean 1, of the images; None weighs them alike.
 
     Raises:
         InputError: images of one class only, or features that are no numbers.
@@ -91,7 +94,8 @@ def fit_linear_head(head: nn.Linear, features: Tensor, labels: Tensor) -> None:
     # Apple's GPUs have no float64.
     features, targets = (x.cpu() if x.device.type == "mps" else x for x in (features, targets))
     scale = features.square().mean().sqrt().clamp(min=1e-12)
-    weight, bias = _regression((features / scale).double(), targets, len(known))
+    shares = None if weights is None else weights.to(targets.device).double()
+    weight, bias = _regression((features / scale).double(), targets, len(known), shares)
     with torch.no_grad():
         head.weight.zero_()
         head.bias.zero_()
@@ -99,8 +103,13 @@ def fit_linear_head(head: nn.Linear, features: Tensor, labels: Tensor) -> None:
         head.bias[known.to(head.bias.device)] = bias.to(head.bias)
 
 
-def _regression(features: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Weight (K, D) and bias (K,) that L-BFGS finds for float64 (N, D) and int64 (N,) in [0, K)."""
+def _regression(
+    features: Tensor, targets: Tensor, classes: int, shares: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Weight (K, D) and bias (K,) that L-BFGS finds for float64 (N, D) and int64 (N,) in [0, K).
+
+    `shares` float64 (N,) weigh the images.
+    """
     several = classes > 2
     rows = features.new_zeros(classes if several else 1, features.shape[1] + 1, requires_grad=True)
     # The mean over images is to be flat to this, a thousandth of what scikit-learn asks for.
@@ -113,7 +122,8 @@ def _regression(features: Tensor, targets: Tensor, classes: int) -> tuple[Tensor
         logits = features @ rows[:, :-1].T + rows[:, -1]
         logits = logits if several else torch.cat([-logits / 2, logits / 2], 1)
         penalty = rows[:, :-1].square().sum() / (2 * len(targets))
-        loss = F.cross_entropy(logits, targets) + penalty
+        each = F.cross_entropy(logits, targets, reduction="none")
+        loss = (each if shares is None else shares * each).mean() + penalty
         loss.backward()
         return loss
 

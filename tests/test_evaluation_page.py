@@ -17,11 +17,13 @@ from support.training import photos
 from cfmask import TimmClassifier, digits
 from cfmask.checkpoint import WEIGHTS, save_classifier
 from cfmask.commands.eval_models import evaluate_run
+from cfmask.commands.main import main
 from cfmask.commands.parser import as_lists
 from cfmask.runs.run_folder import RunFolder
 from cfmask.shifts.published import PUBLISHED
 
 PAGE = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
+REFITS = re.findall(r"^cfmask (refit .*)$", PAGE, re.M)
 COMMANDS = re.findall(r"^python eval\.py (.*)$", PAGE, re.M)
 
 
@@ -52,7 +54,9 @@ def home(everything, tmp_path, monkeypatch, tiny_clip) -> Path:
 
 
 def test_every_command_of_the_page_runs(home, capsys):
-    assert len(COMMANDS) >= 5
+    assert len(COMMANDS) >= 5 and REFITS
+    for line in REFITS:
+        main([*shlex.split(line), "--images=100"])
     for line in COMMANDS:
         args = shlex.split(line)
         if "--check" in args:

@@ -39,6 +39,11 @@ COMMANDS = {
     "predict": ("predict_images", "predict_images", "name the likeliest classes of pictures"),
     "export": ("export_model", "export_run", "write a run's model in another tool's format"),
     "merge": ("merge_models", "merge_models", "make one model of several runs after training"),
+    "refit": (
+        "refit_head",
+        "refit_head",
+        "fit the last layer of a model anew, to curated images, and judge both",
+    ),
     "compare": (
         "compare_plan",
         "compare_plan",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -116,12 +115,7 @@ def _asked(
 
 
 def _headed(classifier: Classifier, task: Task, head: nn.Module) -> Classifier:
-    """A classifier of the same encoder with another head and other classes."""
-    other = copy.copy(classifier)
-    other._modules = {**classifier._modules, "head": head}
     options = {**classifier.spec.options, "templates": list(task.templates)}
-    other.spec = replace(
-        classifier.spec, class_names=task.class_names, head="zero_shot", options=options
-    )
-    other.class_names = task.class_names
-    return other
+    names = task.class_names
+    spec = replace(classifier.spec, class_names=names, head="zero_shot", options=options)
+    return classifier.with_head(head, spec)

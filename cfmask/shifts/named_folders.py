@@ -164,9 +164,36 @@ def _held_out(
     return Shift(HELD_OUT, partial(Pictures, samples, as_stored=stored), True, note=told)
 
 
-def _set(folder: Path, classes: Sequence[str], reference: bool, note: str, stored: bool) -> Shift:
+def folder_set(folder: Path, class_names: Sequence[str], split: str) -> Shift:
+    """The images of one folder, laid out as a set of `folder_shifts` is, with its groups.
+
+    Args:
+        folder: it holds class folders, with groups around or contexts in them, a list, or shards.
+        class_names: of the classifier, by which the folders are called.
+        split: which images of a list to read.
+
+    Raises:
+        InputError: nothing there, folders of other classes, or of splits.
+    """
+    splits = {"train", "test", "val"} & set(class_folders(folder))
+    if splits:
+        raise InputError(
+            f"Expected a folder of class folders, but {folder} holds {min(splits)}; name that."
+        )
+    _, note = class_order(None, class_names, str(folder))
+    return _set(folder, class_names, False, note, False, split)
+
+
+def _set(
+    folder: Path,
+    classes: Sequence[str],
+    reference: bool,
+    note: str,
+    stored: bool,
+    split: str = "test",
+) -> Shift:
     if file := list_file(folder):
-        found = image_list(file, classes, "test", stored)
+        found = image_list(file, classes, split, stored)
         _refuse_nothing(found.samples, file)
         return replace(found, name=folder.name, in_distribution=reference)
     index = shards_in(folder)
