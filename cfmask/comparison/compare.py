@@ -9,9 +9,9 @@ from typing import Any
 
 from cfmask import processes
 from cfmask.classifier import Classifier
-from cfmask.comparison.described_rows import check_descriptions, with_descriptions
 from cfmask.comparison.evaluate import checked_reference, report_of
 from cfmask.comparison.examples import Explainer, gallery
+from cfmask.comparison.further_rows import check_rows, with_crop_selection, with_descriptions
 from cfmask.comparison.joining import check_protocol, joined
 from cfmask.comparison.seeds import families, seed_groups
 from cfmask.comparison.sources import Found, adapted, is_run, labels_of, models_of, move, short_name
@@ -89,6 +89,8 @@ class Evaluation:
         normalise: L2-normalise the mean of a class's descriptions; false as in the released code.
         against: fronts with which alone the others are compared, such as a run or the common name
             of runs of several seeds; each two are, if none is named.
+        crop_selection: pixels by which each picture may move its own crop: one more row for each
+            model; see `CropSelection`.
         holdout: share of the images of a data_root without train/ that is the set `id`; a run
             brings the images that it has held out; 0.2 by default.
         tasks: other tasks for the image towers, with the text tower as it was: folders of class
@@ -124,6 +126,7 @@ class Evaluation:
     descriptions: str | None = None
     normalise: bool = True
     against: list[str] = field(default_factory=list)
+    crop_selection: int | None = None
 
     def __post_init__(self) -> None:
         at_least(1, self.images, "image of each built-in set (images)")
@@ -191,6 +194,7 @@ def compare(
         check_apart(folder, Path(task))
     rows = models_of(sources, alphas, lambda: labels_of(shifts, root), asked.trust)
     rows = with_descriptions(rows, asked.descriptions, asked.normalise, asked.trust)
+    rows = with_crop_selection(rows, asked.crop_selection)
     move(rows.models)
     rows = adapted(rows, asked.batch_statistics, Shuffle(asked.batch_size, asked.seed))
     tasks = find_tasks(asked.tasks, asked.images, asked.seed)
@@ -236,7 +240,7 @@ def check_run(
         text_tower_of(classifier.name, classifier, asked.trust)
     if asked.batch_statistics is not None:
         check_norms({classifier.name: classifier})
-    check_descriptions(classifier, asked.descriptions)
+    check_rows(classifier, asked.descriptions, asked.crop_selection)
     between = [alpha for alpha in alphas_of(asked.wise) if 0 < alpha < 1]
     request = asked.request(local_folder(data_root), classifier.class_names, ())
     found = find_shifts(shifts, request)

@@ -18,7 +18,7 @@ from cfmask.classifier import Classifier
 from cfmask.descriptions import described_weight, descriptor_features, read_descriptions
 from cfmask.errors import InputError
 from cfmask.families.openclip import OpenClipClassifier
-from cfmask.families.pretrained import load_clip, local_folder, logit_bias, tokenizer_of
+from cfmask.families.pretrained import logit_bias
 from cfmask.heads import ZeroShotHead
 from cfmask.text import TextTower, Tokenizer
 
@@ -32,32 +32,11 @@ def has_text(classifier: Classifier) -> bool:
     return kind.text_tower is not Classifier.text_tower and kind.forward is Classifier.forward
 
 
-def untouched_text(classifier: Classifier, trust: bool = False) -> tuple[TextTower, Tokenizer]:
-    """The text tower of the pretraining, also of a classifier that comes from a file.
-
-    Args:
-        classifier: of a class with a text tower.
-        trust: load the text tower that a file names, which may ask the network; `tiny-clip` ships
-            with the package and needs none.
-
-    Raises:
-        InputError: there is none, or it needs trust.
-    """
-    spec = classifier.spec
-    if not isinstance(classifier, OpenClipClassifier) or classifier.knows_text:
-        return classifier.text_tower()
-    weights = spec.options.get("pretrained")
-    if weights is None and local_folder(spec.model) is None:
-        raise InputError(
-            f"Expected a pretrained text tower of {spec.model}, but the file names no weights."
-        )
-    if not trust and spec.model != "tiny-clip":
-        raise InputError(
-            f"Refused the text tower of {spec.model} with {weights}, which a file names: it is "
-            "not in that file and may be looked up on the network; give --trust true."
-        )
-    clip, _ = load_clip(spec.model, weights)
-    return TextTower(clip), tokenizer_of(spec.model, clip)
+def _untouched_text(classifier: Classifier, trust: bool) -> tuple[TextTower, Tokenizer]:
+    """The text tower of the pretraining, also of a classifier that comes from a file."""
+    if isinstance(classifier, OpenClipClassifier):
+        return classifier.pretrained_text_tower(trust)
+    return classifier.text_tower()
 
 
 def described(
@@ -66,16 +45,16 @@ def described(
     """The classifier with a head from descriptions; it shares the encoder with the one given.
 
     Args:
-        classifier: see `untouched_text`.
+        classifier: of a class with a text tower.
         source: JSON file {class: [descriptor, …]}, or `digits`.
         normalise: see `cfmask.descriptions.described_weight`.
-        trust: see `untouched_text`.
+        trust: see `OpenClipClassifier.pretrained_text_tower`.
 
     Raises:
-        InputError: see `read_descriptions` and `untouched_text`.
+        InputError: see `read_descriptions` and `OpenClipClassifier.pretrained_text_tower`.
     """
     texts = read_descriptions(source, classifier.class_names)
-    text, tokenizer = untouched_text(classifier, trust)
+    text, tokenizer = _untouched_text(classifier, trust)
     weight = described_weight(text.clip, tokenizer, texts, normalise)
     options = {"templates": [], "descriptions": texts, "normalise": normalise}
     twin = copy.copy(classifier)
@@ -107,7 +86,7 @@ class Descriptors:
         """Those that the head of a classifier was made from.
 
         Raises:
-            InputError: it was made otherwise; see `untouched_text`.
+            InputError: it was made otherwise; see `described`.
         """
         texts = classifier.spec.options.get("descriptions")
         if not texts:
@@ -115,7 +94,7 @@ class Descriptors:
                 f"Expected a model trained with descriptions for --descriptions {OWN}, but "
                 f"{classifier.name} was not; give a JSON file {{class: [descriptor, …]}}."
             )
-        text, tokenizer = untouched_text(classifier, trust)
+        text, tokenizer = _untouched_text(classifier, trust)
         return cls(texts, descriptor_features(text.clip, tokenizer, texts))
 
     def explain(self, features: Tensor, class_name: str) -> list[tuple[str, float]]:

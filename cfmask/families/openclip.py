@@ -142,11 +142,6 @@ class OpenClipClassifier(Classifier):
     # may not say what is loaded.
     _made_of: tuple[str, str | None] | None = None
 
-    @property
-    def knows_text(self) -> bool:
-        """Whether `text_tower` is that of the weights that were asked for."""
-        return self._made_of is not None
-
     def text_tower(self) -> tuple[TextTower, Tokenizer]:
         """See `Classifier.text_tower`. Weights files and runs hold the image tower alone."""
         if self._made_of is None:
@@ -170,7 +165,7 @@ class OpenClipClassifier(Classifier):
         folder = local_folder(model)
         if not tag and folder is None:
             raise InputError(
-                f"Expected an image tower that was pretrained with its text tower for tasks, but "
+                f"Expected an image tower that was pretrained with its text tower, but "
                 f"{model} began with random weights."
             )
         published = folder == TINY_CLIP or (model, tag) in list_pretrained()

@@ -1,4 +1,4 @@
-"""Described rows: for each model with a text tower, a row with a head from descriptions."""
+"""Further rows: each model with a head from descriptions, or with crops that it chooses itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from cfmask.classifier import Classifier
 from cfmask.comparison.sources import Found
 from cfmask.descriptions import read_descriptions
 from cfmask.errors import InputError
+from cfmask.families.cropped import CropSelection
 from cfmask.families.described import described, has_text
 
 
@@ -36,12 +37,37 @@ def with_descriptions(rows: Found, source: str | None, normalise: bool, trust: b
     return Found(models, starts, rows.runs)
 
 
-def check_descriptions(classifier: Classifier, source: str | None) -> None:
-    """Refuse descriptions that do not suit a classifier, before time is spent.
+def with_crop_selection(rows: Found, reach: int | None) -> Found:
+    """The rows, then one with crop selection for each classifier, compared with itself.
+
+    Args:
+        rows: see `models_of`.
+        reach: see `CropSelection`; None adds nothing.
 
     Raises:
-        InputError: no text tower, or see `read_descriptions`.
+        InputError: no classifier; see `CropSelection`.
     """
+    if reach is None:
+        return rows
+    models, starts = dict(rows.models), dict(rows.starts)
+    for name, model in rows.models.items():
+        if isinstance(model, Classifier):
+            other = f"{name} + crop selection {reach}"
+            models[other], starts[other] = CropSelection(model, reach).eval(), name
+    if len(models) == len(rows.models):
+        raise InputError("Expected a model that is run for crop_selection, but there is none.")
+    return Found(models, starts, rows.runs)
+
+
+def check_rows(classifier: Classifier, source: str | None, reach: int | None) -> None:
+    """Refuse further rows that do not suit a classifier, before time is spent.
+
+    Raises:
+        InputError: descriptions without a text tower, or see `read_descriptions`; a reach that
+            `CropSelection` does not take.
+    """
+    if reach is not None:
+        CropSelection(classifier, reach)
     if source is not None and not has_text(classifier):
         raise _no_text()
     if source is not None:

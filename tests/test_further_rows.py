@@ -19,11 +19,11 @@ from cfmask import (
 )
 from cfmask.commands.eval_models import evaluate_run
 from cfmask.comparison.compare import check_run
-from cfmask.comparison.described_rows import with_descriptions
+from cfmask.comparison.further_rows import with_descriptions
 from cfmask.comparison.sources import Found
 from cfmask.descriptions import SHIPPED, sentence
 from cfmask.errors import InputError
-from cfmask.families.described import described, untouched_text
+from cfmask.families.described import described
 from cfmask.families.pretrained import load_clip, tokenizer_of
 from cfmask.shift import Request
 from cfmask.shifts.catalogue import find_shifts
@@ -109,4 +109,4 @@ def test_a_file_loads_no_text_tower_by_name_without_trust(net, tmp_path):
     net.spec = replace(net.spec, model="ViT-B-32", options={**net.spec.options, "pretrained": "x"})
     save_classifier(net, tmp_path / "net.safetensors")
     with pytest.raises(InputError, match="give --trust true"):
-        untouched_text(load_classifier(tmp_path / "net.safetensors"))
+        described(load_classifier(tmp_path / "net.safetensors"), "digits")
