@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 # The asserts of what is imported next say what they compared.
@@ -15,6 +16,7 @@ from support.any_models import NAMES
 from support.imagenet_trees import ORIGINS, plant_one
 
 from cfmask import OpenClipClassifier, TimmClassifier, digits
+from cfmask.reporting import svg
 
 # On shared cores, threads that wait for each other make tiny models many times slower.
 torch.set_num_threads(1)
@@ -25,6 +27,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+class Undrawn(Figure):
+    """A figure with all that is put on its axes, which saves as an empty picture."""
+
+    def savefig(self, fname, **_) -> None:
+        fname.write('<svg viewBox="0 0 1 1"></svg>')
+
+
 def pytest_collectstart() -> None:
     # Parameters that a test module draws when it is imported.
     torch.manual_seed(0)
@@ -33,6 +42,8 @@ def pytest_collectstart() -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     # What a test draws does not depend on those before it, nor on the process that runs it.
     torch.manual_seed(0)
+    # To draw a page's charts takes as long as the tiny trainings that they are of.
+    svg.Figure = Figure if item.get_closest_marker("drawn") else Undrawn
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no GPU here")
 

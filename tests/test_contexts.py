@@ -19,6 +19,8 @@ from cfmask.data.datamodule import Tensors
 from cfmask.shifts.contexts import GROUPS, RATIO, TEST
 from cfmask.shifts.named_folders import own_class_names
 
+pytestmark = pytest.mark.drawn
+
 TINY = Preprocess((SIDE, SIDE))
 CARS = ("urban car", "country car")
 # Class, context, and as which class each image is painted.

@@ -22,6 +22,8 @@ from cfmask.reporting.charts import (
 )
 from cfmask.reporting.svg import LIGHT
 
+pytestmark = pytest.mark.drawn
+
 TRANSFORMS = {
     "linear": lambda p: p,
     "logit": lambda p: math.log(p / (1 - p)),

@@ -31,6 +31,8 @@ from cfmask.evaluation.fronts import (
 )
 from cfmask.reporting.page import as_html
 
+pytestmark = pytest.mark.drawn
+
 
 def curves(count: int) -> list[np.ndarray]:
     """Walks that turn back, cross themselves, and have vertical pieces."""

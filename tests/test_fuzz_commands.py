@@ -29,6 +29,8 @@ from cfmask.commands.train_model import train
 from cfmask.data.packing import pack
 from cfmask.exporting.writing import export
 
+pytestmark = pytest.mark.drawn
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:

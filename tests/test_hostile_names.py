@@ -31,6 +31,8 @@ from cfmask.reporting.sheet import draw
 from cfmask.reporting.tables import as_csv, as_latex, as_markdown
 from cfmask.terminal import printing, show_table
 
+pytestmark = pytest.mark.drawn
+
 NAMES = (
     "[red]", "[/]", ":dog:", "=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "＝1",
     "\x1b[31mred\x1b[0m", "\x9b2J", "\x07", "\x00", "a\nb", "a\n\n# b", "\u202egnp.exe", "\udcff",

@@ -15,6 +15,8 @@ from cfmask.missingness.sections import CurveRow
 from cfmask.reporting import panels
 from cfmask.reporting.svg import MARKERS
 
+pytestmark = pytest.mark.drawn
+
 WAYS = ("black", "grey", "removed")
 
 

@@ -23,6 +23,8 @@ from cfmask.reporting.disagreement import Answer, Disagreement
 from cfmask.reporting.page import as_html
 from cfmask.reporting.tables import tables
 
+pytestmark = pytest.mark.drawn
+
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 RENAME = {
     name: f"{name} {NASTY}"

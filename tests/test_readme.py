@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from support.places import ROOT
-from support.training import FAST, photos
+from support.training import DEMO, FAST, photos
 
 import cfmask
 from cfmask.commands.main import main
@@ -78,6 +78,7 @@ def test_every_time_is_said_with_its_processor():
     assert timed and all("EPYC" in text for text in timed), timed
 
 
+@pytest.mark.drawn
 def test_every_command_runs_in_the_order_of_the_text(tmp_path, monkeypatch, capsys, everything):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -127,7 +128,7 @@ def test_a_mask_of_ones_own_works_by_its_import_path(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     mask = "--model.counterfactual.mask=my_module.MyMask"
-    args = ["--config", str(ROOT / "configs" / "demo.yaml"), mask, "--run=run", *FAST]
+    args = ["--config", DEMO, mask, "--run=run", *FAST]
     train(args)
     assert "my_module.MyMask" in (tmp_path / "run" / "config.yaml").read_text()
     assert "my_module" in sys.modules
