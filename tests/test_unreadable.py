@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -198,10 +199,31 @@ def test_a_killed_worker_is_one_line(tmp_path):
         process.join(60)
     said = (tmp_path / "errors").read_text()
     assert process.exitcode == 2, said
-    (line,) = said.strip().splitlines()
+    # Workers that serve the others have words of their own when nobody listens any more.
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: A process that reads images ended")
     assert "DataLoader worker" in line
     assert "fewer workers" in line
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), EOFError()])
+def test_a_worker_that_is_killed_while_it_hands_a_batch_over_is_a_killed_worker(monkeypatch, error):
+    dead = multiprocessing.get_context("fork").Process(target=print)
+    dead.start()
+    dead.join()
+
+    class Batches:
+        _workers: ClassVar = [dead]
+
+        def __next__(self) -> None:
+            raise error
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", lambda _: Batches())
+    with pytest.raises(RuntimeError, match=rf"^DataLoader worker \(pid\(s\) {dead.pid}\)"):
+        next(iter(EpochLoader(Indices(), 2)))
+    Batches._workers = []
+    with pytest.raises(type(error)):
+        next(iter(EpochLoader(Indices(), 2)))
 
 
 class Held(Indices):

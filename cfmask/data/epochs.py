@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
 from typing import Any, cast
 
 import numpy as np
@@ -159,7 +160,7 @@ class EpochLoader(DataLoader[tuple[Tensor, int]]):
         try:
             for number in itertools.count(first):
                 watch.wanted = number, time.monotonic()
-                batch = next(batches, None)
+                batch = _next(batches)
                 watch.wanted = None
                 if batch is None:
                     return
@@ -175,6 +176,23 @@ class EpochLoader(DataLoader[tuple[Tensor, int]]):
             self.patience,
             self.num_workers,
         )
+
+
+def _next(batches: Any) -> Any:
+    """The next batch, or None at the end.
+
+    Raises:
+        RuntimeError: torch's of a worker that ended, also if it did so while it handed one over.
+    """
+    try:
+        return next(batches, None)
+    except (OSError, EOFError):
+        workers = {worker.sentinel: worker.pid for worker in getattr(batches, "_workers", ())}
+        ended = wait([*workers], 1) if workers else []
+        if died := [str(workers[place]) for place in ended]:
+            words = f"DataLoader worker (pid(s) {', '.join(died)}) exited unexpectedly"
+            raise RuntimeError(words) from None
+        raise
 
 
 class _Watch(threading.Thread):
