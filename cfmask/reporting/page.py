@@ -35,6 +35,7 @@ from cfmask.reporting.group_charts import group_charts
 from cfmask.reporting.rendering import BELOW, environment
 from cfmask.reporting.svg import GLYPHS
 from cfmask.reporting.tables import footnotes, heading, incomplete, spread_tables, tables
+from cfmask.reporting.view_charts import view_charts
 
 # Range of grey of pictures under relevance, in [0, 1].
 DARKEST, BRIGHTEST = 0.12, 0.72
@@ -71,6 +72,7 @@ def as_html(report: Results, gallery: Sequence[Disagreement] = ()) -> str:
         "ladders": list(ladder_charts(report, styles)),
         "ladder_tables": ladder_tables(report, styles),
         "unknown": list(unknown_charts(report, styles)),
+        "views": list(view_charts(report, styles)),
         "reliability": list(_reliability(report, styles)),
         "differences": differences_table(report, styles),
         "worst": worst_table(report, styles),
