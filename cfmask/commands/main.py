@@ -50,6 +50,7 @@ COMMANDS = {
         "train methods by settings and seeds as a plan says, and report",
     ),
     "pack": ("pack_images", "pack_images", "pack an image folder into shards, or verify them"),
+    "contexts": ("convert_contexts", "convert_contexts", "list MetaShift's images by context"),
 }
 
 
