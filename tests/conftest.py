@@ -48,6 +48,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no GPU here")
 
 
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """No charts are drawn, other than by fixtures of a module."""
+    monkeypatch.setattr(svg, "Figure", Undrawn)
+
+
 @pytest.fixture(scope="session")
 def _tiny_clip() -> OpenClipClassifier:
     return OpenClipClassifier("tiny-clip", None, digits.CLASS_NAMES, digits.TEMPLATES)

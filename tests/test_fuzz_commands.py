@@ -29,8 +29,6 @@ from cfmask.commands.train_model import train
 from cfmask.data.packing import pack
 from cfmask.exporting.writing import export
 
-pytestmark = pytest.mark.drawn
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -161,7 +159,8 @@ def run_command(words: Sequence[str]) -> None:
         patch.setattr(pl.Trainer, "fit", lambda *args, **options: None)
         patch.setattr(train_model, "_finish", lambda cli: None)
         report = train_model._report
-        patch.setattr(train_model, "_report", lambda cli: report(cli) if cli.finished else None)
+        kept = lambda cli, runs: report(cli, runs) if cli.finished else None  # noqa: E731
+        patch.setattr(train_model, "_report", kept)
         main(list(words))
 
 

@@ -109,7 +109,7 @@ def about(text: str) -> list[tuple[str, str]]:
     return re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text.partition("<h2>")[0])
 
 
-def test_the_top_says_what_ran_on_what_and_when(text):
+def test_the_top_says_what_ran_on_what_and_when(text, undrawn):
     rest = [
         ("model", "tiny"),
         ("evaluated on", "id, v2, sketch"),
@@ -185,7 +185,7 @@ def test_the_worst_classes_come_first(page):
 @pytest.mark.parametrize(
     ("correct", "listed"), [([5] * 4, []), ([2] * 4, []), ([5, 5, 5, 4], ["four"])]
 )
-def test_a_class_is_listed_as_worst_only_where_others_are_better(correct, listed):
+def test_a_class_is_listed_as_worst_only_where_others_are_better(correct, listed, undrawn):
     report = whole_report()
     for sets in report.details.values():
         for counts in sets.values():

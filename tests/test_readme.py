@@ -50,6 +50,9 @@ def options(line: str) -> list[str]:
     small = ["--epochs=1", "--evaluation.images=10", "--evaluation.pictures=0"]
     if "demo_cnn" in line:
         small += ["--data.train_images=16", "--data.val_images=8", "--batch-size=8"]
+    if line != LINES[0].split(" && ")[1]:
+        # The first line has the plain run beside it.
+        small += ["--baseline=false"]
     if "runs/demo" in line or "demo_cnn" in line:
         small += ["--shifts=digits/id"]
     return [*FAST, *small]
