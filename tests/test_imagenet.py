@@ -265,6 +265,9 @@ def test_any_real_label_is_right_and_images_without_one_are_left_out(tmp_path):
     first = {label: classes[:1] for label, classes in shift.accepts.items()}
     assert score(replace(shift, accepts=first)) == (2, 3)
     assert score(find(tmp_path, "imagenet/val")[0]) == (0, 4)
+    assert "1 of 3 images have a single label" in shift.note
+    single = [len(shift.accepts[k]) == 1 for _, k in shift.load(Preprocess()).samples]
+    assert [shift.group_names[g] == "1 label" for g in shift.groups] == single
 
 
 def test_real_labels_cover_the_published_number_of_images(tmp_path, monkeypatch):
@@ -276,6 +279,9 @@ def test_real_labels_cover_the_published_number_of_images(tmp_path, monkeypatch)
     # What the published lists say of some of them.
     for path, label in shift.load(Preprocess()).samples[::997]:
         assert shift.accepts[label] == real_labels()[int(Path(path).stem[-8:]) - 1]
+    counts = [len(classes) for classes in real_labels() if classes]
+    groups = [shift.groups.count(k) for k in range(3)]
+    assert groups == [counts.count(1), counts.count(2), sum(n > 2 for n in counts)]
 
 
 def test_real_labels_need_the_original_file_names(tmp_path):

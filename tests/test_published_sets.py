@@ -214,12 +214,14 @@ def test_imagenet_e_is_labelled_by_its_list_and_grouped_by_edit(tmp_path):
 
 
 def plant_dollar_street(home: Path) -> None:
-    lines = ["id,country.name,income,imageRelPath,imagenet_synonyms,imagenet_sysnet_id"]
+    header = "id,country.name,region.id,income,imageRelPath,imagenet_synonyms,imagenet_sysnet_id"
+    lines = [header]
     for i, (income, shown, classes) in enumerate(
         [(50, 5, [5]), (200, 7, [6, 7]), (684.5, 6, [7, 6]), (5000, 9, [5, 10]), (1997, 5, [5])]
     ):
         paint(home / "assets" / f"{i}.jpg", shown)
-        lines.append(f'{i},Chad,{income},assets/{i}.jpg,"[""a""]","{classes}"')
+        region = "eu" if i == 3 else "af"
+        lines.append(f'{i},Chad,{region},{income},assets/{i}.jpg,"[""a""]","{classes}"')
     (home / "images_v2_imagenet_test.csv").write_text("\n".join(lines))
 
 
@@ -232,6 +234,23 @@ def test_dollar_street_is_right_by_any_class_and_grouped_by_income(tmp_path):
     assert shift.expected.images == 4308
     one_each = {label: classes[:1] for label, classes in shift.accepts.items()}
     assert score(replace(shift, accepts=one_each)) == (2, 5)
+
+
+def test_dollar_street_by_region_tells_the_disparity_of_the_regions(tmp_path):
+    home = tmp_path / "dollarstreet" / "dataset_dollarstreet"
+    plant_dollar_street(home)
+    (shift,) = find(tmp_path, "dollarstreet/regions")
+    assert (shift.groups, shift.group_names) == ((0, 0, 0, 1, 0), ("af", "eu"))
+    # The one image of eu is painted as a class that is not among its own.
+    report = evaluate({"m": Sees()}, [shift])
+    (row,) = report.of("disparity")
+    assert (row.value, row.note) == (1, "af − eu")
+    list_ = home / "images_v2_imagenet_test.csv"
+    list_.write_text(list_.read_text().replace(",eu,", ",,"))
+    assert "has no group" in refusal(tmp_path, "dollarstreet/regions")
+    list_.write_text(list_.read_text().replace("region.id", "region"))
+    assert "region.id" in refusal(tmp_path, "dollarstreet/regions")
+    find(tmp_path, "dollarstreet")
 
 
 def test_dollar_street_names_what_is_missing(tmp_path):

@@ -23,6 +23,8 @@ PLACES = ("val", "imagenet/val", "imagenet-val", "ILSVRC2012_img_val")
 SOURCE = "https://www.image-net.org/download.php"
 LICENCE = "ImageNet terms of access: non-commercial research and education"
 AS_STORED = READING[True]
+# Groups of images by their number of ReaL labels.
+COUNTS = ("1 label", "2 labels", "3 or more labels")
 
 
 def val(folder: Path, root: Path) -> Contents:
@@ -44,14 +46,22 @@ def val_of_subset(folder: Path, root: Path, name: str) -> Contents:
 
 
 def val_with_real_labels(folder: Path, root: Path) -> Contents:
-    """The images of val that have ReaL labels, any of which is right (Beyer et al., 2020)."""
+    """The images of val that have ReaL labels, any of which is right (Beyer et al., 2020).
+
+    They are grouped by how many labels they have.
+    """
     real = real_labels()
     seen = [(path, real[image_number(path) - 1]) for path in all_pictures(folder)]
     seen = [(path, classes) for path, classes in seen if classes]
     labels, accepts = several_classes([classes for _, classes in seen])
-    note = f"ReaL labels by the number in the file's name, images without any left out; {AS_STORED}"
+    groups = tuple(min(len(classes), len(COUNTS)) - 1 for _, classes in seen)
+    note = (
+        "ReaL labels by the number in the file's name, images without any left out; "
+        f"{groups.count(0)} of {len(groups)} images have a single label; groups: numbers of "
+        f"labels; {AS_STORED}"
+    )
     samples = [(path, label) for (path, _), label in zip(seen, labels)]
-    return Contents.of(samples, note, accepts=accepts)
+    return Contents.of(samples, note, accepts=accepts, groups=groups, group_names=COUNTS)
 
 
 def of_val(
