@@ -287,3 +287,31 @@ def test_the_command_shows_the_views_of_digits(tmp_path, capsys, monkeypatch):
     found = {row["metric"] for row in report["rows"]}
     assert {"translation/agreement", "structure/2/2x2", "my_views.Dark/same"} <= found
     assert "translation/agreement" in (tmp_path / "out" / "report.csv").read_text()
+
+
+def test_predictions_have_the_columns_of_views_empty_without_features(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    model, name = classifier(), "structure/4/4x4"
+
+    def bare(images):
+        return images.mean((2, 3)) @ torch.ones(3, 5)
+
+    evaluate(
+        {"seen": model, "bare": (bare, lambda p: model.preprocess(p) / 255)},
+        [dataset_shift("scenes", pictures(), NAMES)],
+        3,
+        class_names=NAMES,
+        views=views_of(["structure/4"]),
+        predictions=tmp_path,
+    )
+    expected = []
+    for k, (picture, _) in enumerate(pictures()):
+        image = model.preprocess(picture)[None].float() / 255
+        first, crop, other = (
+            model.encoder(shown)[0].detach().double().numpy()
+            for shown in (image, mirrored_crop(image), shuffled(image, 4, [k]))
+        )
+        expected.append(float(cosine(first, crop) > cosine(first, other)))
+    columns = {p.name[8:12]: pq.read_table(p)[name].to_pylist() for p in tmp_path.iterdir()}
+    assert columns == {"seen": expected, "bare": [None] * 7}
+    assert len(set(expected)) == 2, "the order of the images shows"

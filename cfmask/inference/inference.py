@@ -28,7 +28,7 @@ from cfmask.inference.answer_store import AnswerStore, file_name, key_of, model_
 from cfmask.inference.any_model import AnyModel, Whole
 from cfmask.inference.batch_statistics import Adapted, Shuffle, in_order, mixed
 from cfmask.inference.images_bar import COLUMNS
-from cfmask.inference.predictions import join_parts, key_in, prediction_file
+from cfmask.inference.predictions import Add, join_parts, key_in, prediction_file
 from cfmask.inference.readable import Readable
 from cfmask.inference.saved_answers import SavedAnswers
 from cfmask.inference.settings import Settings
@@ -37,14 +37,14 @@ from cfmask.inference.wise import Blend
 from cfmask.precision import settled
 from cfmask.shift import Shift
 from cfmask.views.known_views import key_parts
-from cfmask.views.view import View
+from cfmask.views.view import View, metrics_of
 
 # Images a forward pass on a CPU: their activations fit its cache, a fifth faster than hundreds.
 CACHED = 50
 # Models that are run, and models of a report.
 Live = Classifier | Blend | AnyModel | Adapted
 Model = Live | SavedAnswers
-Judge = Callable[[Tensor, Tensor, Tensor, list[str]], Answers]
+Judge = Callable[[Tensor, Tensor, Tensor], Answers]
 
 
 @dataclass
@@ -322,35 +322,33 @@ class Inference:
                             f"Expected finite logits, but {name} gives NaN or infinity on images "
                             f"of {shift.name} in {self.precision}."
                         )
-                    judged = judges[name](logits, labels, readable, batch)
+                    judge, add = judges[name]
                     views = Viewing(self.settings.views, look, data.look, shift)
-                    answers[name].append(views(judged, said, images, ask, numbers))
+                    judged = views(judge(logits, labels, readable), said, images, ask, numbers)
+                    add(batch, judged, logits)
+                    answers[name].append(judged)
                 self.bar.advance(self.bar.task_ids[0], len(labels) * processes.count())
             for name in names if not batches else []:
                 none = torch.zeros(0, dtype=torch.int64)
                 heads = len(described(self.models[name]).class_names)
-                answers[name].append(judges[name](torch.zeros(0, heads), none, none.bool(), []))
+                answers[name].append(judges[name][0](torch.zeros(0, heads), none, none.bool()))
         return {name: Answers.joined(own_answers) for name, own_answers in answers.items()}
 
     @contextlib.contextmanager
-    def _judge(self, shift: Shift, name: str, part: Path | None) -> Iterator[Judge]:
-        """Makes answers of logits, labels, readable and paths, and writes the predictions."""
+    def _judge(self, shift: Shift, name: str, part: Path | None) -> Iterator[tuple[Judge, Add]]:
+        """What makes answers of logits, labels and readable, and what writes the predictions."""
         heads = len(described(self.models[name]).class_names)
         rule = LabelRule(heads, shift.classes, shift.accepts, shift.name)
+        judge = partial(rule.judge, keep_logits=self.settings.logits)
         if part is None:
-            keep = self.settings.logits
-            yield lambda logits, labels, readable, _: rule.judge(logits, labels, readable, keep)
+            yield judge, lambda paths, answers, logits: None
             return
-        with prediction_file(part, rule.classes.tolist()) as add:
-
-            def judge(
-                logits: Tensor, labels: Tensor, readable: Tensor, paths: list[str]
-            ) -> Answers:
-                answers = rule.judge(logits, labels, readable, self.settings.logits)
-                add(paths, answers, logits.cpu()[:, rule.classes])
-                return answers
-
-            yield judge
+        columns = list(metrics_of(self.settings.views))
+        with prediction_file(part, rule.classes.tolist(), columns) as write:
+            yield (
+                judge,
+                lambda paths, answers, logits: write(paths, answers, logits.cpu()[:, rule.classes]),
+            )
 
     def _ask(self, model: Live, images: Tensor) -> Heard:
         """Logits (B, K) and, if views are shown to a classifier, features (B, D)."""

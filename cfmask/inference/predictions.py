@@ -36,16 +36,18 @@ Add = Callable[[Sequence[str], Answers, Tensor], None]
 
 
 @contextlib.contextmanager
-def prediction_file(path: Path, classes: Sequence[int]) -> Iterator[Add]:
+def prediction_file(path: Path, classes: Sequence[int], views: Sequence[str] = ()) -> Iterator[Add]:
     """Context with a function that adds rows to a Parquet file, one for each image.
 
     Columns: `path`, `label` (as the set gives it), `readable`, `correct`, `confidence`, `top5`
-    (classes of the head by falling logit) and `logits` (float32, of the classes that compete).
+    (classes of the head by falling logit), `logits` (float32, of the classes that compete), and
+    float32 by the names of the columns of views, empty where a model has none.
     The metadata hold the numbers of those classes as JSON, under `classes`.
 
     Args:
         path: the file; it is removed if writing it fails.
         classes: numbers of the C competing classes, in the order of the logits.
+        views: names of the columns of views, `view/column`.
     """
     pa, pq = parquet()
     columns: dict[str, Any] = {
@@ -56,6 +58,7 @@ def prediction_file(path: Path, classes: Sequence[int]) -> Iterator[Add]:
         "confidence": pa.float32(),
         "top5": pa.list_(pa.int64()),
         "logits": pa.list_(pa.float32(), len(classes)),
+        **{name: pa.float32() for name in views},
     }
     schema = pa.schema(list(columns.items()), {"classes": json.dumps(list(classes))})
 
@@ -63,6 +66,7 @@ def prediction_file(path: Path, classes: Sequence[int]) -> Iterator[Add]:
         assert answers.confidence is not None
         values: Tensor = logits.float().cpu().contiguous().view(-1)
         flat = pa.array(values.numpy(), pa.float32())
+        none = pa.nulls(len(paths), pa.float32())
         content = [
             # Bytes that are not UTF-8 become escapes.
             [path.encode("utf-8", "backslashreplace").decode() for path in paths],
@@ -70,6 +74,10 @@ def prediction_file(path: Path, classes: Sequence[int]) -> Iterator[Add]:
             answers.confidence.numpy(),
             answers.best.tolist(),
             pa.FixedSizeListArray.from_arrays(flat, logits.shape[1]),
+            *(
+                answers.views[name].float().numpy() if name in answers.views else none
+                for name in views
+            ),
         ]
         writer.write_batch(pa.record_batch(content, schema=schema))
 
