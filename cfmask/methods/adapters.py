@@ -113,8 +113,9 @@ def adapt(
     Raises:
         InputError: there is no such layer.
     """
+    layers: Any = classifier.encoder.get_submodule
+    names = [name for name in _called(classifier) if layers(name).weight.requires_grad]
     classifier.requires_grad_(False)
-    names = _called(classifier)
     if not names:
         raise InputError(
             "Expected an encoder with linear layers or convolutions that do not widen for "
@@ -122,8 +123,7 @@ def adapt(
         )
     made: dict[str, Adapted] = {}
     for name in names:
-        layer: Any = classifier.encoder.get_submodule(name)
-        made[name] = Adapted(layer, rank, drop, rescale)
+        made[name] = Adapted(layers(name), rank, drop, rescale)
         _put(classifier.encoder, name, made[name])
     return made, _passes(classifier, list(made.values()))
 

@@ -24,7 +24,7 @@ from cfmask.methods.encoders import Compiled, checkpoint_blocks, compile_encoder
 from cfmask.methods.finite import FiniteWatch
 from cfmask.methods.mixing import Mixing
 from cfmask.methods.probing import probe
-from cfmask.methods.rates import Rates
+from cfmask.methods.rates import Rates, freeze_below
 from cfmask.methods.teacher import equal_weights
 from cfmask.signatures import spell_out
 
@@ -55,6 +55,9 @@ class Method(pl.LightningModule, ABC):
         cutmix: alpha of cutmix, likewise; where both are given, a batch has one of them.
         layer_decay: learning rate of a layer in units of that of the next one, in (0, 1].
         head_lr: peak learning rate of the head; None for `lr`.
+        upper_blocks: train so many blocks of the encoder, the last ones, with what follows them;
+            None for all.
+        fixed_head: leave the head as it is.
 
     Attributes:
         skip_nonfinite: how many steps with a loss or gradient that is not finite may be left out
@@ -78,6 +81,8 @@ class Method(pl.LightningModule, ABC):
         cutmix: float = 0.0,
         layer_decay: float = 1.0,
         head_lr: float | None = None,
+        upper_blocks: int | None = None,
+        fixed_head: bool = False,
     ) -> None:
         super().__init__()
         # jsonargparse hands on the parts of a classifier that was given no class.
@@ -91,6 +96,10 @@ class Method(pl.LightningModule, ABC):
             raise InputError(f"Expected warmup in [0, 1], but got {warmup}.")
         if not 0 <= label_smoothing < 1:
             raise InputError(f"Expected label_smoothing in [0, 1), but got {label_smoothing}.")
+        if upper_blocks is not None:
+            freeze_below(classifier.encoder, upper_blocks)
+        if fixed_head:
+            classifier.head.requires_grad_(False)
         self.classifier = classifier
         self.lr = lr
         self.weight_decay = weight_decay

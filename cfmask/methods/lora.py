@@ -154,6 +154,7 @@ def _fold(layer: nn.Module, kind: str) -> None:
 def _weights(encoder: nn.Module) -> list[str]:
     """Names of the weights that are changed."""
     found = []
+    trained = {name for name, weight in encoder.named_parameters() if weight.requires_grad}
     for name, layer in encoder.named_modules():
         kinds = []
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
@@ -161,4 +162,4 @@ def _weights(encoder: nn.Module) -> list[str]:
         elif isinstance(layer, nn.MultiheadAttention) and layer.in_proj_weight is not None:
             kinds = ["in_proj_weight"]
         found += [f"{name}.{kind}" if name else kind for kind in kinds]
-    return found
+    return [name for name in found if name in trained]

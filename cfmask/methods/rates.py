@@ -80,14 +80,44 @@ def layer_scales(encoder: nn.Module, decay: float) -> dict[str, float]:
     Raises:
         InputError: its layers are not known.
     """
+    layers = _layers(encoder, "layer_decay")
+    top = max(layers.values())
+    return {name: decay ** (top - layer) for name, layer in layers.items()}
+
+
+def freeze_below(encoder: nn.Module, upper: int) -> None:
+    """Freeze all parameters of an encoder below its last blocks, in place.
+
+    Args:
+        encoder: of timm, which tells its layers, or of open_clip.
+        upper: number of blocks that are trained, at least 1; what follows them is too.
+
+    Raises:
+        InputError: another number of blocks, or layers that are not known.
+    """
+    layers = _layers(encoder, "upper_blocks")
+    top = max(layers.values())
+    if not 1 <= upper <= top:
+        raise InputError(
+            f"Expected upper_blocks from 1 to {top}, the blocks of this encoder, but got {upper}."
+        )
+    for name, parameter in encoder.named_parameters():
+        if layers[name] <= top - upper:
+            parameter.requires_grad_(False)
+
+
+def _layers(encoder: nn.Module, what: str) -> dict[str, int]:
+    """Number of the layer of each parameter: 0 for the stem, then block by block.
+
+    What follows the last block counts to it.
+    """
     from timm.models import group_parameters
 
     told: Any = getattr(encoder, "group_matcher", None)
     layers = group_parameters(encoder, told(coarse=False) if told else CLIP, reverse=True)
-    top = max(layers.values())
-    if top == 0:
+    if max(layers.values()) == 0:
         raise InputError(
-            f"Expected an encoder of timm or open_clip for layer_decay, but the layers of "
+            f"Expected an encoder of timm or open_clip for {what}, but the layers of "
             f"{type(encoder).__name__} are not known; leave it out."
         )
-    return {name: decay ** (top - layer) for name, layer in layers.items()}
+    return dict(layers)

@@ -23,3 +23,5 @@ class Recipe(TypedDict, total=False):
     cutmix: float
     layer_decay: float
     head_lr: float | None
+    upper_blocks: int | None
+    fixed_head: bool

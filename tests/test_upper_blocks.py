@@ -1,0 +1,78 @@
+"""Training of the upper blocks alone, with the head as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support.small_methods import build, fit
+
+from cfmask import (
+    DigitsData,
+    Distillation,
+    FineTuning,
+    InputError,
+    LoRA,
+    MaskedDistillation,
+    RAdapter,
+    TimmClassifier,
+    digits,
+)
+
+
+def changed(before: dict, after: dict) -> set[str]:
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+def is_upper(name: str) -> bool:
+    """Of the last two of the tiny CLIP's four blocks, and what follows them."""
+    above = ("transformer.resblocks.2.", "transformer.resblocks.3.", "ln_post", "proj")
+    return name.removeprefix("encoder.").startswith(above)
+
+
+def cnn() -> TimmClassifier:
+    torch.manual_seed(1)
+    made = TimmClassifier("test_resnet", False, digits.CLASS_NAMES, image_size=48)
+    made.head_from = "probe"
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (FineTuning, {"layer_decay": 0.5}),
+        (Distillation, {"distance": "logit", "teacher": True}),
+        (MaskedDistillation, {}),
+        pytest.param(LoRA, {}, marks=pytest.mark.slow),
+        pytest.param(RAdapter, {}, marks=pytest.mark.slow),
+    ],
+)
+def test_what_lies_below_and_the_head_stay_bit_for_bit(kind, options, tiny_clip, tmp_path):
+    options = options | ({"teacher": cnn()} if "teacher" in options else {})
+    before = copy.deepcopy(tiny_clip.state_dict())
+    method = build(kind, tiny_clip, lr=1e-2, upper_blocks=2, fixed_head=True, **options)
+    fit(method, tmp_path)
+    moved = changed(before, method.plain().state_dict())
+    assert moved and all(map(is_upper, moved))
+    if kind not in (LoRA, RAdapter):
+        assert moved == set(filter(is_upper, before))
+
+
+def test_a_head_that_nothing_has_fitted_is_fitted_and_then_fixed(tmp_path):
+    student = cnn()
+    student.head_from = "chance"
+    method = FineTuning(student, lr=1e-2, upper_blocks=1, fixed_head=True)
+    assert method.wants_probe()
+    random = student.head.weight.clone()
+    method.probe(DigitsData(train_images=40, val_images=20, batch_size=8, seed=0))
+    fitted = student.head.weight.clone()
+    fit(method, tmp_path)
+    assert not torch.equal(random, fitted)
+    assert torch.equal(student.head.weight, fitted)
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "from 1 to 4"), (5, "from 1 to 4")])
+def test_a_number_of_blocks_that_is_not_there_is_refused(number, words, tiny_clip):
+    with pytest.raises(InputError, match=f"{words}.*got {number}"):
+        FineTuning(tiny_clip, upper_blocks=number)
