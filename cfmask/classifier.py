@@ -187,6 +187,7 @@ class Classifier(nn.Module, ABC):
     def with_head(self, head: nn.Module, spec: Spec) -> Self:
         """A classifier of the same encoder, which it shares, with another head and its spec."""
         other = copy.copy(self)
+        # A shallow copy has the dict of its parts in common with the other.
         other._modules = {**self._modules, "head": head}
         other.spec, other.class_names = spec, spec.class_names
         return other

@@ -143,10 +143,14 @@ def test_the_command_tells_tasks_beside_the_sets_and_keeps_their_answers(
     words = ["run", "--images=30", "--pictures=0", "--shifts=digits/id", "--wise="]
     plain = evaluate_run([*words, "--out=out"])
     asked = [*words, "--out=out", "--tasks", "digits/digit,my task"]
+    # Rows with other heads or crops of the same tower are not asked.
+    more = evaluate_run([*asked, "--descriptions=digits", "--crop_selection=2"])
+    assert more is not None and len(more.of("accuracy")) == 4 * len(plain.of("accuracy"))
     first, again = evaluate_run(asked), evaluate_run(asked)
     assert plain is not None and first is not None and again is not None
     assert "Change of zero-shot accuracy on other tasks" in capsys.readouterr().out
     assert first.rows == again.rows
+    assert more.of("task_accuracy") == first.of("task_accuracy")
     assert [row for row in first.rows if not row.metric.startswith("task_")] == plain.rows
     cells = first.cells("task_accuracy")
     assert {shift for _, shift in cells} == {"task/digit", "task/my task", MEAN_OF_TASKS}

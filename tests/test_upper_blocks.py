@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
 from support.small_methods import build, fit
+from support.training import photos
 
 from cfmask import (
     DigitsData,
@@ -18,7 +22,11 @@ from cfmask import (
     RAdapter,
     TimmClassifier,
     digits,
+    load_classifier,
+    save_classifier,
 )
+from cfmask.checkpoint import PRETRAINED, WEIGHTS
+from cfmask.commands.main import main
 
 
 def changed(before: dict, after: dict) -> set[str]:
@@ -59,6 +67,7 @@ def test_what_lies_below_and_the_head_stay_bit_for_bit(kind, options, tiny_clip,
         assert moved == set(filter(is_upper, before))
 
 
+@pytest.mark.slow
 def test_a_head_that_nothing_has_fitted_is_fitted_and_then_fixed(tmp_path):
     student = cnn()
     student.head_from = "chance"
@@ -76,3 +85,25 @@ def test_a_head_that_nothing_has_fitted_is_fitted_and_then_fixed(tmp_path):
 def test_a_number_of_blocks_that_is_not_there_is_refused(number, words, tiny_clip):
     with pytest.raises(InputError, match=f"{words}.*got {number}"):
         FineTuning(tiny_clip, upper_blocks=number)
+
+
+@pytest.mark.slow
+def test_the_command_of_the_page_teaches_by_a_small_model_of_another_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[1] / "docs" / "methods.md"
+    (line,) = re.findall(r"^cfmask (train FOLDER .*)$", page.read_text(encoding="utf-8"), re.M)
+    photos(Path("photos"))
+    names = ["lemon", "lime", "red plum"]
+    torch.manual_seed(0)
+    teacher = TimmClassifier("test_resnet", False, names, image_size=48)
+    teacher.head_from = "probe"
+    Path("runs/small").mkdir(parents=True)
+    save_classifier(teacher, Path("runs/small") / WEIGHTS)
+    stands = {"FOLDER": "photos", "open_clip:ViT-L-14/openai": "open_clip:tiny-clip"}
+    words = [stands.get(word, word) for word in shlex.split(line)]
+    main([*words, "--run=runs/mine", "--epochs=1", "--precision=32-true", "--workers=0"])
+    start, tuned = (
+        load_classifier("runs/mine", name).state_dict() for name in (PRETRAINED, WEIGHTS)
+    )
+    moved = changed(start, tuned)
+    assert moved and all(map(is_upper, moved))

@@ -193,12 +193,13 @@ def compare(
     for task in asked.tasks:
         check_apart(folder, Path(task))
     rows = models_of(sources, alphas, lambda: labels_of(shifts, root), asked.trust)
+    plain = rows
     rows = with_descriptions(rows, asked.descriptions, asked.normalise, asked.trust)
     rows = with_crop_selection(rows, asked.crop_selection)
     move(rows.models)
     rows = adapted(rows, asked.batch_statistics, Shuffle(asked.batch_size, asked.seed))
     tasks = find_tasks(asked.tasks, asked.images, asked.seed)
-    towers = towers_of(rows.models, asked.trust) if tasks else {}
+    towers = towers_of(plain.models, asked.trust) if tasks else {}
     # Read before time is spent: a file of a run may be damaged.
     runs = {short_name(name, sources): Path(name) for name in sources if is_run(name)}
     found = _sets(shifts, asked.request(root, (), _held_out(runs)), rows.models)
@@ -207,7 +208,7 @@ def compare(
     known = families(runs)
     _check_fronts(asked.against, {name for name, _ in known.values()})
     report = report_of(rows.models, found, settings, rows.starts, _series(known, rows.runs))
-    report.rows.extend(tasks_of(rows.models, towers, tasks, rows.starts, settings))
+    report.rows.extend(tasks_of(plain.models, towers, tasks, plain.starts, settings))
     report.protocol.update(protocol_of_tasks(tasks))
     if asked.against:
         report.gaps[:] = gaps_against(report.gaps, asked.against)

@@ -13,9 +13,8 @@ from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.evaluation.figures import Row
 from cfmask.evaluation.forgetting import task_rows
-from cfmask.families.openclip import OpenClipClassifier
+from cfmask.families.described import has_text, untouched_text
 from cfmask.heads import ZeroShotHead
-from cfmask.inference.batch_statistics import Adapted
 from cfmask.inference.inference import Inference, Live, Model, described
 from cfmask.inference.saved_answers import SavedAnswers
 from cfmask.inference.settings import Settings
@@ -35,14 +34,12 @@ def text_tower_of(name: str, model: Model, trust: bool) -> tuple[TextTower, Toke
             and the file that names them is not trusted.
     """
     own = None if isinstance(model, SavedAnswers) else described(model)
-    if isinstance(own, OpenClipClassifier):
-        return own.pretrained_text_tower(trust)
-    if not isinstance(own, Classifier) or type(own).text_tower is Classifier.text_tower:
+    if not isinstance(own, Classifier) or not has_text(own):
         raise InputError(
             f"Expected models with a text tower for tasks, but {name} has none; evaluate it "
             "without --tasks."
         )
-    return own.text_tower()
+    return untouched_text(own, trust)
 
 
 def towers_of(models: Mapping[str, Model], trust: bool) -> Towers:
@@ -71,7 +68,7 @@ def tasks_of(
     """Rows of zero-shot accuracy on each task, before and after tuning.
 
     Args:
-        models: the rows, on their device.
+        models: the rows of models as they are, on their device.
         towers: see `towers_of`.
         tasks: what they are asked.
         starts: row of a tuned model -> row of the model that it was tuned from.
@@ -99,12 +96,8 @@ def _head(task: Task, text: TextTower, tokenizer: Tokenizer) -> ZeroShotHead:
 
 def _asked(
     model: Live, task: Task, head: nn.Module, lines: dict[WeightLine, WeightLine]
-) -> Classifier | Blend | Adapted:
+) -> Classifier | Blend:
     """A row's model with the head of a task; the encoders are shared."""
-    if isinstance(model, Adapted):
-        inner = _asked(model.model, task, head, lines)
-        assert not isinstance(inner, Adapted)
-        return replace(model, model=inner)
     if isinstance(model, Blend):
         line = model.line
         if line not in lines:

@@ -5,7 +5,6 @@ Letters: K classes, D feature width, n_k descriptors of class k.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ def has_text(classifier: Classifier) -> bool:
     return kind.text_tower is not Classifier.text_tower and kind.forward is Classifier.forward
 
 
-def _untouched_text(classifier: Classifier, trust: bool) -> tuple[TextTower, Tokenizer]:
+def untouched_text(classifier: Classifier, trust: bool) -> tuple[TextTower, Tokenizer]:
     """The text tower of the pretraining, also of a classifier that comes from a file."""
     if isinstance(classifier, OpenClipClassifier):
         return classifier.pretrained_text_tower(trust)
@@ -54,19 +53,16 @@ def described(
         InputError: see `read_descriptions` and `OpenClipClassifier.pretrained_text_tower`.
     """
     texts = read_descriptions(source, classifier.class_names)
-    text, tokenizer = _untouched_text(classifier, trust)
+    text, tokenizer = untouched_text(classifier, trust)
     weight = described_weight(text.clip, tokenizer, texts, normalise)
     options = {"templates": [], "descriptions": texts, "normalise": normalise}
-    twin = copy.copy(classifier)
-    # A shallow copy has the dict of its parts in common with the other.
-    twin._modules = {**classifier._modules, "head": ZeroShotHead(weight, logit_bias(text.clip))}
-    twin.spec = replace(
+    spec = replace(
         classifier.spec,
         head="zero_shot",
         head_from=None,
         options={**classifier.spec.options, **options},
     )
-    return twin.eval()
+    return classifier.with_head(ZeroShotHead(weight, logit_bias(text.clip)), spec).eval()
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ class Descriptors:
                 f"Expected a model trained with descriptions for --descriptions {OWN}, but "
                 f"{classifier.name} was not; give a JSON file {{class: [descriptor, …]}}."
             )
-        text, tokenizer = _untouched_text(classifier, trust)
+        text, tokenizer = untouched_text(classifier, trust)
         return cls(texts, descriptor_features(text.clip, tokenizer, texts))
 
     def explain(self, features: Tensor, class_name: str) -> list[tuple[str, float]]:
