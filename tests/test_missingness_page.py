@@ -27,7 +27,10 @@ LINES = [
 ]
 TRAINING = "python benchmarks/missingness_training.py --out"
 SMALL = {
-    "missingness": ["--images=2", "--orders=random", "--hidings=grey,removed", "--samples=5"],
+    "missingness": [
+        *["--images=2", "--orders=random", "--hidings=grey,removed", "--samples=5"],
+        *["--side=16", "--lime.samples=4"],
+    ],
     "explain": ["--lime.samples=4", "--hidings=grey"],
 }
 
@@ -55,9 +58,9 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
         words = shlex.split(line)[1:]
         cfmask([*words, *SMALL[words[0]]])
         ran += 1
-    assert ran == 7
+    assert ran == 8
     said = capsys.readouterr().out
-    assert said.count("Everything of this is in") == 5 and said.count("Drawn in") == 2
+    assert said.count("Everything of this is in") == 6 and said.count("Drawn in") == 2
     assert Path("pixel/accuracy.png").is_file() and not Path("shown/accuracy.png").exists()
 
 
