@@ -31,6 +31,7 @@ from cfmask.comparison.compare import check_run, compare
 from cfmask.data.datamodule import TrainingData
 from cfmask.data.folder_data import FolderData
 from cfmask.errors import InputError
+from cfmask.files import write_text
 from cfmask.methods import FineTuning, MaskedDistillation, Method
 from cfmask.methods.averages import Average
 from cfmask.reporting.report import ShiftReport
@@ -324,7 +325,7 @@ def _plain(cli: TrainCLI) -> TrainCLI:
     options |= {name: str(cli.config[name]).lower() for name in ("overwrite", "resume")}
     with TemporaryDirectory() as folder:
         file = Path(folder) / CONFIG
-        file.write_text(cli.config_text(), encoding="utf-8")
+        write_text(file, cli.config_text())
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         return command_line(["--config", str(file), *words])
 
