@@ -89,8 +89,9 @@ COMMANDS = (
 )
 OPTIONS = {
     "eval": "wise fit images seed batch_size workers precision decoder unreadable predictions "
-    "pictures shifts data_root out show allow_incomplete reuse",
-    "predict": "top class_names json",
+    "pictures shifts data_root out show allow_incomplete reuse descriptions normalise "
+    "crop_selection",
+    "predict": "top class_names json descriptions normalise",
     "show": "label checkpoint class_names relevance mask fill out seed",
     "export": "to out alpha average overwrite",
     "train": "model data model.lr model.counterfactual.mask model.relevance data.batch_size run "
