@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 import yaml
+from support.training import fails
 
 from cfmask import InputError, TimmClassifier, save_classifier, start_from
 from cfmask.commands.main import main
@@ -84,6 +85,12 @@ def test_other_classes_get_a_fresh_head(tmp_path):
     assert torch.equal(other.features(images), saved.features(images))
     assert other(images).shape == (2, 2)
     assert (other.class_names, other.head_from) == (("a", "b"), "chance")
+
+
+@pytest.mark.parametrize("said", ["--seed=-1", "--seed_everything=-1", "--seed=4294967296"])
+def test_a_seed_is_refused_by_its_bounds(said, capsys):
+    line = fails(capsys, "--config", "demo", said)
+    assert "Expected a seed from 0 to 4294967295, but got" in line
 
 
 def test_short_options_are_the_long_ones(photos, capsys):

@@ -30,7 +30,7 @@ from cfmask.commands.train_words import prepared
 from cfmask.comparison.compare import check_run, compare
 from cfmask.data.datamodule import TrainingData
 from cfmask.data.folder_data import FolderData
-from cfmask.errors import InputError
+from cfmask.errors import InputError, check_seed
 from cfmask.files import write_text
 from cfmask.methods import FineTuning, MaskedDistillation, Method
 from cfmask.methods.averages import Average
@@ -161,6 +161,7 @@ class TrainCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Lightning warns of arguments that are not the process's own; here they are given."""
         self.config = parser.parse_args(args)
+        check_seed(int(self.config.seed_everything))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """See `LightningCLI.add_arguments_to_parser`."""

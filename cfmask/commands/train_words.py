@@ -191,6 +191,9 @@ def _long(words: Sequence[str]) -> list[str]:
             found += [*SHORT[word], f"torchvision.transforms.v2.{AUGMENTS[value]}"]
         elif word in (*LISTS, "--logger") and value[:1] != "[":
             found += [*SHORT.get(word, [word]), json.dumps(value.split(","))]
+        elif value.startswith("-"):
+            # A number below 0, which would be taken for an option of its own.
+            found += [f"{long}={value}" for long in SHORT.get(word, [word])]
         else:
             found += [part for long in SHORT.get(word, [word]) for part in (long, value)]
     return found
