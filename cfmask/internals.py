@@ -129,6 +129,11 @@ def forget_sigterm(trainer: Any) -> None:
     trainer._signal_connector.received_sigterm = False
 
 
+def workers_of(batches: Any) -> list[Any]:
+    """The processes behind an iterator over a torch loader's batches; none where there are none."""
+    return [*getattr(batches, "_workers", ())]
+
+
 def is_attached(module: Any) -> bool:
     """Whether a LightningModule has a trainer, without the error of its property."""
     return module._trainer is not None

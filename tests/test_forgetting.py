@@ -59,6 +59,7 @@ def by_open_clip(encoder, task) -> torch.Tensor:
     return (clip.encode_image((images - 0.5) / 0.25) @ weight.T).argmax(1)
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_open_clip_on_every_tower(tiny_clip):
     line = WeightLine(tiny_clip, noisy(tiny_clip))
     models = {"zero-shot": tiny_clip, "half": Blend(line, 0.5), "tuned": line.tuned}

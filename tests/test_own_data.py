@@ -46,7 +46,7 @@ def test_photographs_become_an_exported_model(tmp_path, monkeypatch, capsys):
     # A smaller CLIP than the one that ships, for the time that its graph takes.
     small = ["--model.classifier.model", clip_folder(tmp_path / "CLIP")]
     lines = commands("index.md")
-    assert len(lines) == 8
+    assert len(lines) == 7
     seen = []
     for line in lines:
         run(line, *([*FOLDER[2:], *small] if " train " in line else []))

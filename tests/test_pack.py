@@ -67,7 +67,9 @@ def test_the_command_packs_and_verifies(class_photos, tmp_path, capsys):
 def test_the_command_fails_in_one_line(class_photos, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
-    for args in (["--workers=0"], [f"--out={tmp_path / 'full'}"], ["--out=x", "--shard_size=0"]):
+    within = f"--out={class_photos / 'shards'}"
+    full = f"--out={tmp_path / 'full'}"
+    for args in (["--workers=0"], [full], ["--out=x", "--shard_size=0"], [within]):
         with pytest.raises(SystemExit) as ended:
             pack_images([str(class_photos), *args])
         assert ended.value.code == 2

@@ -119,6 +119,7 @@ def test_chance_is_that_of_the_seed(pictures, tmp_path):
         (["--label", "one", "--mask=ObjectMsk"], ["ObjectMsk", "Nearest: ObjectMask"]),
         (["--label", "one", "--out", "nowhere/x.png"], [".png", "nowhere"]),
         (["--label", "one", "--seed", "-1"], ["seed from 0", "-1"]),
+        (["--label", " "], ["names of classes", "an empty one", "--label"]),
         ([], ["label"]),
     ],
 )

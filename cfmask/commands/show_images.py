@@ -67,6 +67,8 @@ def show(
     """
     check_seed(seed)
     drawn = png(out, images)
+    if not all(name.strip() for name in [*label, *(class_names or [])]):
+        raise InputError("Expected names of classes, but got an empty one; see --label.")
     names = Labels(tuple(class_names or sorted(set(label))), PROMPT)
     model = (classifier or one_classifier(checkpoint, names, trust)).eval()
     labels = torch.tensor(labels_for(label, len(images), model.class_names))

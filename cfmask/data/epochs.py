@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from cfmask.errors import InputError
+from cfmask.internals import workers_of
 
 log = logging.getLogger(__name__)
 # Signals that tell a run to stop; by name, as some systems lack some of them.
@@ -187,7 +188,7 @@ def _next(batches: Any) -> Any:
     try:
         return next(batches, None)
     except (OSError, EOFError):
-        workers = {worker.sentinel: worker.pid for worker in getattr(batches, "_workers", ())}
+        workers = {worker.sentinel: worker.pid for worker in workers_of(batches)}
         ended = wait([*workers], 1) if workers else []
         if died := [str(workers[place]) for place in ended]:
             words = f"DataLoader worker (pid(s) {', '.join(died)}) exited unexpectedly"

@@ -23,6 +23,7 @@ from cfmask.decoding import image_file
 from cfmask.errors import InputError, at_least
 from cfmask.files import check_out, whole_folder
 from cfmask.images import Preprocess
+from cfmask.shift import check_apart
 
 
 def pack(folder: Path, out: Path, shard_size: int = 1000, workers: int = 0) -> ShardIndex:
@@ -38,11 +39,13 @@ def pack(folder: Path, out: Path, shard_size: int = 1000, workers: int = 0) -> S
         workers: processes that look at the images first.
 
     Raises:
-        InputError: no images, some that cannot be read, an `out` that holds files, a full disk.
+        InputError: no images, some that cannot be read, an `out` that holds files or lies in
+            `folder`, a full disk.
     """
     at_least(1, shard_size, "image a shard (shard_size)")
     at_least(0, workers, "workers")
     check_out(out)
+    check_apart(out, folder)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"Expected a new or empty folder for the shards, but {out} holds files.")
     files = FileIndex.of(folder)

@@ -395,7 +395,6 @@ METRICS: Mapping[str, Metric] = {
 
 def described(name: str, protocol: Mapping[str, Any]) -> Metric:
     """How a metric is shown: by `METRICS`, else by the report's protocol, else unscaled."""
-    if name in METRICS:
-        return METRICS[name]
-    own = protocol.get("metrics", {}).get(name)
-    return Metric(**own) if isinstance(own, dict) else Metric(name, None, "", "", 1, 3, 0)
+    own = METRICS.get(name) or protocol.get("metrics", {}).get(name)
+    own = Metric(**own) if isinstance(own, dict) else own
+    return own if isinstance(own, Metric) else Metric(name, None, "", "", 1, 3, 0)

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cfmask.classifier import Classifier
 from cfmask.errors import InputError
 from cfmask.methods.averages import move
+from cfmask.methods.rates import of_upper
 
 Layer = nn.Linear | nn.Conv2d
 # Where a checkpoint has the classifier, and what is trained beside it.
@@ -92,7 +93,11 @@ class Adapted(nn.Module):
 
 
 def adapt(
-    classifier: Classifier, rank: int | None, drop: float, rescale: float
+    classifier: Classifier,
+    rank: int | None,
+    drop: float,
+    rescale: float,
+    upper_blocks: int | None = None,
 ) -> tuple[dict[str, Adapted], float]:
     """Freeze a classifier and give its encoder adapters, in place.
 
@@ -105,6 +110,7 @@ def adapt(
         rank: see `Change`.
         drop: see `Adapted`.
         rescale: see `Adapted`.
+        upper_blocks: number of the last blocks that get adapters; None for all.
 
     Returns:
         What has been put in the places of layers, by their names, and how much a step costs in
@@ -114,7 +120,9 @@ def adapt(
         InputError: there is no such layer.
     """
     layers: Any = classifier.encoder.get_submodule
-    names = [name for name in _called(classifier) if layers(name).weight.requires_grad]
+    weights = [f"{name}.weight" for name in _called(classifier)]
+    kept = of_upper(weights, classifier.encoder, upper_blocks)
+    names = [name.removesuffix(".weight") for name in kept]
     classifier.requires_grad_(False)
     if not names:
         raise InputError(

@@ -24,7 +24,7 @@ from cfmask.methods.encoders import Compiled, checkpoint_blocks, compile_encoder
 from cfmask.methods.finite import FiniteWatch
 from cfmask.methods.mixing import Mixing
 from cfmask.methods.probing import probe
-from cfmask.methods.rates import Rates, freeze_below
+from cfmask.methods.rates import Rates, of_upper
 from cfmask.methods.teacher import equal_weights
 from cfmask.signatures import spell_out
 
@@ -96,8 +96,10 @@ class Method(pl.LightningModule, ABC):
             raise InputError(f"Expected warmup in [0, 1], but got {warmup}.")
         if not 0 <= label_smoothing < 1:
             raise InputError(f"Expected label_smoothing in [0, 1), but got {label_smoothing}.")
-        if upper_blocks is not None:
-            freeze_below(classifier.encoder, upper_blocks)
+        self.upper_blocks = upper_blocks
+        parameters = dict(classifier.encoder.named_parameters())
+        for name in parameters.keys() - of_upper(parameters, classifier.encoder, upper_blocks):
+            parameters[name].requires_grad_(False)
         if fixed_head:
             classifier.head.requires_grad_(False)
         self.classifier = classifier

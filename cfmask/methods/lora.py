@@ -15,6 +15,7 @@ from cfmask.errors import InputError, at_least
 from cfmask.methods.adapters import checkpointed, loaded
 from cfmask.methods.averages import need_whole_weights
 from cfmask.methods.finetuning import FineTuning
+from cfmask.methods.rates import of_upper
 from cfmask.methods.recipe import Recipe
 
 PLACE, ORIGINAL = ".parametrizations.", ".original"
@@ -76,7 +77,8 @@ class LoRA(FineTuning):
             raise InputError(f"Expected alpha above 0, but got {alpha}.")
         super().__init__(classifier, **recipe)
         self.rank, self.alpha = rank, alpha
-        self.places = _weights(classifier.encoder)
+        encoder = classifier.encoder
+        self.places = of_upper(_weights(encoder), encoder, self.upper_blocks)
         if not self.places:
             raise InputError(
                 "Expected an encoder with linear layers or convolutions of one group for changes "
@@ -154,7 +156,6 @@ def _fold(layer: nn.Module, kind: str) -> None:
 def _weights(encoder: nn.Module) -> list[str]:
     """Names of the weights that are changed."""
     found = []
-    trained = {name for name, weight in encoder.named_parameters() if weight.requires_grad}
     for name, layer in encoder.named_modules():
         kinds = []
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
@@ -162,4 +163,4 @@ def _weights(encoder: nn.Module) -> list[str]:
         elif isinstance(layer, nn.MultiheadAttention) and layer.in_proj_weight is not None:
             kinds = ["in_proj_weight"]
         found += [f"{name}.{kind}" if name else kind for kind in kinds]
-    return [name for name in found if name in trained]
+    return found

@@ -58,7 +58,7 @@ class RAdapter(FineTuning):
             )
         super().__init__(classifier, **recipe)
         self.rank, self.drop, self.rescale, self.decay = rank, drop, rescale, decay
-        self.adapted, self.cost = adapt(classifier, rank, drop, rescale)
+        self.adapted, self.cost = adapt(classifier, rank, drop, rescale, self.upper_blocks)
 
     def on_fit_start(self) -> None:
         """See `Method.on_fit_start`."""

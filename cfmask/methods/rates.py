@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,25 +86,26 @@ def layer_scales(encoder: nn.Module, decay: float) -> dict[str, float]:
     return {name: decay ** (top - layer) for name, layer in layers.items()}
 
 
-def freeze_below(encoder: nn.Module, upper: int) -> None:
-    """Freeze all parameters of an encoder below its last blocks, in place.
+def of_upper(names: Iterable[str], encoder: nn.Module, upper: int | None) -> list[str]:
+    """Those of some parameters that belong to an encoder's last blocks or to what follows them.
 
     Args:
+        names: of parameters.
         encoder: of timm, which tells its layers, or of open_clip.
-        upper: number of blocks that are trained, at least 1; what follows them is too.
+        upper: number of blocks, at least 1; None keeps all names, for any encoder.
 
     Raises:
         InputError: another number of blocks, or layers that are not known.
     """
+    if upper is None:
+        return [*names]
     layers = _layers(encoder, "upper_blocks")
     top = max(layers.values())
     if not 1 <= upper <= top:
         raise InputError(
             f"Expected upper_blocks from 1 to {top}, the blocks of this encoder, but got {upper}."
         )
-    for name, parameter in encoder.named_parameters():
-        if layers[name] <= top - upper:
-            parameter.requires_grad_(False)
+    return [name for name in names if layers[name] > top - upper]
 
 
 def _layers(encoder: nn.Module, what: str) -> dict[str, int]:
