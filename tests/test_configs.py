@@ -288,6 +288,7 @@ def test_a_given_hold_out_leaves_the_validation_folder_alone(imagenet):
     assert [len(part) for part in FolderData(root, val_images=100).load(size)] == [900, 100]
 
 
+@pytest.mark.slow
 def test_what_a_recipe_needs_is_counted():
     model = "vit_b32"
     counted = {model: recipes.cost(model, recipes.FINE_TUNING)}

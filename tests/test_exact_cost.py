@@ -97,6 +97,7 @@ def test_the_activations_are_those_of_a_real_step(tiny_clip, digit_batch, fake):
     )
 
 
+@pytest.mark.slow
 def test_fake_and_real_steps_cost_the_same(masked):
     fake, real = (step_cost(masked, 32, "bf16-mixed", fake=way) for way in (True, False))
     assert fake.flops == real.flops
@@ -112,6 +113,7 @@ def test_a_cnn_with_grad_cam_is_counted(small_cnn):
     assert plain.saved_bytes < masked.saved_bytes
 
 
+@pytest.mark.slow
 def test_a_step_whose_shapes_depend_on_values_is_counted_too(tiny_clip, masked):
     filled = step_cost(masked, 64)
     excluding = MaskedDistillation(tiny_clip, Counterfactual(ContextMask(0.5), NoFill()))

@@ -83,6 +83,7 @@ def test_the_processor_of_this_machine_is_known():
     assert (bf16_unit("cpu") is not None) == fast
 
 
+@pytest.mark.slow
 def test_an_imitated_processor_is_believed():
     code = "from cfmask.precision import bf16_unit; print(bf16_unit('cpu'))"
     said = subprocess.run([sys.executable, "-c", code], env={**os.environ, **OLD}, stdout=-1)

@@ -121,6 +121,7 @@ def test_the_python_example_runs(tiny_clip, digit_batch, tmp_path, monkeypatch):
     assert not torch.equal(names["counterfactual"], images)
 
 
+@pytest.mark.slow
 def test_a_mask_of_ones_own_works_by_its_import_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_module.py").write_text(
