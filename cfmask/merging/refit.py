@@ -96,10 +96,7 @@ def refit(
     kept, held = _divided(labels, shift, holdout, seed)
     features = _features(classifier, _subset(shift, kept), batch_size, workers)
     weights = None if of is None else equal_weights(of[kept])
-    head = nn.Linear(classifier.spec.width, len(classifier.class_names)).to(device)
-    fit_linear_head(head, features, labels[kept], weights)
-    changed = replace(classifier.spec, head="linear", head_from="probe")
-    made = classifier.with_head(head, changed)
+    made = _with_layer(classifier, features, labels[kept], weights)
     report = evaluate(
         {BEFORE: classifier, AFTER: made},
         [_subset(shift, held)],
@@ -115,6 +112,15 @@ def refit(
     return write_export(
         made.eval(), replace(described, weights=words, report=report, merged=facts), out
     )
+
+
+def _with_layer(
+    classifier: Classifier, features: Tensor, labels: Tensor, weights: Tensor | None
+) -> Classifier:
+    """The classifier with a linear layer fitted to features (N, D) and labels (N,)."""
+    head = nn.Linear(classifier.spec.width, len(classifier.class_names))
+    fit_linear_head(head.to(processes.device()), features, labels, weights)
+    return classifier.with_head(head, replace(classifier.spec, head="linear", head_from="probe"))
 
 
 def equal_weights(groups: Tensor) -> Tensor:
